@@ -1,0 +1,196 @@
+"""The key schema of the store, in one place (DESIGN/store: keys and transactions).
+
+Root `/tealnet/<cluster uid>/v1/`. `w/` is the one watched range: what tables need. `k/` is never watched, only
+compared: uniqueness, references, quota slots, request ids. Names are keys of objects; everything else uses uids, so
+that a re-created name inherits nothing. An address in a key is 32 hex of its 16-byte (v4-mapped) form, so that ranges
+of addresses are ranges of keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+def mapped(address: Address) -> int:
+    """The 128-bit number of an address; v4 as v4-mapped v6 (RFC 4291, 2.5.5.2)."""
+    return int(address) | (0xFFFF << 32) if address.version == 4 else int(address)
+
+
+def address_hex(address: Address) -> str:
+    """32 hex digits of the v4-mapped form."""
+    return f"{mapped(address):032x}"
+
+
+def cluster_key(cluster: str) -> bytes:
+    """Where the uid of a cluster stands; outside its root."""
+    return f"/tealnet/clusters/{cluster}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Every key there is, for one cluster uid (32 hex)."""
+
+    cluster_uid: str
+
+    def _key(self, text: str) -> bytes:
+        return f"/tealnet/{self.cluster_uid}/v1/{text}".encode()
+
+    @property
+    def watched(self) -> bytes:
+        """Prefix of the one watched range."""
+        return self._key("w/")
+
+    def relative(self, key: bytes) -> str:
+        """A key without the root: `w/o/…`."""
+        return key[len(self._key("")) :].decode()
+
+    # --- w/: tables ---
+
+    def intent(self, name: str) -> bytes:
+        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p."""
+        parts = name.split("/")
+        kind = {"networks": "network", "routers": "router", "ports": "port"}
+        if parts[0] == "tenants" and len(parts) == 4:
+            return self._key(f"w/o/{kind[parts[2]]}/{parts[1]}/{parts[3]}")
+        if parts[0] in ("tenants", "hosts") and len(parts) == 2:
+            return self._key(f"w/o/{parts[0][:-1]}/{parts[1]}")
+        raise ValueError(f"not a resource name: {name}")
+
+    def identity(self, number: int) -> bytes:
+        """Issued identity number."""
+        return self._key(f"w/n/identity/{number}")
+
+    def domain_guard(self, router_uid: str) -> bytes:
+        """Guard of the set of networks and routes of a router."""
+        return self._key(f"w/g/domain/{router_uid}")
+
+    def tombstone(self, host_uid: str, port_uid: str) -> bytes:
+        """Proof that a port is to go from a host."""
+        return self._key(f"w/t/{host_uid}/{port_uid}")
+
+    def address_tombstone(self, *, host_uid: str, port_uid: str, address: Address) -> bytes:
+        """Quarantine of one address of a living port; never proof."""
+        return self._key(f"w/t/{host_uid}/{port_uid}/{address_hex(address)}")
+
+    def port_status(self, uid: str) -> bytes:
+        """Transitions of one port."""
+        return self._key(f"w/s/port/{uid}")
+
+    def host_status(self, uid: str) -> bytes:
+        """What is kept of a host between sessions."""
+        return self._key(f"w/s/host/{uid}")
+
+    def replica(self, replica: str) -> bytes:
+        """One controller process."""
+        return self._key(f"w/s/replica/{replica}")
+
+    def session(self, host_uid: str) -> bytes:
+        """The live stream of a host."""
+        return self._key(f"w/h/{host_uid}")
+
+    def barrier(self, barrier: str) -> bytes:
+        """A question to all replicas."""
+        return self._key(f"w/b/{barrier}")
+
+    def barrier_answer(self, barrier: str, replica: str) -> bytes:
+        """One replica's answer."""
+        return self._key(f"w/b/{barrier}/{replica}")
+
+    def beat(self, replica: str) -> bytes:
+        """Heartbeat that shows the own watch is alive."""
+        return self._key(f"w/b/beat/{replica}")
+
+    def event(self, uid: str, number: int) -> bytes:
+        """One event of an object."""
+        return self._key(f"w/e/{uid}/{number:020d}")
+
+    def events(self, uid: str) -> bytes:
+        """Prefix of an object's events; with "" of all."""
+        return self._key(f"w/e/{uid}/" if uid else "w/e/")
+
+    @property
+    def chores(self) -> bytes:
+        """The lease of the elected replica."""
+        return self._key("w/l/chores")
+
+    @property
+    def format(self) -> bytes:
+        """Lowest feature level of live replicas."""
+        return self._key("w/m/format")
+
+    def lineage(self, number: int) -> bytes:
+        """One id of the store's history."""
+        return self._key(f"w/m/lineage/{number}")
+
+    # --- k/: compared only ---
+
+    def vni(self, number: int) -> bytes:
+        """VNI."""
+        return self._key(f"k/u/vni/{number}")
+
+    def domain(self, number: int) -> bytes:
+        """Routing domain number."""
+        return self._key(f"k/u/domain/{number}")
+
+    def host_number(self, number: int) -> bytes:
+        """Host number in tunnels, 1…65,534."""
+        return self._key(f"k/u/hostno/{number}")
+
+    def network_number(self, number: int) -> bytes:
+        """Network number, 1…2^31-1."""
+        return self._key(f"k/u/netno/{number}")
+
+    def identity_set(self, digest: str) -> bytes:
+        """The identity number of a (tenant, set of groups), by its hash."""
+        return self._key(f"k/u/identity/{digest}")
+
+    def vtep(self, address: Address) -> bytes:
+        """Tunnel address."""
+        return self._key(f"k/u/vtep/{address_hex(address)}")
+
+    def ip(self, segment_uid: str, address: Address) -> bytes:
+        """One address of a segment."""
+        return self._key(f"k/u/ip/{segment_uid}/{address_hex(address)}")
+
+    def ips(self, segment_uid: str, cidr: Network) -> tuple[bytes, bytes]:
+        """The range of keys of all addresses of a CIDR, end exclusive."""
+        first, last = mapped(cidr.network_address), mapped(cidr.broadcast_address)
+        prefix = f"k/u/ip/{segment_uid}/"
+        # The key after the last one: its own bytes and a zero byte.
+        return self._key(f"{prefix}{first:032x}"), self._key(f"{prefix}{last:032x}") + b"\0"
+
+    def mac(self, segment_uid: str, mac: str) -> bytes:
+        """One MAC of a segment; 12 hex."""
+        return self._key(f"k/u/mac/{segment_uid}/{mac.replace(':', '')}")
+
+    def nic(self, *, host_uid: str, namespace: str, interface: str) -> bytes:
+        """An interface name in a namespace (its path with %2F for slashes) of a host."""
+        return self._key(f"k/u/nic/{host_uid}/{namespace.replace('/', '%2F')}/{interface}")
+
+    def device(self, host_uid: str, device: str) -> bytes:
+        """An existing device of a host."""
+        return self._key(f"k/u/dev/{host_uid}/{device}")
+
+    def references(self, kind: str, uid: str) -> bytes:
+        """Prefix of all that refer to an object."""
+        return self._key(f"k/r/{kind}/{uid}/")
+
+    def reference(self, *, kind: str, uid: str, by_kind: str, by_uid: str) -> bytes:
+        """`by` refers to the object. Its value is the Holder: the referrer's name."""
+        return self._key(f"k/r/{kind}/{uid}/{by_kind}/{by_uid}")
+
+    def slot(self, *, tenant_uid: str, kind: str, slot: int) -> bytes:
+        """A quota slot."""
+        return self._key(f"k/q/{tenant_uid}/{kind}/{slot}")
+
+    def request(self, tenant_uid: str, request_id: str) -> bytes:
+        """A caller's request id; the tenant uid is "-" for admins' global objects."""
+        return self._key(f"k/i/{tenant_uid}/{request_id}")
+
+    def join_token(self, host_uid: str) -> bytes:
+        """A one-time join token."""
+        return self._key(f"k/j/{host_uid}")

@@ -1,0 +1,163 @@
+"""Rows of the controller's tables: intents and what is written about them, parsed once at the edge of the store.
+
+A row is for reading only. Nothing is ever encoded from a row back into etcd: an update edits the stored message, so
+that fields this build does not know survive. `Intent` keeps the stored bytes and revisions for that; `spec` is what
+checks and derived tables read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Generic, TypeVar
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+Labels = tuple[tuple[str, str], ...]  # sorted
+
+
+class Attach(Enum):
+    """How a port is attached."""
+
+    NETNS = "NETNS"
+    NETNS_PATH = "NETNS_PATH"
+    DEVICE = "DEVICE"
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpec:
+    """Owner and isolation boundary. Quotas: 0 = default."""
+
+    host_selector: Labels
+    kinds: tuple[Attach, ...]
+    max_networks: int
+    max_routers: int
+    max_ports: int
+    deleting: bool
+    revoked_before: float  # Unix time; 0 = never
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The realisation of a network in one color; color number 0 = none."""
+
+    color: str
+    uid: str
+    vni: int
+    color_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A subnet set. `gateways` has one address per CIDR, in the order of `cidrs`."""
+
+    tenant: str  # "tenants/acme"
+    cidrs: tuple[Prefix, ...]
+    gateways: tuple[Address, ...]
+    reserved: tuple[tuple[Address, Address], ...]  # inclusive ranges
+    router: str  # resource name or ""
+    mtu: int
+    number: int
+    own_domain: int
+    segments: tuple[Segment, ...]
+    quarantine: int  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StaticRoute:
+    """Inside a router's domain."""
+
+    prefix: Prefix
+    next_hop: Address
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSpec:
+    """A routing domain."""
+
+    tenant: str
+    domain: int
+    routes: tuple[StaticRoute, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """An attachment. `where`: namespace within the tenant, path, or device."""
+
+    tenant: str
+    network: str
+    segment_uid: str
+    host: str  # "hosts/h1" or "" (unbound)
+    kind: Attach
+    where: str
+    interface: str
+    addresses: tuple[Address, ...]
+    mac: str
+    allowed: tuple[Prefix, ...]
+    identity: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpec:
+    """A machine with an agent; vtep None until set or pinned."""
+
+    vtep: Address | None
+    number: int
+    drained: bool
+    fenced: bool
+    revoked_before: float
+
+
+Spec = TypeVar("Spec")
+
+
+@dataclass(frozen=True, slots=True)
+class Intent(Generic[Spec]):
+    """One object in etcd. `message` is the API message's bytes as stored, `stored` the whole value."""
+
+    name: str
+    uid: str
+    labels: Labels
+    spec: Spec
+    stored: bytes
+    create_revision: int
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class TombstoneRow:
+    """Proof of removal; key (host uid, port uid), or with the address's hex as third part: quarantine only."""
+
+    host_uid: str
+    port_uid: str
+    address: str
+    port_name: str
+    reason: str
+    moved_to: str
+    network_uid: str
+    address_keys: tuple[str, ...]
+    quarantine: int
+    acked: bool
+    revision: int  # of its creation: the proof
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatusEntry:
+    """What the port's host said last, transitions only."""
+
+    host_uid: str
+    applied: bytes
+    tried: bytes
+    reason: str
+    text: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEntry:
+    """A live session of a host."""
+
+    replica: str
+    session: str
+    instance_uid: str

@@ -1,0 +1,64 @@
+"""The controller's input tables and their indexes: etcd's watched range as rows.
+
+They change only by the watch (`store.py`), also in the process that committed.
+"""
+
+from __future__ import annotations
+
+from controller.rows import (
+    HostSpec,
+    Intent,
+    NetworkSpec,
+    PortSpec,
+    PortStatusEntry,
+    RouterSpec,
+    SessionEntry,
+    TenantSpec,
+    TombstoneRow,
+)
+from tealnet.core.tables import Graph, Index, Table
+from tealnet.store.v1 import store_pb2
+
+
+class World:
+    """Every table. Intents by resource name, the rest by uid or number."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.tenants: Table[str, Intent[TenantSpec]] = graph.table()
+        self.hosts: Table[str, Intent[HostSpec]] = graph.table()
+        self.routers: Table[str, Intent[RouterSpec]] = graph.table()
+        self.networks: Table[str, Intent[NetworkSpec]] = graph.table()
+        self.ports: Table[str, Intent[PortSpec]] = graph.table()
+        self.identities: Table[int, str] = graph.table()  # number → hash of (tenant uid, groups)
+        self.guards: Table[str, int] = graph.table()  # router uid → mod_revision
+        self.tombstones: Table[tuple[str, str, str], TombstoneRow] = graph.table()  # host uid, port uid, address or ""
+        self.port_status: Table[str, PortStatusEntry] = graph.table()  # port uid
+        self.host_status: Table[str, store_pb2.HostStatusRow] = graph.table()  # host uid; never mutated
+        self.sessions: Table[str, SessionEntry] = graph.table()  # host uid
+        self.replicas: Table[str, store_pb2.ReplicaRow] = graph.table()
+        self.lineages: Table[int, str] = graph.table()
+
+        self.hosts_by_uid: Index[Intent[HostSpec]] = self.hosts.index(lambda r: (r.uid,))
+        self.tenants_by_uid: Index[Intent[TenantSpec]] = self.tenants.index(lambda r: (r.uid,))
+        self.routers_by_tenant: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.tenant,))
+        self.routers_by_domain: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.domain,))
+        self.networks_by_tenant: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.tenant,))
+        self.networks_by_router: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.router,))
+        self.networks_by_segment: Index[Intent[NetworkSpec]] = self.networks.index(
+            lambda r: tuple(s.uid for s in r.spec.segments)
+        )
+        self.networks_by_vni: Index[Intent[NetworkSpec]] = self.networks.index(
+            lambda r: tuple(s.vni for s in r.spec.segments)
+        )
+        self.networks_by_domain: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.own_domain,))
+        self.ports_by_uid: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.uid,))
+        self.ports_by_tenant: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.tenant,))
+        self.ports_by_network: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.network,))
+        self.ports_by_host: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.host,) if r.spec.host else ())
+        self.ports_by_address: Index[Intent[PortSpec]] = self.ports.index(
+            lambda r: tuple((r.spec.segment_uid, a) for a in r.spec.addresses)
+        )
+        self.tombstones_by_host: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.host_uid,))
+        self.tombstones_by_network: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.network_uid,))
+        self.tombstones_by_port: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.port_uid,))
