@@ -1,0 +1,65 @@
+"""What this agent knows: resources from the controller, and facts from its own host.
+
+Tables only; who fills them: `agent.stream` the resources, `agent.facts` the facts. Features declare what they derive
+from them. Keys of resources are those of the stream without the kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
+from tealnet.core.tables import Graph, Index, Table
+
+THIS = "this"  # the only key of the table `this`
+
+
+@dataclass(frozen=True, slots=True)
+class This:
+    """This host. Absent until the Host object is known (first contact, or the checkpoint)."""
+
+    host_uid: str
+    host_number: int
+    vtep: IPv4Address | IPv6Address
+    datapath: str  # "netdev" or "system"
+    bridge: str  # the integration bridge
+    tunnel: str  # name of the tunnel port
+    tunnel_ofport: int
+    tunnel_port: int  # UDP
+
+
+class Inputs:
+    """All input tables and their indexes, in one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        # Resources.
+        self.segments: Table[int, Segment] = graph.table()  # by VNI
+        self.endpoints: Table[str, Endpoint] = graph.table()  # by port uid
+        self.hostpeers: Table[str, HostPeer] = graph.table()  # by host uid
+        self.localports: Table[str, LocalPort] = graph.table()  # by port uid
+        self.routes: Table[str, Route] = graph.table()  # by "<domain>/<prefix>"
+        # Facts.
+        self.ofports: Table[str, int] = graph.table()  # by device: what OVS reports
+        self.issued: Table[str, int] = graph.table()  # by port uid: ofport and ct zone that this agent issued
+        self.guarded: Table[str, bool] = graph.table()  # by device: the guard is confirmed in place
+        self.this: Table[str, This] = graph.table()  # one row, key THIS
+        # By property.
+        self.segments_of_domain: Index[Segment] = self.segments.index(lambda row: (row.domain,))
+        self.endpoints_of_segment: Index[Endpoint] = self.endpoints.index(lambda row: (row.vni,))
+        self.endpoints_of_host: Index[Endpoint] = self.endpoints.index(lambda row: (row.host_uid,))
+        self.localports_of_segment: Index[LocalPort] = self.localports.index(lambda row: (row.vni,))
+        self.localports_of_namespace: Index[LocalPort] = self.localports.index(
+            lambda row: ((row.kind, row.tenant, row.where),)
+        )
+        self.routes_of_domain: Index[Route] = self.routes.index(lambda row: (row.domain,))
+
+    def put(self, key: str, row: Row | None) -> None:
+        """Set or remove the row of a resource, by its resource key."""
+        kind, _, ident = key.partition("/")
+        if kind == "segment":
+            self.segments.put(int(ident), row)  # type: ignore[arg-type]
+        else:
+            table: Table[str, Row] = getattr(self, kind + "s")
+            table.put(ident, row)

@@ -1,0 +1,300 @@
+"""Rows of the resources that travel from controller to agent, parsed once at the edge.
+
+A resource is a key `<kind>/<ids>` and a body, an encoded message of tealnet.agent.v1. `decode` makes a row of it or
+says why not: an invalid resource is absent and reported, it never stops the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from tealnet.agent.v1 import agent_pb2 as pb
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+KINDS = ("hostpeer", "segment", "endpoint", "localport", "route")
+
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")  # IFNAMSIZ is 16 with the final zero
+_PATH = re.compile(r"(/[A-Za-z0-9_.@:+-]+)+")
+_UID = re.compile(r"[0-9a-f]{32}")
+
+
+class BadResource(ValueError):
+    """A resource that this build can't make sense of: to be treated as absent, and reported."""
+
+
+class Attach(Enum):
+    """How a port is attached on its host."""
+
+    NETNS = "NETNS"
+    NETNS_PATH = "NETNS_PATH"
+    DEVICE = "DEVICE"
+
+
+class Subnet(NamedTuple):
+    """One CIDR of a segment's network, and its gateway's address in it."""
+
+    prefix: Prefix
+    gateway: Address
+
+
+@dataclass(frozen=True, slots=True)
+class HostPeer:
+    """Another host (or this one): tunnel address, and its number 1…65534 in tunnels."""
+
+    uid: str  # 32 hex
+    vtep: Address
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The realisation of a network in one color; 0 = a network without colors."""
+
+    vni: int
+    domain: int
+    color: int
+    network_number: int
+    mtu: int
+    subnets: tuple[Subnet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What others know of a port."""
+
+    uid: str  # of the port, 32 hex
+    vni: int
+    addresses: tuple[Address, ...]
+    mac: str  # lower case with colons
+    host_uid: str  # 32 hex
+    previous_host_uid: str  # "" unless the port is being moved
+    identity: int
+    sources: tuple[Prefix, ...]  # what it may send from besides its addresses
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPort:
+    """A port bound to this host: all that is needed to plug and guard it."""
+
+    uid: str
+    vni: int
+    addresses: tuple[Address, ...]
+    mac: str
+    identity: int
+    sources: tuple[Prefix, ...]
+    tenant: str
+    name: str
+    kind: Attach
+    where: str  # NETNS: name within the tenant; NETNS_PATH: path; DEVICE: device
+    interface: str  # inside the namespace; "" for DEVICE
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A static route of a routing domain."""
+
+    domain: int
+    prefix: Prefix
+    next_hop: Address
+
+
+Row = HostPeer | Segment | Endpoint | LocalPort | Route
+
+
+def hostpeer_key(uid: str) -> str:
+    """Resource key of a host peer."""
+    return f"hostpeer/{uid}"
+
+
+def segment_key(vni: int) -> str:
+    """Resource key of a segment."""
+    return f"segment/{vni}"
+
+
+def endpoint_key(uid: str) -> str:
+    """Resource key of an endpoint, by the port's uid."""
+    return f"endpoint/{uid}"
+
+
+def localport_key(uid: str) -> str:
+    """Resource key of a local port, by the port's uid."""
+    return f"localport/{uid}"
+
+
+def route_key(domain: int, prefix: Prefix) -> str:
+    """Resource key of a route."""
+    return f"route/{domain}/{prefix}"
+
+
+def decode(key: str, body: bytes) -> Row:
+    """The row of a resource. Raises BadResource with the reason; never anything else."""
+    kind, _, ident = key.partition("/")
+    parse = _PARSERS.get(kind)
+    if parse is None:
+        raise BadResource(f"unknown kind of resource: {kind}")
+    try:
+        return parse(ident, body)
+    except DecodeError as error:
+        raise BadResource(f"not a message: {error}") from error
+    except BadResource:
+        raise
+    except ValueError as error:
+        raise BadResource(str(error)) from error
+
+
+def _hostpeer(ident: str, body: bytes) -> HostPeer:
+    message = pb.HostPeer.FromString(body)
+    return HostPeer(
+        uid=_uid_text(ident), vtep=_address(message.vtep), number=_within(message.number, 1, 65534, "number")
+    )
+
+
+def _segment(ident: str, body: bytes) -> Segment:
+    message = pb.Segment.FromString(body)
+    if not ident.isdecimal():
+        raise BadResource(f"not a VNI: {ident}")
+    return Segment(
+        vni=_vni(int(ident)),
+        domain=_within(message.domain, 1, 2**32 - 1, "domain"),
+        color=_within(message.color, 0, 8, "color"),
+        network_number=_within(message.network_number, 1, 2**31 - 1, "network number"),
+        mtu=_within(message.mtu, 576, 65535, "MTU"),
+        subnets=tuple(_subnet(subnet) for subnet in message.subnets),
+    )
+
+
+def _endpoint(ident: str, body: bytes) -> Endpoint:
+    message = pb.Endpoint.FromString(body)
+    return Endpoint(
+        uid=_uid_text(ident),
+        vni=_vni(message.vni),
+        addresses=_addresses(message.addresses),
+        mac=_mac(message.mac),
+        host_uid=_uid(message.host_uid),
+        previous_host_uid=_uid(message.previous_host_uid) if message.previous_host_uid else "",
+        identity=message.identity,
+        sources=tuple(_prefix(prefix) for prefix in message.sources),
+    )
+
+
+def _localport(ident: str, body: bytes) -> LocalPort:
+    message = pb.LocalPort.FromString(body)
+    kind, where, interface = _attachment(message.attachment)
+    return LocalPort(
+        uid=_uid_text(ident),
+        vni=_vni(message.vni),
+        addresses=_addresses(message.addresses),
+        mac=_mac(message.mac),
+        identity=message.identity,
+        sources=tuple(_prefix(prefix) for prefix in message.sources),
+        tenant=_matching(_NAME, message.tenant, "tenant"),
+        name=_matching(_NAME, message.name, "name"),
+        kind=kind,
+        where=where,
+        interface=interface,
+    )
+
+
+def _route(ident: str, body: bytes) -> Route:
+    message = pb.Route.FromString(body)
+    route = Route(
+        domain=_within(message.domain, 1, 2**32 - 1, "domain"),
+        prefix=_prefix(message.prefix),
+        next_hop=_address(message.next_hop),
+    )
+    if ident != f"{route.domain}/{route.prefix}":
+        raise BadResource(f"the key says {ident}, the body {route.domain}/{route.prefix}")
+    if route.next_hop.version != route.prefix.version:
+        raise BadResource("prefix and next hop are of different families")
+    return route
+
+
+def _attachment(message: pb.LocalAttachment) -> tuple[Attach, str, str]:
+    if message.kind == pb.LocalAttachment.KIND_NETNS:
+        where, kind = _matching(_NAME, message.where, "namespace"), Attach.NETNS
+    elif message.kind == pb.LocalAttachment.KIND_NETNS_PATH:
+        where, kind = _matching(_PATH, message.where, "path"), Attach.NETNS_PATH
+        if any(part in (".", "..") for part in where.split("/")):
+            raise BadResource(f"not a plain path: {where}")
+    elif message.kind == pb.LocalAttachment.KIND_DEVICE:
+        return Attach.DEVICE, _matching(_DEVICE, message.where, "device"), ""
+    else:
+        raise BadResource(f"unknown kind of attachment: {message.kind}")
+    return kind, where, _matching(_DEVICE, message.interface, "interface")
+
+
+def _matching(pattern: re.Pattern[str], text: str, what: str) -> str:
+    if pattern.fullmatch(text) is None:
+        raise BadResource(f"not a valid {what}: {text!r}")
+    return text
+
+
+def _within(number: int, low: int, high: int, what: str) -> int:
+    if not low <= number <= high:
+        raise BadResource(f"{what} {number} is not within {low}…{high}")
+    return number
+
+
+def _vni(number: int) -> int:
+    return _within(number, 1, 2**24 - 1, "VNI")
+
+
+def _uid_text(text: str) -> str:
+    return _matching(_UID, text, "uid")
+
+
+def _uid(raw: bytes) -> str:
+    if len(raw) != 16:
+        raise BadResource(f"a uid has 16 bytes, not {len(raw)}")
+    return raw.hex()
+
+
+def _address(raw: bytes) -> Address:
+    if len(raw) not in (4, 16):
+        raise BadResource(f"an address has 4 or 16 bytes, not {len(raw)}")
+    return ip_address(raw)
+
+
+def _addresses(raws: Iterable[bytes]) -> tuple[Address, ...]:
+    addresses = tuple(_address(raw) for raw in raws)
+    if not addresses:
+        raise BadResource("no addresses")
+    return addresses
+
+
+def _prefix(message: pb.Prefix) -> Prefix:
+    return ip_network((_address(message.address), message.length))  # strict: host bits are an error
+
+
+def _subnet(message: pb.Subnet) -> Subnet:
+    subnet = Subnet(_prefix(message.prefix), _address(message.gateway))
+    if subnet.gateway not in subnet.prefix:
+        raise BadResource(f"gateway {subnet.gateway} is not in {subnet.prefix}")
+    return subnet
+
+
+def _mac(raw: bytes) -> str:
+    if len(raw) != 6:
+        raise BadResource(f"a MAC has 6 bytes, not {len(raw)}")
+    if raw[0] & 1 or raw == bytes(6):
+        raise BadResource("not a unicast MAC")
+    return raw.hex(":")
+
+
+_PARSERS: dict[str, Callable[[str, bytes], Row]] = {
+    "hostpeer": _hostpeer,
+    "segment": _segment,
+    "endpoint": _endpoint,
+    "localport": _localport,
+    "route": _route,
+}
