@@ -1,0 +1,121 @@
+"""One local port: its link, its addresses and routes, and the flows that guard what it may send."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv6Address
+
+from agent import names
+from agent.objects import Addressing, Link, Route
+from agent.openflow import actions as act
+from agent.openflow.flow import Flow
+from agent.openflow.oxm import match
+from agent.pipeline import ND_SOLICITATION, ROUTER_LINK_LOCAL, Feature, Stage, domain_color, flow, goto, mac_int
+from tealnet.core.rows.stream import LocalPort, Segment
+
+
+def link_of(port: LocalPort, *, mtu: int) -> Link:
+    """The port's link; the MTU is its segment's."""
+    return Link(
+        device=names.device(port),
+        netns=names.netns(port),
+        interface=port.interface,
+        mac=port.mac,
+        mtu=mtu,
+        port_uid=port.uid,
+    )
+
+
+def link_local(mac: str) -> IPv6Address:
+    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
+    b = bytes.fromhex(mac.replace(":", ""))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xFF, 0xFE, b[3], b[4], b[5])))
+
+
+def addressing_of(
+    port: LocalPort, *, segment: Segment, beside: Iterable[LocalPort], domain: Iterable[Segment]
+) -> Addressing:
+    """Addresses and routes inside the workload namespace.
+
+    The default routes go by the first interface (by name) of a namespace; its other interfaces get routes to the
+    other networks of their own routing domain.
+    """
+    addresses: list[str] = []
+    for address in port.addresses:
+        subnet = next((s for s in segment.subnets if address in s.prefix), None)
+        addresses.append(f"{address}/{subnet.prefix.prefixlen if subnet else address.max_prefixlen}")
+    gateways = {
+        s.prefix.version: "fe80::1" if s.prefix.version == 6 else str(s.gateway)
+        for s in reversed(segment.subnets)
+        if any(address in s.prefix for address in port.addresses)
+    }
+    first = min([port, *beside], key=lambda p: (p.interface, p.uid)).uid == port.uid
+    routes: list[Route] = []
+    for version, gateway in gateways.items():
+        if first:
+            routes.append(Route("0.0.0.0/0" if version == 4 else "::/0", gateway))
+        else:
+            others = {s.prefix for other in domain for s in other.subnets if s.prefix.version == version}
+            own = {s.prefix for s in segment.subnets if any(address in s.prefix for address in port.addresses)}
+            routes += [Route(str(prefix), gateway) for prefix in others - own]
+    return Addressing(
+        device=names.device(port),
+        netns=names.netns(port),
+        interface=port.interface,
+        addresses=tuple(sorted(addresses)),
+        routes=tuple(sorted(routes, key=lambda route: (route.prefix, route.gateway))),
+    )
+
+
+def port_flows(port: LocalPort, *, segment: Segment, ofport: int) -> Iterator[Flow]:
+    """Who the sender is (CLASSIFY), what it may send (PORT_SECURITY), and no answer for its own addresses."""
+    metadata, _ = domain_color(segment.domain, segment.color)
+    actions = (
+        act.set_field("metadata", metadata)
+        + act.set_field("reg10", port.identity)
+        + act.set_field("reg11", ofport)
+        + act.set_field("reg13", 0)
+        + act.set_field("reg14", segment.network_number)
+        + goto(Stage.PORT_SECURITY)
+    )
+    yield _l2(stage=Stage.CLASSIFY, priority=90, match_=match(in_port=ofport), actions=actions)
+    yield from _port_security(port, ofport=ofport)
+    for address in (*port.addresses, link_local(port.mac)):
+        own = (
+            match(in_port=ofport, arp=True, arp_tpa=int(address))
+            if address.version == 4
+            else match(in_port=ofport, icmp6=True, icmpv6_type=ND_SOLICITATION, nd_target=int(address))
+        )
+        # Address probes and duplicate address detection must stay silent.
+        yield _l2(stage=Stage.SERVICE, priority=110, match_=own, actions=b"")
+
+
+def _port_security(port: LocalPort, *, ofport: int) -> Iterator[Flow]:
+    """Always with vlan_tci=0: a plain `ip` match takes tagged IP, too."""
+    mac = mac_int(port.mac)
+    sender = {"in_port": ofport, "vlan_tci": 0, "eth_src": mac}
+    allow = goto(Stage.SERVICE)
+
+    def let(priority: int, **fields: object) -> Flow:
+        return _l2(stage=Stage.PORT_SECURITY, priority=priority, match_=match(**sender, **fields), actions=allow)
+
+    v4 = [address for address in port.addresses if address.version == 4]
+    v6 = [address for address in port.addresses if address.version == 6]
+    for address in v4:
+        yield let(90, arp=True, arp_sha=mac, arp_spa=int(address))
+    if v4:
+        yield let(90, arp=True, arp_sha=mac, arp_spa=0)  # address probe (RFC 5227)
+    for source in (*v4, *(s for s in port.sources if s.version == 4)):
+        yield let(90, ip=True, nw_src=str(source))
+    local = link_local(port.mac)
+    for source in (*v6, *(s for s in port.sources if s.version == 6)):
+        yield let(80, ipv6=True, ipv6_src=str(source))
+    # From its link-local address only to the router: no service between ports is offered there.
+    yield let(80, ipv6=True, ipv6_src=int(local), ipv6_dst=int(ROUTER_LINK_LOCAL))
+    for own in (*v6, local):
+        for lladdr in (mac, 0):
+            yield let(90, icmp6=True, icmpv6_type=ND_SOLICITATION, ipv6_src=int(own), nd_sll=lladdr)
+
+
+def _l2(*, stage: Stage, priority: int, match_: bytes, actions: bytes) -> Flow:
+    return flow(stage=stage, priority=priority, match_=match_, actions=actions, feature=Feature.L2)

@@ -1,0 +1,242 @@
+"""The pipeline of br-int: stages, registers and the flows that are always there.
+
+This file is the contract that rooms write flows against; docs/pipeline.md prints it. Every stage exists always and
+drops on a miss unless a flow here sends on. A packet has one color, its connection's (0 = none), in the metadata.
+
+    CLASSIFY ─ port ──→ PORT_SECURITY → SERVICE → CT_FROM → POLICY_FROM ─→ ROUTE → COLOR → RESOLVE ─┐
+        └── tunnel → OUTER_SOURCE, WIRE, TUNNEL_SOURCE ───────────────────┘                          │
+                     OUTPUT ← POLICY_TO ← CT_TO ← (ENDPOINT: a pure look-up) ←───────────────────────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+
+from agent.openflow import actions as act
+from agent.openflow.flow import Flow
+from agent.openflow.oxm import match
+
+Address = IPv4Address | IPv6Address
+Mask = tuple[int, int]
+
+
+class Stage(IntEnum):
+    """OpenFlow tables. OUTER_SOURCE, WIRE, ENDPOINT and VTEP are pure look-ups: they set registers and return."""
+
+    CLASSIFY = 0
+    OUTER_SOURCE = 2
+    WIRE = 3
+    TUNNEL_SOURCE = 5
+    PORT_SECURITY = 10
+    SERVICE = 15
+    ANSWER = 16
+    ANSWER_ND = 17
+    CT_FROM = 20
+    POLICY_FROM = 25
+    ROUTE = 30
+    COLOR = 35
+    RESOLVE = 36
+    ENDPOINT = 40
+    CT_TO = 45
+    POLICY_TO = 50
+    OUTPUT = 60
+    VTEP = 62
+
+
+class Reg:
+    """Registers. metadata[0..31] = routing domain, [32..39] = color of the connection."""
+
+    KEY = "xxreg0"  # address to look up: v6, or v4 as v4-mapped v6 (::ffff:a.b.c.d)
+    KEY_V4 = "xxreg0[0..31]"
+    HOST = "reg4"  # host number of the result: 0 local, GATEWAY_HOST = the router itself
+    OFPORT = "reg5"  # of the result, if local
+    VNI = "reg6"  # of the result's segment
+    IDENTITY_TO = "reg7"
+    MAC = "xreg4"  # of the result, low 48 bits (reg8, reg9)
+    IDENTITY_FROM = "reg10"
+    ZONES = "reg11"  # [0..15] conntrack zone FROM, [16..31] zone TO
+    OUTER_HOST = "reg12"  # host number of the outer source
+    FLAGS = "reg13"
+    NETWORK = "reg14"  # network number of the local sender
+
+
+class Flag(IntEnum):
+    """Bits of Reg.FLAGS."""
+
+    FROM_TUNNEL = 1
+    TARGET_COLORED = 2
+    CT_FROM = 4
+    CT_TO = 8
+    NEW_FROM = 16
+    MID_STREAM = 32
+
+
+class Feature(IntEnum):
+    """Second byte of a flow's cookie: which room wanted it."""
+
+    BASE = 1
+    L2 = 2
+    ROUTER = 3
+
+
+ROUTER_MAC = "02:74:6e:00:00:01"  # one for all networks
+ROUTER_MAC_INT = int(ROUTER_MAC.replace(":", ""), 16)
+ROUTER_LINK_LOCAL = IPv6Address("fe80::1")
+GATEWAY_HOST = 0xFFFF
+DOMAIN_MASK = 0xFFFFFFFF
+DOMAIN_COLOR_MASK = 0xFFFFFFFFFF
+FROM_TUNNEL: Mask = (Flag.FROM_TUNNEL, Flag.FROM_TUNNEL)
+FROM_PORT: Mask = (0, Flag.FROM_TUNNEL)
+UNICAST: Mask = (0, 0x010000000000)  # of an Ethernet address: the group bit is clear
+ND_SOLICITATION, ND_ADVERTISEMENT = 135, 136
+
+
+def flow(*, stage: Stage, priority: int, match_: bytes, actions: bytes, feature: Feature) -> Flow:
+    """One flow; no actions = drop."""
+    return Flow(table=int(stage), priority=priority, match=match_, actions=actions, feature=int(feature))
+
+
+def goto(stage: Stage) -> bytes:
+    """Go on in a stage. `resubmit`, not goto_table: look-ups return, and groups may go on inside a bucket."""
+    return act.resubmit(int(stage))
+
+
+def domain_color(domain: int, color: int) -> Mask:
+    """Metadata of an endpoint: those of networks without colors match every connection's color."""
+    return (color << 32 | domain, DOMAIN_COLOR_MASK) if color else (domain, DOMAIN_MASK)
+
+
+def key_of(address: Address) -> int:
+    """The look-up key of an address (RFC 4291, 2.5.5.2 for v4)."""
+    return int(address) | 0xFFFF << 32 if address.version == 4 else int(address)
+
+
+def mac_int(mac: str) -> int:
+    """A MAC as a number."""
+    return int(mac.replace(":", ""), 16)
+
+
+def load_key_v4(field: str) -> bytes:
+    """Put a v4 address field into the key as v4-mapped v6."""
+    return act.set_field("xxreg0", 0xFFFF << 32) + act.move(field, Reg.KEY_V4)
+
+
+def base_flows() -> Iterator[Flow]:
+    """What does not depend on any tenant."""
+    base = Feature.BASE
+    yield from _service(base)
+    for miss, then in (
+        (Stage.SERVICE, Stage.CT_FROM),
+        (Stage.CT_FROM, Stage.POLICY_FROM),
+        (Stage.POLICY_FROM, Stage.ROUTE),
+        (Stage.COLOR, Stage.RESOLVE),
+        (Stage.POLICY_TO, Stage.OUTPUT),
+    ):
+        yield flow(stage=miss, priority=0, match_=match(), actions=goto(then), feature=base)
+    yield flow(
+        stage=Stage.RESOLVE, priority=0, match_=match(), actions=goto(Stage.ENDPOINT) + goto(Stage.CT_TO), feature=base
+    )
+    yield from _ct_to(base)
+    to_mac = act.move("xreg4[0..47]", "eth_dst")
+    yield flow(
+        stage=Stage.OUTPUT,
+        priority=10,
+        match_=match(reg4=0),
+        actions=to_mac + act.output_reg(Reg.OFPORT),
+        feature=base,
+    )
+    yield flow(
+        stage=Stage.OUTPUT,
+        priority=0,
+        match_=match(),
+        actions=to_mac + act.move(Reg.VNI, "tun_id[0..31]") + goto(Stage.VTEP),
+        feature=base,
+    )
+
+
+def _ct_to(base: Feature) -> Iterator[Flow]:
+    """After the look-up: nobody there, the router itself, a local port, or (never from a tunnel) another host."""
+    for priority, fields in ((95, {"reg4": GATEWAY_HOST}), (90, {"reg4": 0, "reg5": 0})):
+        yield flow(stage=Stage.CT_TO, priority=priority, match_=match(**fields), actions=b"", feature=base)
+    yield flow(stage=Stage.CT_TO, priority=70, match_=match(reg4=0), actions=goto(Stage.POLICY_TO), feature=base)
+    yield flow(stage=Stage.CT_TO, priority=60, match_=match(reg13=FROM_TUNNEL), actions=b"", feature=base)
+    yield flow(stage=Stage.CT_TO, priority=50, match_=match(), actions=goto(Stage.POLICY_TO), feature=base)
+
+
+def _service(base: Feature) -> Iterator[Flow]:
+    """Answers to ARP (RFC 826) and neighbour solicitation (RFC 4861) from the look-up's result."""
+    for kind in (133, 134, ND_ADVERTISEMENT, 137):  # RS, RA, NA, redirect: nobody needs a workload's own
+        yield flow(
+            stage=Stage.PORT_SECURITY,
+            priority=120,
+            match_=match(icmp6=True, icmpv6_type=kind),
+            actions=b"",
+            feature=base,
+        )
+    # A solicitation with a false link-layer option must not fall through to the plain IPv6 flow.
+    solicitation = match(icmp6=True, icmpv6_type=ND_SOLICITATION)
+    yield flow(stage=Stage.PORT_SECURITY, priority=85, match_=solicitation, actions=b"", feature=base)
+    yield flow(stage=Stage.SERVICE, priority=90, match_=match(arp=True), actions=b"", feature=base)
+    yield flow(stage=Stage.SERVICE, priority=90, match_=solicitation, actions=b"", feature=base)
+    router = match(icmp6=True, icmpv6_type=ND_SOLICITATION, icmpv6_code=0, nw_ttl=255, nd_target=ROUTER_LINK_LOCAL)
+    key = act.set_field("xxreg0", int(ROUTER_LINK_LOCAL)) + act.set_field("xreg4", ROUTER_MAC_INT)
+    yield flow(stage=Stage.SERVICE, priority=100, match_=router, actions=key + goto(Stage.ANSWER), feature=base)
+    echo = match(icmp6=True, icmpv6_type=128, icmpv6_code=0, eth_dst=ROUTER_MAC_INT, ipv6_dst=ROUTER_LINK_LOCAL)
+    yield flow(stage=Stage.SERVICE, priority=100, match_=echo, actions=echo_reply(ROUTER_LINK_LOCAL), feature=base)
+    yield flow(stage=Stage.ANSWER, priority=20, match_=match(reg8=0, reg9=0), actions=b"", feature=base)
+    yield flow(stage=Stage.ANSWER, priority=10, match_=match(arp=True), actions=_arp_answer(), feature=base)
+    yield flow(stage=Stage.ANSWER, priority=10, match_=solicitation, actions=_nd_answer(), feature=base)
+    # nd_tll can only be set where icmp_type is already 136, hence a table of its own.
+    yield flow(
+        stage=Stage.ANSWER_ND,
+        priority=10,
+        match_=match(icmp6=True, icmpv6_type=ND_ADVERTISEMENT, icmpv6_code=0),
+        actions=act.move("xreg4[0..47]", "nd_tll") + act.to_in_port(),
+        feature=base,
+    )
+
+
+def _arp_answer() -> bytes:
+    return (
+        act.move("eth_src", "eth_dst")
+        + act.move("xreg4[0..47]", "eth_src")
+        + act.set_field("arp_op", 2)
+        + act.move("arp_sha", "arp_tha")
+        + act.move("arp_spa", "arp_tpa")
+        + act.move("xreg4[0..47]", "arp_sha")
+        + act.move(Reg.KEY_V4, "arp_spa")
+        + act.to_in_port()
+    )
+
+
+def _nd_answer() -> bytes:
+    solicited_override = 0x60000000
+    return (
+        act.move("eth_src", "eth_dst")
+        + act.move("xreg4[0..47]", "eth_src")
+        + act.move("ipv6_src", "ipv6_dst")
+        + act.move(Reg.KEY, "ipv6_src")
+        + act.set_field("nw_ttl", 255)
+        + act.set_field("icmpv6_type", ND_ADVERTISEMENT)
+        + act.set_field("nd_options_type", 2)
+        + act.set_field("nd_reserved", solicited_override)
+        + goto(Stage.ANSWER_ND)
+    )
+
+
+def echo_reply(address: Address) -> bytes:
+    """Turn an echo request for a router address into its reply (RFC 792, RFC 4443)."""
+    source, target, kind, reply = (
+        ("ip_src", "ip_dst", "icmp_type", 0) if address.version == 4 else ("ipv6_src", "ipv6_dst", "icmpv6_type", 129)
+    )
+    return (
+        act.move("eth_src", "eth_dst")
+        + act.set_field("eth_src", ROUTER_MAC_INT)
+        + act.move(source, target)
+        + act.set_field(source, int(address))
+        + act.set_field(kind, reply)
+        + act.set_field("nw_ttl", 64)
+        + act.to_in_port()
+    )

@@ -1,0 +1,83 @@
+"""The kinds of objects a user sees, as data: what the SDK and the CLI need to treat them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tealnet.v1 import (
+    host_pb2,
+    host_pb2_grpc,
+    network_pb2,
+    network_pb2_grpc,
+    port_pb2,
+    port_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+    tenant_pb2,
+    tenant_pb2_grpc,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind: `name` tenant, `plural` tenants, `title` Tenant; `owned` by a tenant or global."""
+
+    name: str
+    plural: str
+    title: str
+    title_plural: str
+    owned: bool
+    aliases: tuple[str, ...]
+    message: type[Any]
+    messages: Any  # the module with its requests
+    stub: Callable[[Any], Any]
+
+    def request(self, verb: str) -> Any:
+        """An empty request of a standard method: Create, Get, List, Update, Delete."""
+        suffix = self.title_plural if verb == "List" else self.title
+        return getattr(self.messages, f"{verb}{suffix}Request")()
+
+    def method(self, stub: Any, verb: str) -> Callable[..., Any]:
+        """A standard method of the kind's service."""
+        method: Callable[..., Any] = getattr(stub, verb + (self.title_plural if verb == "List" else self.title))
+        return method
+
+    def full_name(self, parent: str, ident: str) -> str:
+        """tenants/acme + web → tenants/acme/networks/web."""
+        return f"{parent}/{self.plural}/{ident}" if self.owned else f"{self.plural}/{ident}"
+
+
+TENANT = Kind(
+    "tenant", "tenants", "Tenant", "Tenants", False, ("tn",), tenant_pb2.Tenant, tenant_pb2,
+    tenant_pb2_grpc.TenantServiceStub,
+)  # fmt: skip
+HOST = Kind("host", "hosts", "Host", "Hosts", False, (), host_pb2.Host, host_pb2, host_pb2_grpc.HostServiceStub)
+ROUTER = Kind(
+    "router", "routers", "Router", "Routers", True, ("rt",), router_pb2.Router, router_pb2,
+    router_pb2_grpc.RouterServiceStub,
+)  # fmt: skip
+NETWORK = Kind(
+    "network", "networks", "Network", "Networks", True, ("net",), network_pb2.Network, network_pb2,
+    network_pb2_grpc.NetworkServiceStub,
+)  # fmt: skip
+PORT = Kind("port", "ports", "Port", "Ports", True, ("po",), port_pb2.Port, port_pb2, port_pb2_grpc.PortServiceStub)
+
+# In the order in which they can be created (A26 of the design review); delete in reverse.
+KINDS = (HOST, TENANT, ROUTER, NETWORK, PORT)
+BY_WORD = {word: kind for kind in KINDS for word in (kind.name, kind.plural, kind.title, *kind.aliases)}
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a resource name. Raises ValueError when it is none."""
+    parts = name.split("/")
+    if len(parts) == 2 and parts[0] in ("tenants", "hosts") and parts[1]:
+        return BY_WORD[parts[0]]
+    if len(parts) == 4 and parts[0] == "tenants" and parts[1] and parts[2] in BY_WORD and parts[3]:
+        kind = BY_WORD[parts[2]]
+        if kind.owned and kind.plural == parts[2]:
+            return kind
+    raise ValueError(
+        f"not a resource name: {name!r} (expected tenants/T, hosts/H or tenants/T/networks|routers|ports/N)"
+    )
