@@ -140,6 +140,7 @@ class TombstoneRow:
     quarantine: int
     acked: bool
     revision: int  # of its creation: the proof
+    due: bool = False  # of a move: the old host's LocalPort is to go now
 
 
 @dataclass(frozen=True, slots=True)
