@@ -1,0 +1,134 @@
+"""The agent's memory on disk: what it last received, in one file.
+
+    magic, then records: length (4 bytes, big-endian), blake2b-128 of the payload, payload (a Checkpoint message)
+
+The first record holds everything, each further one what a unit changed, so that a unit costs what it says and not
+what the host knows. A file is replaced atomically (tmp, fsync, rename) when the tail has outgrown the head. A torn last
+record is a unit that was never taken: dropped. Anything else that is not as written means an empty start: this file
+decides what may be deleted, so a doubtful one decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from tealnet.agent.v1 import checkpoint_pb2 as pbc
+
+log = structlog.get_logger()
+
+MAGIC = b"tealnet agent checkpoint 1\n"
+_HASH = 16
+_HEAD = 4 + _HASH
+SLACK = 1 << 20  # bytes of tail that are always allowed
+
+
+class CheckpointError(Exception):
+    """The file can't be used; says why."""
+
+
+def encode(record: pbc.Checkpoint) -> bytes:
+    """One record as it stands in the file."""
+    payload = record.SerializeToString()
+    return len(payload).to_bytes(4, "big") + blake2b(payload, digest_size=_HASH).digest() + payload
+
+
+def parse(data: bytes) -> list[pbc.Checkpoint]:
+    """The records of a file. Raises CheckpointError; a torn last record is left out."""
+    if not data.startswith(MAGIC):
+        raise CheckpointError("not a checkpoint of this format")
+    records: list[pbc.Checkpoint] = []
+    at = len(MAGIC)
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + _HEAD + length
+        payload = data[at + _HEAD : end]
+        if blake2b(payload, digest_size=_HASH).digest() != data[at + 4 : at + _HEAD]:
+            if end >= len(data) and records:
+                break
+            raise CheckpointError(f"checksum of the record at byte {at} does not match")
+        try:
+            records.append(pbc.Checkpoint.FromString(payload))
+        except DecodeError as error:
+            raise CheckpointError(f"the record at byte {at} is not a message") from error
+        at = end
+    if not records:
+        raise CheckpointError("no records")
+    return records
+
+
+class Checkpoint:
+    """The file. Writing never raises: without a disk the agent goes on, and `failure` says what is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.failure = ""
+        self._path = path
+        self._head = 0  # size after the last rewrite
+        self._tail = 0  # bytes appended since
+        self._rewrite = True  # the file on disk can't be appended to
+
+    def load(self) -> list[pbc.Checkpoint]:
+        """The records, none if there is no usable file."""
+        try:
+            data = self._path.read_bytes()
+            return parse(data)
+        except FileNotFoundError:
+            return []
+        except (CheckpointError, OSError) as error:
+            self.failure = f"the checkpoint could not be used: {error}"
+            log.error("checkpoint not used", path=str(self._path), error=str(error))
+            return []
+
+    async def save(self, record: pbc.Checkpoint, *, snapshot: Callable[[], pbc.Checkpoint]) -> None:
+        """Make a change durable; `snapshot` gives everything, for when the file is to be replaced."""
+        self._rewrite = self._rewrite or self._tail > self._head + SLACK
+        data = MAGIC + encode(snapshot()) if self._rewrite else encode(record)
+        try:
+            await asyncio.to_thread(self._replace if self._rewrite else self._append, data)
+        except OSError as error:
+            if not self.failure or not self._rewrite:
+                log.error("checkpoint not written", path=str(self._path), error=str(error))
+            self.failure = f"the checkpoint could not be written: {error}"
+            self._rewrite = True
+            return
+        if self._rewrite:
+            self._head, self._tail, self._rewrite = len(data), 0, False
+        else:
+            self._tail += len(data)
+        self.failure = ""
+
+    def _append(self, data: bytes) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        try:
+            _write_all(descriptor, data)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _replace(self, data: bytes) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".new")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
