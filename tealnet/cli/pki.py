@@ -1,0 +1,109 @@
+"""`teal pki`: the site's own certificate authority."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+# cryptography is imported by the commands that need it, so that the others start fast.
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What is wrong, in one line, instead of a traceback."""
+    from tealnet.core.identity import IdentityError
+    from tealnet.core.pki import PkiError
+
+    try:
+        yield
+    except (IdentityError, PkiError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group()
+def pki() -> None:
+    """Make a certificate authority and issue certificates."""
+
+
+@pki.command()
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--trust-domain", required=True, help="Names the site in every identity, for example net.example.org.")
+@click.option("--days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="How long it is valid.")
+def init(directory: Path, trust_domain: str, days: int) -> None:
+    """Make a certificate authority in DIR: ca.crt for everybody, ca.key for nobody else."""
+    with _plain_errors():
+        from tealnet.core.pki import Ca, fingerprint
+
+        ca = Ca.create(trust_domain, days=days)
+        cert, key = ca.save(directory)
+        click.echo(f"{cert}\n{key} (keep it secret)\nsha256 {fingerprint(ca.cert_pem)}")
+
+
+@pki.command()
+@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("role")
+@click.option("--dns", multiple=True, metavar="NAME", help="DNS name that clients call it by. May be repeated.")
+@click.option("--ip", "ips", multiple=True, metavar="ADDRESS", help="Address, likewise.")
+@click.option("--days", type=click.IntRange(1, 36500), default=365, show_default=True, help="How long it is valid.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    show_default="the current directory",
+    help="Where the certificate and key are written.",
+)
+def issue(directory: Path, role: str, dns: tuple[str, ...], ips: tuple[str, ...], days: int, out: Path) -> None:
+    """Issue a certificate and key for ROLE, signed by the authority in DIR.
+
+    ROLE is admin, controller, host/NAME, tenant/NAME/admin or tenant/NAME/viewer. The files are named after it:
+    tenant-acme-admin.crt and tenant-acme-admin.key.
+    """
+    with _plain_errors():
+        from tealnet.core.pki import Ca
+
+        leaf = Ca.load(directory).issue(role, dns=dns, ips=ips, days=days)
+        cert, key = leaf.save(out, role.replace("/", "-"))
+        click.echo(f"{cert}\n{key} (keep it secret)")
+
+
+@pki.command()
+@click.argument("cert", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def show(cert: Path) -> None:
+    """Show whose certificate CERT is, and how long it is valid."""
+    with _plain_errors():
+        from tealnet.core.pki import PkiError, load_certificate
+
+        try:
+            pem = cert.read_bytes()
+        except OSError as error:
+            raise PkiError(f"cannot read {cert}: {error.strerror}") from error
+        for field, value in _describe(load_certificate(pem, str(cert)), pem):
+            click.echo(f"{field:<10} {value}")
+
+
+def _describe(certificate: x509.Certificate, pem: bytes) -> list[tuple[str, str]]:
+    from cryptography import x509
+
+    from tealnet.core.pki import fingerprint, uri_names
+
+    rows = [("identity", uri) for uri in uri_names(certificate)]
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        rows += [("dns", name) for name in names.get_values_for_type(x509.DNSName)]
+        rows += [("ip", str(ip)) for ip in names.get_values_for_type(x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        rows.append(("identity", "none: this certificate has no names"))
+    return [
+        *rows,
+        ("issuer", certificate.issuer.rfc4514_string()),
+        ("valid", f"{certificate.not_valid_before_utc:%F %T} to {certificate.not_valid_after_utc:%F %T} UTC"),
+        ("serial", f"{certificate.serial_number:x}"),
+        ("sha256", fingerprint(pem)),
+    ]
