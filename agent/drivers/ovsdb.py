@@ -89,6 +89,14 @@ class OvsdbDriver:
             else:
                 await event.wait()
 
+    def members(self, bridge: str) -> frozenset[str]:
+        """The other interfaces in an OVS bridge, whosever; empty if there is no such bridge (or no connection)."""
+        if self._session is None:
+            return frozenset()
+        seen = self._seen()
+        names = {name for name, port in seen.interfaces.items() if seen.ports[port].bridge == bridge}
+        return frozenset(names - {bridge})
+
     async def read(self) -> dict[Key, Value]:
         """Our bridges and ports. One that is not as we would write it has ofport 0 or datapath_type ""."""
         seen = self._seen()
