@@ -57,15 +57,11 @@ class Method(Generic[Answer]):
 
     def unary(self, channel: grpc.aio.Channel) -> Any:
         """One request, one answer."""
-        return channel.unary_unary(
-            self.name, request_serializer=_encode, response_deserializer=self.answer.FromString
-        )
+        return channel.unary_unary(self.name, request_serializer=_encode, response_deserializer=self.answer.FromString)
 
     def download(self, channel: grpc.aio.Channel) -> Any:
         """One request, a stream of answers."""
-        return channel.unary_stream(
-            self.name, request_serializer=_encode, response_deserializer=self.answer.FromString
-        )
+        return channel.unary_stream(self.name, request_serializer=_encode, response_deserializer=self.answer.FromString)
 
     def stream(self, channel: grpc.aio.Channel) -> Any:
         """A stream both ways."""
