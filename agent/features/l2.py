@@ -233,7 +233,7 @@ def _within_network(segment: Segment, *, prefix: str, version: int) -> Iterator[
     else:
         fields = {"ipv6": True, "ipv6_dst": prefix}
         key = act.move("ipv6_dst", "xxreg0")
-    colored = act.set_field("reg13", Flag.TARGET_COLORED if segment.color else 0, Flag.TARGET_COLORED)
+    colored = act.set_field("reg13", Flag.TARGET_COLORED if segment.color else 0, mask=Flag.TARGET_COLORED)
     actions = key + colored + goto(Stage.COLOR)
     priority = 2 * int(prefix.partition("/")[2]) + 2
     local = match(reg14=segment.network_number, reg13=FROM_PORT, eth_dst=(0, 0x010000000000), **fields)
@@ -250,7 +250,7 @@ def _endpoint(endpoint: Endpoint, *, segment: Segment, result: bytes) -> Iterato
 
 
 def _local_endpoint(endpoint: Endpoint, *, segment: Segment, ofport: int) -> Iterator[Flow]:
-    zone_to = act.set_field("reg11", ofport << 16, 0xFFFF0000)
+    zone_to = act.set_field("reg11", ofport << 16, mask=0xFFFF0000)
     return _endpoint(
         endpoint, segment=segment, result=act.set_field("reg4", 0) + act.set_field("reg5", ofport) + zone_to
     )

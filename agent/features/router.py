@@ -63,7 +63,7 @@ def _hop() -> bytes:
 def _network(segment: Segment) -> Iterator[Flow]:
     """To a network of the domain by way of the router, and the router's own answers to echo requests."""
     domain = (segment.domain, 0xFFFFFFFF)
-    colored = act.set_field("reg13", Flag.TARGET_COLORED if segment.color else 0, Flag.TARGET_COLORED)
+    colored = act.set_field("reg13", Flag.TARGET_COLORED if segment.color else 0, mask=Flag.TARGET_COLORED)
     for prefix, gateway in segment.subnets:
         version = prefix.version
         key = load_key_v4("ip_dst") if version == 4 else act.move("ipv6_dst", "xxreg0")
