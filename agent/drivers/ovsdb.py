@@ -64,6 +64,7 @@ class OvsdbDriver:
         self._view: View | None = None
         self._facts = OvsFacts()
         self._last_ofports: dict[str, int] = {}  # by uuid of the interface
+        self._confirmed = (0, 0)  # the (connection, vswitchd) that an apply has waited for
         self._changed: asyncio.Event = asyncio.Event()
 
     async def run(self) -> None:
@@ -140,30 +141,35 @@ class OvsdbDriver:
             raise DeviceUnavailable("the Open_vSwitch table is empty: ovs-vsctl init was never run")
         planned = plan(seen, write, delete)
         wanted = {key: value for key, value in write.items() if key not in planned.failures}
-        # vswitchd does not retry a port that failed until something else changes: ask it to.
-        stale = any(self._judge(key, value) is not None for key, value in wanted.items())
+        # vswitchd does not retry a port that failed until something else changes: ask it to. And what cur_cfg said
+        # before a restart says nothing about the new process.
+        parties = (self._connections, self._vswitchd.starts)
+        stale = self._confirmed != parties or any(self._judge(key, value) is not None for key, value in wanted.items())
         target = self._number("cur_cfg")
-        if planned.operations or stale:
+        if planned.operations or (wanted and stale):
             results = await session.transact([*planned.operations, *reconfigure(seen.root)])
             target = results[-1]["rows"][0]["next_cfg"]
-        if wanted:
-            await self._settled(target, wanted)
+        if wanted and await self._settled(target, wanted):
+            self._confirmed = parties
         return planned.failures
 
-    async def _settled(self, target: int, wanted: Mapping[Key, Value]) -> None:
-        """Wait until vswitchd has seen configuration `target` and every wanted port has an ofport or an error."""
+    async def _settled(self, target: int, wanted: Mapping[Key, Value]) -> bool:
+        """Wait until vswitchd has seen configuration `target` and every wanted port has an ofport or an error.
+
+        False if that took too long: then each key is judged by what there is.
+        """
         names = [name for _, name in wanted]  # a bridge has a local port of its name
         try:
             async with asyncio.timeout(APPLY_TIMEOUT):
                 while True:
                     event = self._changed
                     if self._number("cur_cfg") >= target and all(self._has_result(name) for name in names):
-                        return
+                        return True
                     if not self._vswitchd.up:
                         raise DeviceUnavailable("ovs-vswitchd is down")
                     await event.wait()
         except TimeoutError:
-            return  # judged key by key: those that are done are done
+            return False
 
     def _has_result(self, name: str) -> bool:
         port = self._seen().ports.get(name)
