@@ -1,0 +1,259 @@
+"""The loop that brings devices to what is wanted, in an order that never opens a port early or leaves one open late.
+
+    netns → link → guard → ovsdb → address      flow      address ← ovsdb ← guard ← link ← netns
+              create, left to right         one bundle          delete, right to left
+
+Two lanes run side by side: `devices` for all layers but the last, `flow` for the last one, so that a slow bridge never
+delays a change of flows. They meet in tables and in two rules. A port's flows are wanted only when facts say that its
+number and its guard are in place (facts are put when a layer has been applied). A device goes only when no flow of its
+owner is left to be deleted. Each step does what can be done now; whatever changes wakes the lanes again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from agent.desired import LAYERS, Desired
+from agent.drivers.base import Driver, Failure
+from agent.layer import NEVER, Layer, look_at_all
+from tealnet.core.tables import Graph
+
+log = structlog.get_logger()
+
+DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
+RESYNC_EVERY = 300.0  # seconds, ± 20 %
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What is on the devices: all of units up to `revision`, but for `failures` (by resource key)."""
+
+    revision: int
+    failures: Mapping[str, Failure]
+
+
+class Watcher(Protocol):
+    """Who makes facts of what has been applied, and does what comes with it (`agent.facts`)."""
+
+    async def prepare(self, layer: str, write: Mapping[Hashable, Any]) -> Mapping[Hashable, Failure]:
+        """Just written, not yet told to anybody: what must be done first, by key what could not."""
+        ...
+
+    def observe(self, layer: str, actual: Mapping[Hashable, Any]) -> None:
+        """What is now on the devices of this layer: put facts. Never awaits."""
+        ...
+
+    async def revalidated(self) -> None:
+        """Return when no packet can take the path of flows deleted before the call."""
+        ...
+
+
+class Reconciler:
+    """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole."""
+
+    def __init__(
+        self,
+        *,
+        graph: Graph,
+        desired: Desired,
+        drivers: Mapping[str, Driver[Any, Any]],
+        watcher: Watcher,
+        ready: Callable[[], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
+        self.revision = 0  # of the inputs
+        self.on_progress: Callable[[], None] = lambda: None
+        self._graph, self._desired, self._watcher = graph, desired, watcher
+        self._ready, self._clock = ready, clock
+        self._devices = [self.layers[name] for name in DEVICE_LAYERS]
+        self._flow = self.layers[FLOW]
+        self._devices_passed = False  # the first pass is over: facts are whole
+        self._narrowed = False  # flows went since the last revalidation
+        self._wake = {"devices": asyncio.Event(), "flow": asyncio.Event()}
+
+    # -- from outside
+
+    def take(self, revision: int) -> None:
+        """The inputs have been changed to this revision."""
+        self.revision = revision
+        self.settle()
+        self.on_progress()
+
+    def settle(self, since: float = NEVER) -> None:
+        """Derive, and wake who has something to do. `since`: what changes now is owed to this revision already."""
+        self._graph.settle()
+        changed = self._desired.update()
+        revision = int(min(since, self.revision))
+        for layer in self.layers.values():
+            layer.note(revision)
+        if changed:
+            self.kick()
+
+    def kick(self) -> None:
+        """Have both lanes look for something to do."""
+        for event in self._wake.values():
+            event.set()
+
+    def reread(self, *names: str) -> None:
+        """These layers may not be what they were: read them back."""
+        for name in names:
+            self.layers[name].reread()
+        self.kick()
+
+    def resync(self) -> None:
+        """Read back everything and try again what has failed."""
+        for layer in self.layers.values():
+            layer.forgive()
+        self.reread(*LAYERS)
+
+    async def run(self) -> None:
+        """Reconcile for ever; cancel to stop, which leaves the devices as they are."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._lane("devices", self.devices_step), name="lane-devices")
+            tasks.create_task(self._lane("flow", self.flow_step), name="lane-flow")
+            tasks.create_task(self._resync_for_ever(), name="resync")
+
+    # -- how far we are
+
+    def applied(self) -> Applied | None:
+        """What can be said truthfully now; None while nothing can."""
+        if not self._ready() or not self._devices_passed or not self._flow.was_read:
+            return None
+        failures = self._desired.failures()
+        broken: set[str] = set()
+        for layer in self.layers.values():
+            for key, trouble in layer.troubles.items():
+                for resource in self._desired.resources(layer.name, key):
+                    failures.setdefault(resource, trouble.failure)
+                broken |= self._idents(layer, key)
+        oldest = self.revision + 1
+        for layer in self.layers.values():
+            for key in layer.pending():
+                # What waits for something of its own port that failed is not late, it has failed with it.
+                if key not in layer.troubles and not self._idents(layer, key) <= broken:
+                    oldest = min(oldest, layer.since.get(key, oldest))
+        return Applied(oldest - 1, failures)
+
+    def take_narrowed(self) -> bool:
+        """Have flows gone since the last call?"""
+        narrowed, self._narrowed = self._narrowed, False
+        return narrowed
+
+    async def revalidated(self) -> None:
+        """See `Watcher`."""
+        await self._watcher.revalidated()
+
+    # -- lanes
+
+    async def _lane(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        event = self._wake[name]
+        while True:
+            wait = self._next(name) - self._clock()
+            try:
+                async with asyncio.timeout(None if wait == NEVER else max(wait, 0)):
+                    await event.wait()
+            except TimeoutError:
+                pass
+            event.clear()
+            if self._ready():
+                await step()
+                self.on_progress()
+
+    def _next(self, name: str) -> float:
+        """When a lane has to look by itself."""
+        if not self._ready() or (name == "flow" and not self._devices_passed):
+            return NEVER
+        return min(layer.next_due() for layer in (self._devices if name == "devices" else [self._flow]))
+
+    async def devices_step(self) -> None:
+        """Everything but flows, once: read back, create left to right, delete right to left."""
+        await look_at_all(self._devices)
+        self.settle()
+        broken: set[str] = set()  # whose left layers are not in place
+        for layer in self._devices:
+            if layer.usable():
+                await self._write(layer, broken)
+            for key in layer.delta.to_write:
+                broken |= self._idents(layer, key)
+            broken.discard("")
+        if all(layer.was_read for layer in self._devices):
+            if not self._devices_passed:
+                self._devices_passed = True
+                self._wake["flow"].set()
+            await self._delete_devices()
+
+    async def flow_step(self) -> None:
+        """All flows, once: one bundle."""
+        if not self._devices_passed:
+            return  # facts are not whole yet: ports would be taken for closed
+        await look_at_all([self._flow])
+        self._flow.note(self.revision)
+        if not self._flow.usable():
+            return
+        write, delete = self._flow.due(self._flow.delta.to_write), self._flow.due(self._flow.delta.to_delete)
+        if not write and not delete:
+            return
+        narrowed = bool(delete) or any(key in self._flow.delta.actual for key in write)
+        done = await self._flow.apply(write, delete)
+        self._narrowed = self._narrowed or narrowed
+        self._finish(self._flow, done or set())
+        if delete:
+            self._wake["devices"].set()  # devices may go now
+
+    async def _write(self, layer: Layer, broken: set[str]) -> None:
+        blocked = {key for key in layer.delta.to_write if not self._idents(layer, key).isdisjoint(broken)}
+        layer.shelve(blocked)
+        due = layer.due(layer.delta.to_write - blocked)
+        done = await layer.apply(due, ()) if due else None
+        if done:
+            written = {key: layer.written[key] for key in done}
+            failures = await self._watcher.prepare(layer.name, written)
+            for key, failure in failures.items():
+                layer.fail(key, failure, value=written[key])
+            done -= failures.keys()
+        self._finish(layer, done or set())
+
+    async def _delete_devices(self) -> None:
+        if not self._flow.was_read:
+            return
+        blocked: set[str] = set()
+        deleted = False
+        for layer in (self._flow, *reversed(self._devices)):
+            if layer is not self._flow and layer.usable():
+                waiting = {key for key in layer.delta.to_delete if not self._idents(layer, key).isdisjoint(blocked)}
+                layer.shelve(waiting)
+                due = layer.due(layer.delta.to_delete - waiting)
+                if due:
+                    done = await layer.apply((), due)
+                    self._finish(layer, done or set())
+                    deleted = deleted or bool(done)
+            for key in layer.delta.to_delete:
+                blocked |= self._idents(layer, key)
+        if deleted:  # what was in somebody's way may be gone
+            for layer in self._devices:
+                layer.retry_now()
+            self._wake["devices"].set()
+
+    def _finish(self, layer: Layer, done: set[Hashable]) -> None:
+        """These keys are in place: tell the facts, derive what follows, in one go."""
+        since = layer.seen(done)
+        for key in done:
+            self._desired.forget(layer.name, key)
+        self._watcher.observe(layer.name, layer.delta.actual)
+        self.settle(since)
+
+    def _idents(self, layer: Layer, key: Hashable) -> set[str]:
+        """Whose it is, as ids without the kind: a port and its endpoint are one. {""}: nobody's that is known."""
+        return {name.partition("/")[2] for name in self._desired.resources(layer.name, key)} or {""}
+
+    async def _resync_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(RESYNC_EVERY * random.uniform(0.8, 1.2))
+            self.resync()
