@@ -1,0 +1,1 @@
+"""Traffic inside workloads: what demo, tests and benchmarks send and see."""
