@@ -1,0 +1,446 @@
+"""OpenFlow 1.5 messages that we send and read (OpenFlow Switch Specification 1.5.1; Open vSwitch's extensions).
+
+Functions return whole messages; parsers take a message's body and raise nothing but ProtocolError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+from agent.openflow.actions import NX_VENDOR
+from agent.openflow.errors import ProtocolError
+from agent.openflow.flow import Flow, Group, content_hash, group_digest
+from agent.openflow.oxm import normal
+
+VERSION = 6
+ANY = 0xFFFFFFFF  # OFPP_ANY, OFPG_ANY, OFP_NO_BUFFER
+ALL_TABLES = 0xFF
+ALL_GROUPS = 0xFFFFFFFC
+MAX_MESSAGE = 0xFFFF
+COOKIE_MASK = (1 << 64) - 1
+
+
+class Type(IntEnum):
+    """OFPT_*."""
+
+    HELLO = 0
+    ERROR = 1
+    ECHO_REQUEST = 2
+    ECHO_REPLY = 3
+    EXPERIMENTER = 4
+    FEATURES_REQUEST = 5
+    FEATURES_REPLY = 6
+    SET_CONFIG = 9
+    PACKET_IN = 10
+    PACKET_OUT = 13
+    FLOW_MOD = 14
+    GROUP_MOD = 15
+    MULTIPART_REQUEST = 18
+    MULTIPART_REPLY = 19
+    BARRIER_REQUEST = 20
+    BARRIER_REPLY = 21
+    SET_ASYNC = 28
+    REQUESTFORWARD = 32
+    BUNDLE_CONTROL = 33
+    BUNDLE_ADD = 34
+
+
+class Multipart(IntEnum):
+    """OFPMP_*."""
+
+    FLOW_DESC = 1
+    GROUP_DESC = 7
+    FLOW_MONITOR = 16
+
+
+class Bundle(IntEnum):
+    """OFPBCT_*."""
+
+    OPEN = 0
+    OPENED = 1
+    COMMIT = 4
+    COMMITTED = 5
+
+
+HEADER = Struct("!BBHI")  # version, type, length, xid
+_FLOW_MOD = Struct("!BBHIQQBBHHHIIIHH")
+_MATCH = Struct("!HH")
+_APPLY = Struct("!HH4x")
+_GROUP_MOD = Struct("!BBHIHBxIH2xI")
+_BUNDLE = Struct("!BBHIIHH")
+_BUNDLE_ADD = Struct("!BBHIIxxH")
+_MULTIPART = Struct("!BBHIHH4x")
+_FLOW_REQUEST = Struct("!B3xII4xQQ")
+_GROUP_REQUEST = Struct("!I4x")
+_MONITOR = Struct("!IIIHBB")
+_PACKET_OUT = Struct("!BBHIIH2x")
+_FLUSH_ZONE = Struct("!BBHIII6xH")
+_FLOW_DESC = Struct("!H2xBxHHHHHQ")
+_GROUP_DESC = Struct("!HBxIH6x")
+_UPDATE = Struct("!HH")
+_UPDATE_FULL = Struct("!HHBBHHH4xQ")
+_ERROR = Struct("!HH")
+
+_OFPFC_ADD, _OFPFC_DELETE = 0, 3
+_OFPGC_DELETE, _OFPGC_ADD_OR_MODIFY = 2, 0x8000
+_ATOMIC_ORDERED = 3
+_MORE = 1
+_OFPMT_OXM = 1
+_OFPIT_APPLY_ACTIONS = 4
+_MONITOR_ADD_REMOVED_MODIFY = 1 << 1 | 1 << 2 | 1 << 3
+_NXT_CT_FLUSH_ZONE = 29
+_ASYNC_PRIMARY = (1, 3, 5, 7, 9, 11)  # property types, for the primary role; 11 = OFPACPT_REQUESTFORWARD_MASTER
+_ASYNC_GROUPS = 11
+
+
+def _message(kind: Type, xid: int, body: bytes = b"") -> bytes:
+    return HEADER.pack(VERSION, kind, 8 + len(body), xid) + body
+
+
+def hello(xid: int) -> bytes:
+    """We speak OpenFlow 1.5 and nothing else."""
+    return _message(Type.HELLO, xid, Struct("!HHI").pack(1, 8, 1 << VERSION))
+
+
+def echo(xid: int) -> bytes:
+    """Are you there?"""
+    return _message(Type.ECHO_REQUEST, xid)
+
+
+def echo_reply(xid: int, payload: bytes) -> bytes:
+    """I am."""
+    return _message(Type.ECHO_REPLY, xid, payload)
+
+
+def barrier(xid: int) -> bytes:
+    """Answered when all before it is done."""
+    return _message(Type.BARRIER_REQUEST, xid)
+
+
+def features(xid: int) -> bytes:
+    """What are you?"""
+    return _message(Type.FEATURES_REQUEST, xid)
+
+
+def set_config(xid: int, *, miss_send_len: int) -> bytes:
+    """A management connection gets asynchronous messages only with a miss_send_len other than 0."""
+    return _message(Type.SET_CONFIG, xid, Struct("!HH").pack(0, miss_send_len))
+
+
+def only_group_changes(xid: int) -> bytes:
+    """Of all asynchronous messages, send only the group changes that others ask for (OFPT_REQUESTFORWARD)."""
+    one = Struct("!HHI")
+    body = b"".join(one.pack(kind, 8, 1 if kind == _ASYNC_GROUPS else 0) for kind in _ASYNC_PRIMARY)
+    return _message(Type.SET_ASYNC, xid, body)
+
+
+def oxm_match(fields: bytes) -> bytes:
+    """A match with header and padding, from its OXM fields."""
+    length = 4 + len(fields)
+    return _MATCH.pack(_OFPMT_OXM, length) + fields + bytes(-length % 8)
+
+
+def flow_add(xid: int, flow: Flow) -> bytes:
+    """Add, or replace what has the same table, priority and match. Raises ProtocolError if it is too large."""
+    match = oxm_match(flow.match)
+    actions = flow.actions
+    instructions = _APPLY.pack(_OFPIT_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else b""
+    length = 48 + len(match) + len(instructions)
+    if length > MAX_MESSAGE - _BUNDLE_ADD.size:
+        raise ProtocolError(f"a flow of {length} bytes fits into no message")
+    head = _FLOW_MOD.pack(
+        VERSION, Type.FLOW_MOD, length, xid, flow.cookie, 0, flow.table, _OFPFC_ADD, 0, 0, flow.priority, ANY, ANY,
+        ANY, 0, 0,
+    )  # fmt: skip
+    return head + match + instructions
+
+
+def flow_delete(xid: int, *, cookie: int, mask: int = COOKIE_MASK, table: int = ALL_TABLES) -> bytes:
+    """Delete all flows whose cookie fits. out_port and out_group must be ANY, else only flows to port 0 would go."""
+    match = oxm_match(b"")
+    length = 48 + len(match)
+    return (
+        _FLOW_MOD.pack(
+            VERSION, Type.FLOW_MOD, length, xid, cookie, mask, table, _OFPFC_DELETE, 0, 0, 0, ANY, ANY, ANY, 0, 0
+        )
+        + match
+    )
+
+
+def group_write(xid: int, group: Group) -> bytes:
+    """Add or modify a group (OFPGC_ADD_OR_MOD is Open vSwitch's own). Raises ProtocolError if it is too large."""
+    length = _GROUP_MOD.size + len(group.buckets_bytes) + len(group.properties)
+    if length > MAX_MESSAGE - _BUNDLE_ADD.size:
+        raise ProtocolError(f"a group of {length} bytes fits into no message")
+    head = _GROUP_MOD.pack(
+        VERSION, Type.GROUP_MOD, length, xid, _OFPGC_ADD_OR_MODIFY, group.kind, group.group_id,
+        len(group.buckets_bytes), ANY,
+    )  # fmt: skip
+    return head + group.buckets_bytes + group.properties
+
+
+def group_delete(xid: int, group_id: int) -> bytes:
+    """Delete a group, and with it all flows that use it."""
+    return _GROUP_MOD.pack(VERSION, Type.GROUP_MOD, _GROUP_MOD.size, xid, _OFPGC_DELETE, 0, group_id, 0, ANY)
+
+
+def bundle_control(xid: int, *, bundle: int, kind: Bundle) -> bytes:
+    """Open or commit an atomic, ordered bundle."""
+    return _BUNDLE.pack(VERSION, Type.BUNDLE_CONTROL, _BUNDLE.size, xid, bundle, kind, _ATOMIC_ORDERED)
+
+
+def bundle_add(message: bytes, *, bundle: int) -> bytes:
+    """Put a message into a bundle; the outer xid is that of the message, as it must be."""
+    head = _BUNDLE_ADD.pack(VERSION, Type.BUNDLE_ADD, _BUNDLE_ADD.size + len(message), 0, bundle, _ATOMIC_ORDERED)
+    return head[:4] + message[4:8] + head[8:] + message
+
+
+def flow_desc_request(xid: int) -> bytes:
+    """All flows of all tables."""
+    body = _FLOW_REQUEST.pack(ALL_TABLES, ANY, ANY, 0, 0) + oxm_match(b"")
+    return _multipart(xid, Multipart.FLOW_DESC, body)
+
+
+def group_desc_request(xid: int) -> bytes:
+    """All groups."""
+    return _multipart(xid, Multipart.GROUP_DESC, _GROUP_REQUEST.pack(ALL_GROUPS))
+
+
+def flow_monitor_request(xid: int, *, monitor: int) -> bytes:
+    """Tell of every flow that is added, removed or modified from now on; of ours in short form (an xid)."""
+    body = _MONITOR.pack(monitor, ANY, ANY, _MONITOR_ADD_REMOVED_MODIFY, ALL_TABLES, 0) + oxm_match(b"")
+    return _multipart(xid, Multipart.FLOW_MONITOR, body)
+
+
+def _multipart(xid: int, kind: Multipart, body: bytes) -> bytes:
+    return _MULTIPART.pack(VERSION, Type.MULTIPART_REQUEST, _MULTIPART.size + len(body), xid, kind, 0) + body
+
+
+def packet_out(xid: int, *, actions: bytes, packet: bytes, match: bytes = b"") -> bytes:
+    """Run actions on a packet of our own; `match` sets fields like in_port, metadata and registers.
+
+    Raises ProtocolError if it is too large.
+    """
+    body = oxm_match(match) + actions + packet
+    length = _PACKET_OUT.size + len(body)
+    if length > MAX_MESSAGE:
+        raise ProtocolError(f"a packet-out of {length} bytes fits into no message")
+    return _PACKET_OUT.pack(VERSION, Type.PACKET_OUT, length, xid, ANY, len(actions)) + body
+
+
+def flush_zone(xid: int, zone: int) -> bytes:
+    """Forget all connections of a conntrack zone (NXT_CT_FLUSH_ZONE)."""
+    return _FLUSH_ZONE.pack(VERSION, Type.EXPERIMENTER, 24, xid, NX_VENDOR, _NXT_CT_FLUSH_ZONE, zone)
+
+
+# -- what comes back
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message as received. `type` is not a `Type` for what we do not know."""
+
+    type: int
+    xid: int
+    body: bytes
+
+
+class Framer:
+    """Cuts a byte stream into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Take bytes and yield the messages that are complete. Raises ProtocolError; then the stream is lost."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        try:
+            while len(buffer) - at >= HEADER.size:
+                version, kind, length, xid = HEADER.unpack_from(buffer, at)
+                if length < HEADER.size or (version != VERSION and kind not in (Type.HELLO, Type.ERROR)):
+                    raise ProtocolError(f"not OpenFlow 1.5: version {version}, length {length}")
+                if len(buffer) - at < length:
+                    return
+                body = bytes(buffer[at + HEADER.size : at + length])
+                at += length
+                yield Message(kind, xid, body)
+        finally:
+            del buffer[:at]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """OFPT_ERROR. `experimenter` is the vendor of an extension error (its code is then `code`), else 0."""
+
+    type: int
+    code: int
+    experimenter: int = 0
+
+    @property
+    def reason(self) -> str:
+        """A CamelCase word."""
+        return "OpenFlow" + _ERROR_TYPES.get(self.type, "Error")
+
+    def __str__(self) -> str:
+        vendor = f" of vendor {self.experimenter:#x}" if self.experimenter else ""
+        return f"{_ERROR_TYPES.get(self.type, 'error')} (type {self.type}, code {self.code}{vendor})"
+
+
+_ERROR_TYPES = {
+    0: "HelloFailed",
+    1: "BadRequest",
+    2: "BadAction",
+    3: "BadInstruction",
+    4: "BadMatch",
+    5: "FlowModFailed",
+    6: "GroupModFailed",
+    14: "BadProperty",
+    16: "FlowMonitorFailed",
+    17: "BundleFailed",
+    0xFFFF: "ExtensionFailed",
+}
+
+
+def parse_error(body: bytes) -> ErrorReply:
+    """OFPT_ERROR."""
+    _need(body, 0, 4)
+    kind, code = _ERROR.unpack_from(body)
+    if kind == 0xFFFF:
+        _need(body, 0, 8)
+        return ErrorReply(kind, code, int.from_bytes(body[4:8], "big"))
+    return ErrorReply(kind, code)
+
+
+def parse_bundle_control(body: bytes) -> int:
+    """The type (see `Bundle`) of OFPT_BUNDLE_CONTROL."""
+    _need(body, 0, 8)
+    return int.from_bytes(body[4:6], "big")
+
+
+def parse_multipart(body: bytes) -> tuple[int, bool, bytes]:
+    """(kind, more to come, payload) of OFPT_MULTIPART_REPLY."""
+    _need(body, 0, 8)
+    kind, flags = _UPDATE.unpack_from(body)
+    return kind, bool(flags & _MORE), body[8:]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowDesc:
+    """A flow as the switch has it, raw."""
+
+    table: int
+    priority: int
+    cookie: int
+    match: bytes  # OXM fields
+    instructions: bytes
+    stats: bytes  # OXS fields
+
+    @property
+    def actions(self) -> bytes | None:
+        """The actions if it has no other instruction than to apply them, else None."""
+        raw = self.instructions
+        if not raw:
+            return b""
+        if len(raw) < 8 or raw[:4] != _APPLY.pack(_OFPIT_APPLY_ACTIONS, len(raw))[:4]:
+            return None
+        return raw[8:]
+
+    @property
+    def genuine(self) -> bool:
+        """Whether the content is what the cookie says it is."""
+        actions = self.actions
+        if actions is None:
+            return False
+        number = content_hash(self.table, self.priority, normal(self.match), actions)
+        return number == self.cookie & 0xFFFFFFFFFFFF
+
+
+def parse_flow_desc(payload: bytes) -> Iterator[FlowDesc]:
+    """The flows of an OFPMP_FLOW_DESC reply."""
+    for at, end in _entries(payload, _FLOW_DESC.size + 8):
+        _, table, priority, _, _, _, _, cookie = _FLOW_DESC.unpack_from(payload, at)
+        match_at = at + _FLOW_DESC.size
+        match_length = _tlv_length(payload, match_at, end)
+        stats_at = match_at + (match_length + 7 & ~7)
+        stats_length = _tlv_length(payload, stats_at, end)
+        yield FlowDesc(
+            table=table,
+            priority=priority,
+            cookie=cookie,
+            match=payload[match_at + 4 : match_at + match_length],
+            instructions=payload[stats_at + (stats_length + 7 & ~7) : end],
+            stats=payload[stats_at + 4 : stats_at + stats_length],
+        )
+
+
+def parse_group_desc(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    """(group id, digest as of `Group.digest`) of the groups of an OFPMP_GROUP_DESC reply."""
+    for at, end in _entries(payload, _GROUP_DESC.size):
+        _, kind, group_id, buckets_length = _GROUP_DESC.unpack_from(payload, at)
+        start = at + _GROUP_DESC.size
+        if start + buckets_length > end:
+            raise ProtocolError("buckets are cut off")
+        buckets = payload[start : start + buckets_length]
+        yield group_id, group_digest(kind, buckets, payload[start + buckets_length : end])
+
+
+class Event(IntEnum):
+    """OFPFME_* of a flow monitor."""
+
+    INITIAL = 0
+    ADDED = 1
+    REMOVED = 2
+    MODIFIED = 3
+    ABBREVIATED = 4
+    PAUSED = 5
+    RESUMED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class FlowUpdate:
+    """What a flow monitor tells. `cookie` is 0 for ABBREVIATED (a change of our own), PAUSED and RESUMED."""
+
+    event: int
+    cookie: int = 0
+
+
+def parse_flow_updates(payload: bytes) -> Iterator[FlowUpdate]:
+    """The events of an OFPMP_FLOW_MONITOR reply."""
+    for at, end in _entries(payload, _UPDATE.size):
+        _, event = _UPDATE.unpack_from(payload, at)
+        if event > Event.MODIFIED:
+            yield FlowUpdate(event)
+        elif end - at < _UPDATE_FULL.size:
+            raise ProtocolError("a flow update is cut off")
+        else:
+            yield FlowUpdate(event, _UPDATE_FULL.unpack_from(payload, at)[7])
+
+
+def _entries(payload: bytes, least: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of entries that begin with a 16-bit length."""
+    at = 0
+    while at < len(payload):
+        _need(payload, at, least)
+        length = int.from_bytes(payload[at : at + 2], "big")
+        if length < least or at + length > len(payload):
+            raise ProtocolError(f"an entry of {length} bytes where {len(payload) - at} are left")
+        yield at, at + length
+        at += length
+
+
+def _tlv_length(payload: bytes, at: int, end: int) -> int:
+    """Length, without padding, of a match or stats structure."""
+    length = int.from_bytes(payload[at + 2 : at + 4], "big") if at + 4 <= end else 0
+    if length < 4 or at + (length + 7 & ~7) > end:
+        raise ProtocolError("a match or statistics are cut off")
+    return length
+
+
+def _need(body: bytes, at: int, size: int) -> None:
+    if at + size > len(body):
+        raise ProtocolError(f"{len(body) - at} bytes where {size} are needed")
