@@ -137,7 +137,7 @@ class Caller:
                 if refusal := translate(error):
                     raise refusal from error
                 self.links.leave(channel)
-                log.info("etcd call failed", method=method.name, code=error.code().name, text=error.details())
+                log.debug("etcd call failed", method=method.name, code=error.code().name, text=error.details())
                 if effect is Effect.ONCE:
                     raise OutcomeUnknown(f"etcd did not answer a write: {error.code().name}") from error
                 if time.monotonic() + pause >= deadline:

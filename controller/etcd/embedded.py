@@ -178,6 +178,8 @@ class EmbeddedEtcd:
     # ---- the child
 
     async def _launch(self, program: str) -> asyncio.subprocess.Process:
+        for name in (_CLIENT, _PEER):  # etcd does not remove the sockets of one that was killed, and can't bind then
+            (self._directory / name).unlink(missing_ok=True)
         with self.log_file.open("ab") as output:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", child.__file__, str(os.getpid()), str(self._pid_file), program),
