@@ -1,0 +1,268 @@
+"""The stream to a controller: one session at a time, to one of several servers.
+
+`Conversation` is a session without I/O: messages in, what to do out. `Stream` connects, keeps both directions going
+and starts over when a session ends, however it ends; the data plane never notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Never, Protocol
+
+import grpc
+import structlog
+
+from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.agent.v1 import agent_pb2_grpc
+
+log = structlog.get_logger()
+
+PING_EVERY = 0.5  # seconds
+SILENCE = 1.5  # seconds without a word = the other side is dead
+CONNECT_TIMEOUT = 1.5
+WELCOME_TIMEOUT = 8.0  # a replica may have to wait for its own tables first
+FIRST_BACKOFF, LAST_BACKOFF = 0.2, 5.0  # seconds, with full jitter; the very first retry is at once
+STEADY = 5.0  # a session that lived this long was a good one
+MAX_MESSAGE = 16 << 20
+
+
+class SessionOver(Exception):
+    """This session can't go on. `reason` is a stable word."""
+
+    def __init__(self, reason: str, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{reason}: {text}")
+        self.reason, self.text, self.retry_after = reason, text, retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A whole unit has arrived."""
+
+    number: int
+    parts: Sequence[pb.Update]
+
+
+class Conversation:
+    """What the other side has said in this session so far."""
+
+    def __init__(self, cluster_uid: str) -> None:
+        self.welcome: pb.Welcome | None = None
+        self._cluster_uid = cluster_uid
+        self._staged: list[pb.Update] = []
+
+    def receive(self, message: pb.ToAgent) -> pb.Welcome | Unit | pb.WantVersions | None:
+        """Take one message; returns what there is to do, if anything. Raises SessionOver."""
+        kind = message.WhichOneof("message")
+        if kind == "refused":
+            refused = message.refused
+            raise SessionOver(refused.reason, refused.text, refused.retry_after_ms / 1000)
+        if kind == "welcome":
+            return self._greet(message.welcome)
+        if kind == "ping" or kind is None:  # None: a message of a later version
+            return None
+        if self.welcome is None:
+            raise SessionOver("ProtocolError", f"{kind} before welcome")
+        return self._stage(message.update) if kind == "update" else message.want_versions
+
+    def _greet(self, welcome: pb.Welcome) -> pb.Welcome:
+        if self._cluster_uid and welcome.cluster_uid != self._cluster_uid:
+            raise SessionOver("ForeignCluster", f"this host belongs to cluster {self._cluster_uid}")
+        self.welcome = welcome
+        return welcome
+
+    def _stage(self, update: pb.Update) -> Unit | None:
+        follows = self._staged[-1] if self._staged else None
+        expected = (follows.unit, follows.part + 1) if follows else (update.unit, 0)
+        if (update.unit, update.part) != expected:
+            raise SessionOver("ProtocolError", f"part {update.part} of unit {update.unit} out of turn")
+        self._staged.append(update)
+        if not update.last:
+            return None
+        staged, self._staged = self._staged, []
+        return Unit(update.unit, staged)
+
+
+class Core(Protocol):
+    """Who knows and decides (`agent.core`)."""
+
+    def cluster_uid(self) -> str:
+        """The cluster this host belongs to, "" before the first contact."""
+        ...
+
+    def hello(self) -> pb.Hello:
+        """First message of a session."""
+        ...
+
+    async def greeted(self, welcome: pb.Welcome) -> None:
+        """The session is accepted."""
+        ...
+
+    async def take(self, unit: Unit) -> pb.Taken:
+        """Merge a unit. Never interrupted half-way."""
+        ...
+
+    def versions(self, scope: str) -> pb.Versions:
+        """What is held of a scope."""
+        ...
+
+    def latest(self) -> dict[str, pb.FromAgent]:
+        """What every new session is to be told at once: the last Ack and Facts, by name."""
+        ...
+
+    def session_changed(self, *, server: str, problem: SessionOver | None) -> None:
+        """Connected to `server`, or "" = no session, because of `problem`."""
+        ...
+
+
+class Outbox:
+    """What is to be sent, by name: a newer message replaces one that still waits, so it can't grow."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, pb.FromAgent] = {}
+        self._event = asyncio.Event()
+
+    def put(self, name: str, message: pb.FromAgent) -> None:
+        """Send this when its turn comes."""
+        self._waiting.pop(name, None)
+        self._waiting[name] = message
+        self._event.set()
+
+    async def get(self) -> pb.FromAgent:
+        """The next message."""
+        while not self._waiting:
+            self._event.clear()
+            await self._event.wait()
+        return self._waiting.pop(next(iter(self._waiting)))
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """PEM files of the mutual TLS; read again at each connection, so that renewed ones are used."""
+
+    ca: Path
+    cert: Path
+    key: Path
+    server_name: str = ""  # to check the certificate against, if not the address itself
+
+
+class Stream:
+    """Stays in session with one of `servers` ("host:port") for ever."""
+
+    def __init__(self, core: Core, *, servers: Sequence[str], credentials: Credentials) -> None:
+        self._core = core
+        self._servers = list(servers)
+        self._credentials = credentials
+        self._outbox: Outbox | None = None  # of the running session, once it is accepted
+        self._taking: asyncio.Task[None] | None = None
+        self._accepted = 0.0  # when the last session was, monotonic
+
+    def send(self, name: str, message: pb.FromAgent) -> None:
+        """Tell the controller, if there is one; a new session starts with `core.latest()` anyway."""
+        if self._outbox is not None:
+            self._outbox.put(name, message)
+
+    async def run(self) -> None:
+        """Connect, talk, start over; cancel to stop."""
+        turn = random.randrange(len(self._servers))
+        failures = 0
+        while True:
+            server = self._servers[turn % len(self._servers)]
+            self._accepted = 0.0
+            problem = await self._try(server)
+            self._core.session_changed(server="", problem=problem)
+            steady = self._accepted and time.monotonic() - self._accepted > STEADY
+            failures = 0 if steady else failures + 1
+            turn += 1
+            await asyncio.sleep(max(problem.retry_after, self._backoff(failures)))
+
+    def _backoff(self, failures: int) -> float:
+        rounds = (failures - 1) // len(self._servers)  # every server gets its turn before we get slower
+        return random.uniform(0, min(LAST_BACKOFF, FIRST_BACKOFF * 2 ** min(rounds, 10)) if rounds > 0 else 0.05)
+
+    async def _try(self, server: str) -> SessionOver:
+        """One session from beginning to end; returns why it ended."""
+        if self._taking is not None:
+            await asyncio.wait([self._taking])
+        helpers: list[asyncio.Task[None]] = []
+        try:
+            async with self._channel(server) as channel:
+                await self._session(channel, helpers, server=server)
+        except SessionOver as over:
+            return over
+        except grpc.aio.AioRpcError as error:
+            return SessionOver("Unreachable", f"{server}: {error.code().name}: {error.details()}")
+        except TimeoutError:
+            return SessionOver("Silent", f"{server} does not answer in time")
+        except OSError as error:
+            return SessionOver("Credentials", str(error))
+        finally:
+            self._outbox = None
+            for task in helpers:
+                task.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _session(self, channel: grpc.aio.Channel, helpers: list[asyncio.Task[None]], *, server: str) -> Never:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await channel.channel_ready()
+        call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
+        conversation = Conversation(self._core.cluster_uid())
+        outbox = Outbox()
+        outbox.put("hello", pb.FromAgent(hello=self._core.hello()))
+        helpers += [asyncio.create_task(_write(call, outbox)), asyncio.create_task(_ping(outbox))]
+        while True:
+            async with asyncio.timeout(SILENCE if conversation.welcome else WELCOME_TIMEOUT):
+                message = await call.read()
+            if not isinstance(message, pb.ToAgent):  # grpc.aio.EOF
+                raise SessionOver("Closed", f"{server} closed the session")
+            await self._handle(conversation.receive(message), outbox, server=server)
+
+    async def _handle(self, item: pb.Welcome | Unit | pb.WantVersions | None, outbox: Outbox, *, server: str) -> None:
+        if isinstance(item, pb.Welcome):
+            await self._core.greeted(item)
+            self._accepted = time.monotonic()
+            self._outbox = outbox
+            for name, message in self._core.latest().items():
+                outbox.put(name, message)
+            self._core.session_changed(server=server, problem=None)
+        elif isinstance(item, Unit):
+            # A session may be cancelled at any time, a unit may not be merged by half.
+            self._taking = asyncio.create_task(self._take(item, outbox), name="stream-take")
+            await asyncio.shield(self._taking)
+        elif item is not None:
+            outbox.put(f"versions {item.scope}", pb.FromAgent(versions=self._core.versions(item.scope)))
+
+    async def _take(self, unit: Unit, outbox: Outbox) -> None:
+        outbox.put("taken", pb.FromAgent(taken=await self._core.take(unit)))
+
+    def _channel(self, server: str) -> grpc.aio.Channel:
+        files = self._credentials
+        credentials = grpc.ssl_channel_credentials(
+            files.ca.read_bytes(), files.key.read_bytes(), files.cert.read_bytes()
+        )
+        options: list[tuple[str, int | str]] = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            # A connection of its own for each try: the shared pool would impose its own pauses.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+        ]
+        if files.server_name:
+            options.append(("grpc.ssl_target_name_override", files.server_name))
+        return grpc.aio.secure_channel(server, credentials, options)
+
+
+async def _write(call: grpc.aio.StreamStreamCall[pb.FromAgent, pb.ToAgent], outbox: Outbox) -> None:
+    while True:
+        await call.write(await outbox.get())
+
+
+async def _ping(outbox: Outbox) -> None:
+    number = 0
+    while True:
+        await asyncio.sleep(PING_EVERY)
+        number += 1
+        outbox.put("ping", pb.FromAgent(ping=pb.Ping(number=number)))
