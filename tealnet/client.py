@@ -74,9 +74,9 @@ def error_of(code: grpc.StatusCode, message: str, details: list[Any]) -> ApiErro
 
 def _from_rpc(error: grpc.RpcError) -> ApiError:
     code, message = error.code(), error.details() or ""
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            status = status_pb2.Status.FromString(value)
+    for item in error.trailing_metadata() or ():
+        if item.key == "grpc-status-details-bin":
+            status = status_pb2.Status.FromString(item.value)
             return error_of(code, message, list(status.details))
     return ApiError(code, message)
 

@@ -1,0 +1,104 @@
+"""Chapters about life: a move, killed daemons, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tealnet import kinds
+from tealnet.lab.host import Host
+from tealnet.lab.wait import wait_for
+from tealnet.v1 import port_pb2
+
+if TYPE_CHECKING:
+    from tealnet.lab.story import Story
+
+
+def move(story: Story) -> str:
+    """acme/web-3 goes from h3 to h2 under a 10 ms ping from a third host (h1), and is reached there."""
+    watcher, before = story.workload("acme/web-1"), story.workload("acme/web-3")
+    with watcher.running("ping", before.v4) as ping:
+        body = port_pb2.Port(name="tenants/acme/ports/web-3", host="hosts/h2")
+        story.client.update(body, mask=["host"])
+        story.synced()
+        after = story.refresh("acme/web-3")
+    got = ping.result
+    story.expect(after.host.name == "h2", f"it is on {after.host.name}")
+    story.expect(after.addresses == before.addresses and after.mac == before.mac, "its addresses or MAC changed")
+    story.expect(got["longest_gap_ms"] < 1000, f"away for too long: {got}")
+    wait_for(
+        lambda: before.netns not in before.host.output(["ip", "netns", "list"]).split(),
+        seconds=10,
+        what="the old namespace is gone",
+    )
+    again = watcher.ping(after.v4)
+    story.expect(again["lost"] == 0, f"not reached after the move: {again}")
+    return (
+        f"same addresses, now on h2; {got['lost']} of {got['sent']} pings lost, away for {got['longest_gap_ms']:.0f} ms"
+    )
+
+
+def agents(story: Story) -> str:
+    """Every agent is killed and started again; not one packet is lost."""
+    return _killed(story, [(f"h{number}", "agent") for number in (1, 2, 3)])
+
+
+def controller(story: Story) -> str:
+    """The controller, with its etcd, is killed and started again; not one packet is lost."""
+    return _killed(story, [("controller", "controller")])
+
+
+def _killed(story: Story, victims: list[tuple[str, str]]) -> str:
+    a, b, c = (story.workload(f"acme/{name}") for name in ("web-1", "web-2", "db-2"))
+    with a.running("ping", b.v4) as first, a.running("ping", c.v6) as second:
+        for machine, process in victims:
+            story.lab.kill(machine, process)
+            story.lab.start(machine, process)
+        wait_for(lambda: _ready(story), seconds=30, what="every host in session again")
+        story.synced()
+    for ping in (first, second):
+        story.expect(ping.result["lost"] == 0, f"{ping.what}: {ping.result}")
+    sent = first.result["sent"] + second.result["sent"]
+    return f"{', '.join(sorted({p for _, p in victims}))} killed and back; 0 of {sent} pings lost"
+
+
+def _ready(story: Story) -> bool:
+    from tealnet.client import ApiError
+    from tealnet.v1 import host_pb2
+
+    try:
+        hosts = list(story.client.list_all(kinds.HOST))
+    except ApiError:
+        return False
+    return all(host.status.state == host_pb2.Host.STATE_READY for host in hosts)
+
+
+def delete(story: Story) -> str:
+    """Both tenants go with all they hold; no namespace, device, OVS port or tenant flow is left on any host."""
+    started = time.monotonic()
+    for tenant in ("acme", "globex"):
+        story.client.delete(f"tenants/{tenant}", force=True)
+    story.synced()
+    for number in (1, 2, 3):
+        host = story.lab.host(f"h{number}")
+        wait_for(partial(_clean, host), seconds=15, what=f"nothing left on {host.name}")
+    took = time.monotonic() - started
+    story.workloads.clear()
+    return f"in {took:.1f} s; nothing left on h1, h2, h3"
+
+
+def _clean(host: Host) -> bool:
+    return not leftovers(host)
+
+
+def leftovers(host: Host) -> list[str]:
+    """What of any tenant is still on a host: namespaces, devices, OVS ports, guards, flows."""
+    found = host.output(["ip", "netns", "list"]).split()
+    found += [x["ifname"] for x in json.loads(host.output(["ip", "-j", "link"])) if x["ifname"].startswith("tn")]
+    found += [x for x in host.output(["ovs-vsctl", "list-ports", "br-int"]).split() if x.startswith("tn")]
+    found += [x for x in host.output(["nft", "list", "ruleset"]).split() if x.startswith("tn")]
+    flows = host.output(["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int"])
+    found += [line.strip() for line in flows.splitlines() if "table=40," in line or "table=3," in line]
+    return found
