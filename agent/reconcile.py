@@ -175,6 +175,9 @@ class Reconciler:
     async def devices_step(self) -> None:
         """Everything but flows, once: read back, create left to right, delete right to left."""
         await look_at_all(self._devices)
+        if not self._devices_passed:  # what a former process left is fact before anything is derived from its absence
+            for layer in self._devices:
+                self._watcher.observe(layer.name, layer.delta.actual)
         self.settle()
         broken: set[str] = set()  # whose left layers are not in place
         for layer in self._devices:

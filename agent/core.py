@@ -1,0 +1,282 @@
+"""Where the parts of the agent meet: resources into inputs, progress into Acks.
+
+stream → resources → checkpoint → inputs → reconcile → devices
+stream ←─────────── Ack, Facts ←─────────── applied, conditions
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
+from typing import Protocol
+
+import structlog
+
+from agent.checkpoint import Checkpoint
+from agent.drivers.base import Failure
+from agent.inputs import THIS, Inputs, This
+from agent.reconcile import Applied, Reconciler
+from agent.resources import FEATURES, Origin, Resources
+from agent.stream import SessionOver, Unit
+from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.rows.stream import Row
+
+log = structlog.get_logger()
+
+
+def agent_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("tealnet")
+    except PackageNotFoundError:
+        return "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What this machine's own settings say, and what it is."""
+
+    instance_uid: str
+    boot_id: str
+    vtep: str
+    datapath: str  # "netdev" or "system"; "" = not known yet
+    bridge: str
+    tunnel: str
+    tunnel_ofport: int
+    tunnel_port: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Condition:
+    """A lasting remark on this host, with what to do about it."""
+
+    type: str
+    text: str
+    remedy: str = ""
+
+
+class Sender(Protocol):
+    """The way to the controller (`agent.stream.Stream`)."""
+
+    def send(self, name: str, message: pb.FromAgent) -> None:
+        """Tell it, if there is a session."""
+        ...
+
+
+class Core:
+    """Implements `agent.stream.Core`. `issue` gives numbers to new local ports before anything is derived from them."""
+
+    def __init__(
+        self,
+        *,
+        local: Local,
+        resources: Resources,
+        checkpoint: Checkpoint,
+        inputs: Inputs,
+        reconciler: Reconciler,
+        issue: Callable[[], None],
+    ) -> None:
+        self.local, self.resources, self.checkpoint = local, resources, checkpoint
+        self.sender: Sender | None = None
+        self.server = ""  # in session with
+        self.problem: SessionOver | None = None
+        self.mismatches = 0  # digests that did not match; a bug if not 0
+        self._inputs, self._reconciler, self._issue = inputs, reconciler, issue
+        self._facts = pb.Facts()
+        self._ack: pb.Ack | None = None
+        self._repeat = False  # say the Ack again, even if it is the same
+        self._progress = asyncio.Event()
+        reconciler.on_progress = self._progress.set
+
+    # -- beginning
+
+    def restore(self) -> None:
+        """Start from the checkpoint: it is what was wanted last, whether a controller answers or not."""
+        records = self.checkpoint.load()
+        self._put(self.resources.load(records))
+        if records:
+            resources = self.resources
+            log.info("started from the checkpoint", revision=resources.revision, resources=len(resources))
+        self._describe()
+
+    def ready(self) -> bool:
+        """The inputs are whole: a complete cut of resources, and who we are. Nothing is touched before."""
+        return self.resources.complete and bool(self._inputs.this.rows)
+
+    def know_datapath(self, datapath: str) -> None:
+        """The kind of datapath has been found out."""
+        self.local = replace(self.local, datapath=datapath)
+        self._describe()
+        self._reconciler.settle()
+        self._reconciler.kick()
+
+    def _describe(self) -> None:
+        origin, local = self.resources.origin, self.local
+        if not origin.host_uid or not origin.vtep or not local.datapath:
+            return
+        this = This(
+            host_uid=origin.host_uid,
+            host_number=origin.host_number,
+            vtep=ip_address(origin.vtep),
+            datapath=local.datapath,
+            bridge=local.bridge,
+            tunnel=local.tunnel,
+            tunnel_ofport=local.tunnel_ofport,
+            tunnel_port=local.tunnel_port,
+        )
+        self._inputs.this.put(THIS, this)
+        self._reconciler.take(self.resources.revision)
+        self._reconciler.kick()
+
+    # -- the stream's side
+
+    def cluster_uid(self) -> str:
+        """See `agent.stream.Core`."""
+        return self.resources.origin.cluster_uid
+
+    def hello(self) -> pb.Hello:
+        """See `agent.stream.Core`."""
+        resources, origin = self.resources, self.resources.origin
+        return pb.Hello(
+            cluster_uid=origin.cluster_uid,
+            lineage=pb.Lineage(number=origin.lineage_number, id=origin.lineage_id),
+            revision=resources.revision,
+            instance_uid=self.local.instance_uid,
+            boot_id=self.local.boot_id,
+            agent_version=agent_version(),
+            features=sorted(FEATURES),
+            vtep=self.local.vtep,
+            scopes=[
+                pb.ScopeDigest(scope=name, digest=digest.bytes(), count=digest.count)
+                for name, digest in sorted(resources.digests().items())
+            ],
+        )
+
+    async def greeted(self, welcome: pb.Welcome) -> None:
+        """See `agent.stream.Core`."""
+        old = self.resources.origin
+        try:
+            ip_address(welcome.vtep)
+        except ValueError as error:
+            raise SessionOver("ProtocolError", f"welcome: {error}") from error
+        lineage = welcome.lineage if welcome.lineage.id else pb.Lineage(number=old.lineage_number, id=old.lineage_id)
+        origin = Origin(
+            cluster_uid=welcome.cluster_uid,
+            lineage_number=lineage.number,
+            lineage_id=lineage.id,
+            host_uid=welcome.host_uid,
+            host_number=welcome.host_number,
+            vtep=welcome.vtep,
+        )
+        if origin != old:
+            await self.checkpoint.save(self.resources.greet(origin), snapshot=self.resources.snapshot)
+            self._describe()
+
+    async def take(self, unit: Unit) -> pb.Taken:
+        """See `agent.stream.Core`. On disk before anything is changed by it."""
+        merged = self.resources.merge(unit.parts)
+        if merged.mismatched:
+            self.mismatches += 1
+            log.error("digest does not match", unit=unit.number, scopes=merged.mismatched)
+        await self.checkpoint.save(merged.record, snapshot=self.resources.snapshot)
+        self._put(merged.rows)
+        if self._ack is not None and self._ack.revision >= self.resources.revision:
+            self._ack = None  # sent again, or another history: what was said says nothing about this unit
+        self._repeat = True
+        self._issue()
+        self._reconciler.take(self.resources.revision)
+        if not self._inputs.this.rows:
+            self._describe()
+        return pb.Taken(unit=unit.number, mismatched=merged.mismatched)
+
+    def versions(self, scope: str) -> pb.Versions:
+        """See `agent.stream.Core`."""
+        held = self.resources.versions(scope)
+        return pb.Versions(
+            scope=scope, versions=[pb.KeyVersion(key=key, version=version) for key, version in held.items()]
+        )
+
+    def latest(self) -> dict[str, pb.FromAgent]:
+        """See `agent.stream.Core`."""
+        out = {"facts": pb.FromAgent(facts=self._facts)}
+        if self._ack is not None:
+            out["ack"] = pb.FromAgent(ack=self._ack)
+        return out
+
+    def session_changed(self, *, server: str, problem: SessionOver | None) -> None:
+        """See `agent.stream.Core`."""
+        if problem is not None and (self.problem is None or self.problem.reason != problem.reason or self.server):
+            log.warning("no session with a controller", reason=problem.reason, text=problem.text)
+        if server:
+            log.info("in session with a controller", server=server, revision=self.resources.revision)
+        self.server, self.problem = server, problem
+
+    def _put(self, rows: Mapping[str, Row | None]) -> None:
+        for key, row in rows.items():
+            self._inputs.put(key, row)
+
+    # -- what we say
+
+    def report(self, *, underlay_mtu: int, ovs_version: str, conditions: Iterable[Condition]) -> None:
+        """Tell the controller what is so on this host, if that has changed."""
+        facts = pb.Facts(
+            underlay_mtu=underlay_mtu,
+            ovs_version=ovs_version,
+            datapath=self.local.datapath,
+            kernel=platform.release(),
+            conditions=[pb.HostCondition(type=c.type, text=c.text, remedy=c.remedy) for c in sorted(conditions)],
+        )
+        if facts != self._facts:
+            self._facts = facts
+            if self.sender is not None:
+                self.sender.send("facts", pb.FromAgent(facts=facts))
+
+    async def acknowledge(self) -> None:
+        """Say what has been applied, as it becomes true; for ever."""
+        while True:
+            await self._progress.wait()
+            self._progress.clear()
+            applied = self._reconciler.applied()
+            if applied is None:
+                continue
+            repeat, self._repeat = self._repeat, False
+            if self._reconciler.take_narrowed():
+                await self._reconciler.revalidated()
+            self._say(applied, repeat=repeat)
+
+    def failures(self, applied: Applied) -> dict[str, Failure]:
+        """By resource key: what is not on the devices as it is wanted, the full current set."""
+        problems = self.resources.problems.items()
+        return {**applied.failures, **{key: Failure(p.reason, p.text, retriable=False) for key, p in problems}}
+
+    def _say(self, applied: Applied, *, repeat: bool) -> None:
+        last = self._ack
+        # Repairs do not take back what was said.
+        said = last.revision if last is not None else 0
+        ack = pb.Ack(
+            revision=max(applied.revision, said),
+            failures=[
+                pb.KeyFailure(
+                    key=key,
+                    version=self.resources.version(key),
+                    reason=failure.reason,
+                    text=failure.text,
+                    retriable=failure.retriable,
+                )
+                for key, failure in sorted(self.failures(applied).items())
+            ],
+            unaccounted=self.resources.unaccounted(),
+        )
+        if last is not None and not repeat:
+            ack.applied_at = last.applied_at
+            if ack == last:
+                return
+        ack.applied_at = time.time_ns()
+        self._ack = ack
+        if self.sender is not None:
+            self.sender.send("ack", pb.FromAgent(ack=ack))

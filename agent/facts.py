@@ -1,0 +1,181 @@
+"""Facts: what this host reports, as tables that features read, and what must happen beside a change of devices.
+
+    ofports   device → number, once the device is plugged and its conntrack zone is empty
+    issued    port uid → OpenFlow port number and conntrack zone; read back from OVS at start
+    guarded   device → the guard is in place
+
+A number is issued here, asked for in OVSDB, recorded there and read back, so it survives this process. It is free again
+only when no flow and no conntrack entry can hold its old meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import structlog
+
+from agent.drivers.base import DeviceUnavailable, Failure
+from agent.inputs import Inputs
+from agent.objects import Guard, OvsPort
+
+log = structlog.get_logger()
+
+FIRST_NUMBER, LAST_NUMBER = 2, 65000  # 1 is the tunnel; from 0xff00 on OpenFlow has other plans
+FLUSH_TRIES = 20
+FLUSH_PAUSE = 0.05  # seconds; the OpenFlow connection of a bridge that was just made takes a moment
+
+
+class NumbersExhausted(Exception):
+    """Every OpenFlow port number is taken."""
+
+
+class OvsView(Protocol):
+    """What `OvsdbDriver.facts()` says that is needed here."""
+
+    @property
+    def ofports(self) -> Mapping[str, int]:
+        """Our ports that have a number, by device."""
+        ...
+
+    @property
+    def used_ofports(self) -> frozenset[int]:
+        """Numbers taken or asked for by anybody."""
+        ...
+
+
+def issue(uid: str, used: Collection[int]) -> int:
+    """A free number for a port: the first one from a place that depends on its uid, so that numbers spread."""
+    size = LAST_NUMBER - FIRST_NUMBER + 1
+    start = int.from_bytes(blake2b(uid.encode(), digest_size=4).digest(), "big")
+    for offset in range(size):
+        number = FIRST_NUMBER + (start + offset) % size
+        if number not in used:
+            return number
+    raise NumbersExhausted
+
+
+class Facts:
+    """The reconciler's watcher (`agent.reconcile.Watcher`).
+
+    `ovs()` is what OVSDB says now, `flush(zones)` empties conntrack zones, `revalidate()` returns when the datapath has
+    caught up with the flows; both raise DeviceUnavailable.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        *,
+        ovs: Callable[[], OvsView],
+        flush: Callable[[Collection[int]], Awaitable[None]],
+        revalidate: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._inputs = inputs
+        self._ovs, self._flush, self._revalidate = ovs, flush, revalidate
+        self._ports: dict[str, OvsPort] = {}  # by device: what is plugged
+        self._adopted = False  # the numbers of a former process have been read back
+        self._empty: set[int] = set()  # zones that hold nothing of a former port, or belong to a port in use
+        self._leaving: dict[str, int] = {}  # uid → number, until its zone is flushed
+        self._wake = asyncio.Event()
+
+    # -- numbers
+
+    def issue(self) -> None:
+        """Give a number to each local port that has none. Nothing before the numbers in use are known."""
+        if not self._adopted:
+            return
+        ports, issued = self._inputs.localports.rows, self._inputs.issued
+        missing = sorted(ports.keys() - issued.rows.keys())
+        if missing:
+            used = {*issued.rows.values(), *self._ovs().used_ofports}
+            for uid in missing:
+                number = issue(uid, used)
+                used.add(number)
+                issued.put(uid, number)
+        for uid in self._leaving.keys() & ports.keys():  # it has come back
+            del self._leaving[uid]
+
+    def _release(self) -> None:
+        """Numbers of ports that are neither wanted nor plugged are on their way out."""
+        plugged = {port.port_uid for port in self._ports.values()}
+        for uid, number in self._inputs.issued.rows.items():
+            if uid not in self._inputs.localports.rows and uid not in plugged and uid not in self._leaving:
+                self._leaving[uid] = number
+                self._wake.set()
+
+    async def run(self) -> None:
+        """Empty the zones of ports that went, then free their numbers; for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            leaving = dict(self._leaving)
+            try:
+                await self._revalidate()  # or a cached flow could fill the zone again
+                await self._flush(sorted(leaving.values()))
+            except DeviceUnavailable:
+                await asyncio.sleep(1)
+                self._wake.set()
+                continue
+            for uid, number in leaving.items():
+                if self._leaving.get(uid) == number:
+                    del self._leaving[uid]
+                    self._empty.discard(number)  # flushed again before it is opened: this costs little
+                    self._inputs.issued.put(uid, None)
+
+    # -- beside the reconciler
+
+    async def prepare(self, layer: str, write: Mapping[Hashable, Any]) -> Mapping[Hashable, Failure]:
+        """Before a new port is known to be plugged, its zone is emptied: it may have been another port's."""
+        if layer != "ovsdb":
+            return {}
+        ports = {key: value for key, value in write.items() if isinstance(value, OvsPort)}
+        zones = {port.ofport for port in ports.values()} - self._empty
+        if not zones:
+            return {}
+        try:
+            await self._flush_soon(sorted(zones))
+        except DeviceUnavailable as error:
+            failure = Failure("ZoneNotFlushed", str(error))
+            return {key: failure for key, port in ports.items() if port.ofport in zones}
+        self._empty |= zones
+        return {}
+
+    def observe(self, layer: str, actual: Mapping[Hashable, Any]) -> None:
+        """What a layer holds now becomes facts."""
+        if layer == "guard":
+            self._inputs.guarded.replace_all({g.device: True for g in actual.values() if isinstance(g, Guard)})
+        elif layer == "ovsdb":
+            self._ports = {port.device: port for port in actual.values() if isinstance(port, OvsPort)}
+            if not self._adopted:
+                self._adopt()
+            self._inputs.ofports.replace_all({p.device: p.ofport for p in self._ports.values() if p.ofport > 0})
+            self._release()
+            self.issue()
+
+    async def revalidated(self) -> None:
+        """The datapath has caught up with the flows; without vswitchd there is nothing that could lag."""
+        try:
+            await self._revalidate()
+        except DeviceUnavailable as error:
+            log.info("no revalidation: vswitchd is away", error=str(error))
+
+    def _adopt(self) -> None:
+        """Numbers and zones of ports that a former process has plugged stay theirs, with their connections."""
+        numbers = self._ovs().ofports
+        for port in self._ports.values():
+            number = port.ofport or numbers.get(port.device, 0)
+            if FIRST_NUMBER <= number <= LAST_NUMBER:
+                self._inputs.issued.put(port.port_uid, number)
+                self._empty.add(number)
+        self._adopted = True
+
+    async def _flush_soon(self, zones: Iterable[int]) -> None:
+        for _ in range(FLUSH_TRIES):
+            try:
+                await self._flush(list(zones))
+                return
+            except DeviceUnavailable:
+                await asyncio.sleep(FLUSH_PAUSE)
+        await self._flush(list(zones))
