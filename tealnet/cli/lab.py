@@ -1,0 +1,268 @@
+"""`teal lab`: hosts on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from tealnet.cli import output
+from tealnet.cli.contexts import drop_context, put_context
+from tealnet.cli.session import Failure
+from tealnet.lab import Family, Lab, LabError, Network, Parts
+
+_NETWORKS = {"underlay": [Network.UNDERLAY], "management": [Network.MANAGEMENT], "all": list(Network)}
+
+name_option = click.option(
+    "--name",
+    default="default",
+    show_default=True,
+    envvar="TEALNET_LAB",
+    help="Which lab; several can stand side by side.",
+)
+host_argument = click.argument("host")
+process_argument = click.argument("process")
+network_option = click.option(
+    "--network", type=click.Choice(list(_NETWORKS)), default="underlay", show_default=True,
+    help="underlay: tunnels; management: the session with the controller.",
+)  # fmt: skip
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A LabError is for people: one line, no traceback."""
+    try:
+        yield
+    except LabError as error:
+        raise Failure(str(error)) from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Steps on standard error: one changing line on a terminal, else a line each."""
+    if not sys.stderr.isatty():
+        yield lambda step: click.echo(step, err=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as line:
+        yield line.update
+
+
+def _context(name: str) -> str:
+    return "lab" if name == "default" else f"lab-{name}"
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@click.group()
+def lab() -> None:
+    """Hosts on this machine: namespaces with their own Open vSwitch and agent, and a controller beside them.
+
+    Inside a host default paths and plain tools work as on a real machine: `teal lab exec h1 -- ovs-vsctl show`.
+    Nothing of a lab touches this machine's own Open vSwitch, etcd, interfaces or files.
+    """
+
+
+@lab.command()
+@name_option
+@click.option("--hosts", default=3, show_default=True, type=click.IntRange(0, 250), help="How many; they are h1, h2, …")
+@click.option(
+    "--mtu", default=1500, show_default=True, type=click.IntRange(1280, 9000), help="Of the underlay, in bytes."
+)
+@click.option(
+    "--family", type=click.Choice(["v4", "v6"]), default="v4", show_default=True, help="Of the tunnel addresses."
+)
+@click.option("--without-daemons", is_flag=True, help="Only hosts with Open vSwitch: no controller, no agents.")
+def up(name: str, *, hosts: int, mtu: int, family: str, without_daemons: bool) -> None:
+    """Make a lab and the context `lab` that reaches its controller."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    parts = Parts.SWITCH if without_daemons else Parts.ALL
+    with _plain_errors(), _progress() as note:
+        made = Lab.up(name, hosts=hosts, mtu=mtu, family=Family(family), parts=parts, note=note)
+    if parts is Parts.ALL:
+        put_context(_context(name), made.context)
+    click.echo(f"lab {name!r} is up: {', '.join(host.name for host in made.hosts) or 'no hosts'}")
+
+
+@lab.command()
+@name_option
+@click.option("--all", "every", is_flag=True, help="Every lab.")
+def down(name: str, *, every: bool) -> None:
+    """Take a lab down, whatever state it is in. Nothing of it stays."""
+    with _plain_errors():
+        for one in Lab.names() if every else [name]:
+            Lab.remove(one)
+            drop_context(_context(one))
+            click.echo(f"lab {one!r} is down")
+
+
+@lab.command()
+@name_option
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def status(name: str, *, form: str) -> None:
+    """Machines, their processes and what is cut. Exit code 1 if something does not run."""
+    with _plain_errors():
+        found = Lab.load(name).status()
+    if form == "json":
+        click.echo(json.dumps(found, indent=1))
+    else:
+        click.echo(f"lab {name}: underlay MTU {found['mtu']}, files in {found['directory']}")
+        rows = []
+        for machine in found["machines"]:
+            processes = "  ".join(f"{what} {_words(row)}" for what, row in machine["processes"].items())
+            state = "up" if machine["up"] else "down"
+            rows.append([machine["name"], state, machine.get("vtep", ""), ",".join(machine.get("cut", [])), processes])
+        output.table(["MACHINE", "STATE", "VTEP", "CUT", "PROCESSES"], rows)
+    well = found["ready"] and found["networks"] and all(
+        row["state"] == "running" for machine in found["machines"] for row in machine["processes"].values()
+    )  # fmt: skip
+    sys.exit(0 if well else 1)
+
+
+def _words(row: dict[str, object]) -> str:
+    if row["state"] in ("running", "stopped"):
+        return f"{row['state']} ({row['pid']})"
+    return f"{row['state']} (exit {row['exit']})" if row.get("exit") is not None else str(row["state"])
+
+
+@lab.command("list")
+def list_() -> None:
+    """Names of the labs on this machine."""
+    for one in Lab.names():
+        click.echo(one)
+
+
+@lab.command("exec", context_settings={"allow_interspersed_args": False})
+@name_option
+@click.option("--netns", default="", help="A namespace of the host, for example acme.web-1.")
+@host_argument
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def exec_(name: str, *, netns: str, host: str, command: tuple[str, ...]) -> None:
+    """Run CMD inside a host (or `controller`): `teal lab exec h1 -- ip netns list`. Without CMD: a shell."""
+    with _plain_errors():
+        machine = Lab.load(name).machine(host)
+        words = command[1:] if command[:1] == ("--",) else command
+        words = words or (os.environ.get("SHELL") or "/bin/bash",)
+        argv = [*machine.enter(netns=netns, cwd=os.getcwd()), *words]
+    sys.stdout.flush()
+    os.execvp(argv[0], argv)
+
+
+@lab.command("add-host")
+@name_option
+@click.argument("host", default="")
+@click.option("--bare", is_flag=True, help="A machine fresh from the shelf: addresses on eth0, nothing started.")
+def add_host(name: str, *, host: str, bare: bool) -> None:
+    """Add a host; by default h and the first free number."""
+    with _plain_errors():
+        added = Lab.load(name).add_host(host, parts=Parts.BARE if bare else None)
+    click.echo(f"{added.name} is up: {added.vtep}")
+
+
+@lab.command("remove-host")
+@name_option
+@host_argument
+@click.option("--force", is_flag=True, help="Take it away without asking the API, like a fire; its object stays.")
+def remove_host(name: str, *, host: str, force: bool) -> None:
+    """Delete a host's object and take the host away. The API refuses while ports are on it."""
+    with _plain_errors():
+        found = Lab.load(name)
+        if force:
+            found.lose_host(host)
+        else:
+            found.remove_host(host)
+    click.echo(f"{host} is gone")
+
+
+@lab.command()
+@name_option
+@host_argument
+@process_argument
+@click.option("--signal", "number", default="KILL", show_default=True, type=click.Choice(["KILL", "TERM", "INT"]))
+@click.option("--restart", is_flag=True, help="Start it again as soon as it is gone.")
+def kill(name: str, *, host: str, process: str, number: str, restart: bool) -> None:
+    """End a process: agent, ovsdb-server, ovs-vswitchd; of `controller`: controller, etcd.
+
+    Nothing starts it again but `teal lab start` (etcd: the controller does).
+    """
+    with _plain_errors():
+        found = Lab.load(name)
+        found.kill(host, process, signal.Signals[f"SIG{number}"])
+        if restart:
+            found.start(host, process)
+
+
+@lab.command()
+@name_option
+@host_argument
+@process_argument
+def start(name: str, *, host: str, process: str) -> None:
+    """Start a process that has ended."""
+    with _plain_errors():
+        Lab.load(name).start(host, process)
+
+
+@lab.command()
+@name_option
+@host_argument
+@process_argument
+def stop(name: str, *, host: str, process: str) -> None:
+    """Freeze a process."""
+    with _plain_errors():
+        Lab.load(name).stop(host, process)
+
+
+@lab.command()
+@name_option
+@host_argument
+@process_argument
+def cont(name: str, *, host: str, process: str) -> None:
+    """Let a frozen process go on."""
+    with _plain_errors():
+        Lab.load(name).cont(host, process)
+
+
+@lab.command()
+@name_option
+@host_argument
+@network_option
+def cut(name: str, *, host: str, network: str) -> None:
+    """Lose every frame of a host, silently: its link stays up. By default its session with the controller lives on."""
+    with _plain_errors():
+        for one in _NETWORKS[network]:
+            Lab.load(name).cut(host, one)
+
+
+@lab.command()
+@name_option
+@host_argument
+@network_option
+def heal(name: str, *, host: str, network: str) -> None:
+    """Carry the host's frames again."""
+    with _plain_errors():
+        for one in _NETWORKS[network]:
+            Lab.load(name).heal(host, one)
+
+
+@lab.command()
+@name_option
+@host_argument
+@click.argument("process", default="")
+@click.option("-f", "--follow", is_flag=True, help="Go on as the logs grow.")
+def logs(name: str, *, host: str, process: str, follow: bool) -> None:
+    """Logs of a host or of one of its processes."""
+    with _plain_errors():
+        paths = Lab.load(name).logs(host, process)
+    if not paths:
+        raise Failure(f"no logs of {process or 'anything'} on {host}")
+    words = ["tail", *(["-F"] if follow else []), "-n", "+1", *map(str, paths)]
+    sys.stdout.flush()
+    os.execvp(words[0], words)

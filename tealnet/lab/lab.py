@@ -1,0 +1,413 @@
+"""A lab: hosts, a controller and the networks between them, on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+
+from tealnet.lab import api, pki, place, process
+from tealnet.lab.controller import NAME as CONTROLLER
+from tealnet.lab.controller import SERVER, Controller
+from tealnet.lab.errors import LabError
+from tealnet.lab.fabric import HOSTS_MAX, Fabric, Network
+from tealnet.lab.host import AGENT, SCHEMA, Family, Host, Parts
+from tealnet.lab.machine import END_SECONDS, Machine, tail
+from tealnet.lab.process import Process
+
+if TYPE_CHECKING:
+    from tealnet.client import Client
+
+_AT_ONCE = 8
+PROGRAMS = ("ip", "bridge", "nsenter", "ovsdb-server", "ovs-vswitchd", "ovsdb-tool", "ovs-vsctl")
+
+Note = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+class Lab:
+    """A lab that exists; `Lab.up` makes one, `Lab.load` finds one."""
+
+    def __init__(self, directory: Path, content: dict[str, Any]) -> None:
+        self.directory = directory
+        self.name = directory.name
+        self.mtu: int = content["mtu"]
+        self.parts = Parts(content["parts"])
+        self.family = Family(content["family"])
+        self.ready: bool = content["ready"]
+        self._hosts = {
+            name: self._host(name, number=row["number"], parts=Parts(row["parts"]))
+            for name, row in content["hosts"].items()
+        }
+        machines = directory / "machines"
+        self.fabric = Fabric(machines / "fabric")
+        self.controller = Controller(machines / CONTROLLER, lab=directory)
+
+    # -- up and down
+
+    @classmethod
+    def up(
+        cls,
+        name: str = "default",
+        *,
+        hosts: int = 3,
+        mtu: int = 1500,
+        family: Family = Family.V4,
+        parts: Parts = Parts.ALL,
+        note: Note = _silent,
+    ) -> Self:
+        """Make a lab with hosts h1, h2, … and wait until all of it works; what fails is taken down again.
+
+        `mtu` is the underlay's in bytes, `family` that of the tunnel addresses; `note` hears of each step.
+
+        Raises:
+            LabError: the lab exists, something to run it is missing, or a part did not start.
+        """
+        _check_machine()
+        if not 0 <= hosts <= HOSTS_MAX:
+            raise LabError(f"{hosts} hosts: a lab has 0 to {HOSTS_MAX}")
+        directory = place.directory(name)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o711)
+        except FileExistsError:
+            raise LabError(f"lab {name!r} exists; `teal lab down --name {name}` removes it") from None
+        with place.locked(directory):
+            lab = cls(directory, {"mtu": mtu, "parts": parts, "family": family, "ready": False, "hosts": {}})
+            try:
+                lab._build(hosts, note=note)
+            except BaseException:
+                lab._destroy()
+                raise
+        return lab
+
+    @classmethod
+    def load(cls, name: str = "default") -> Self:
+        """A lab that was made before.
+
+        Raises:
+            LabError: there is none, or its making was interrupted.
+        """
+        directory = place.directory(name)
+        try:
+            return cls(directory, json.loads((directory / "lab.json").read_text()))
+        except FileNotFoundError:
+            if directory.exists():
+                raise LabError(f"lab {name!r} was never finished; `teal lab down --name {name}` removes it") from None
+            raise LabError(f"no lab {name!r}; `teal lab up --name {name}` makes one") from None
+
+    @staticmethod
+    def remove(name: str = "default") -> None:
+        """Take a lab down, however broken or half-made it is. A lab that does not exist is down.
+
+        Raises:
+            LabError: something of it does not end, or another command is working on it.
+        """
+        directory = place.directory(name)
+        if directory.exists():
+            with place.locked(directory):
+                destroy(directory)
+
+    @staticmethod
+    def names() -> list[str]:
+        """The labs there are."""
+        base = place.base()
+        return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else []
+
+    def down(self) -> None:
+        """Remove everything: processes, namespaces, links, mounts and files."""
+        self.remove(self.name)
+
+    def _destroy(self) -> None:
+        destroy(self.directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    def _build(self, hosts: int, *, note: Note) -> None:
+        for number in range(1, hosts + 1):
+            self._hosts[f"h{number}"] = self._host(f"h{number}", number=number, parts=self.parts)
+        self._save()
+        for machine in (self.fabric, self.controller, *self.hosts):
+            machine.directory.mkdir(parents=True)
+        note("networks")
+        self.fabric.build()
+        if self.parts is Parts.ALL:
+            note("certificates and controller")
+            self._start_controller()
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for host in pool.map(self._build_host, self.hosts):
+                note(f"host {host.name}")
+        if self.parts is Parts.ALL:
+            self._start_agents(self.hosts, note=note)
+        self.ready = True
+        self._save()
+
+    def _start_controller(self) -> None:
+        pki.create(self.directory / "pki", self.controller)
+        self.controller.build(self.fabric)
+        self.controller.configure()
+        self.controller.start(CONTROLLER)
+        (self.directory / "context.yaml").write_text(yaml.safe_dump(self.context, sort_keys=False))
+
+    def _build_host(self, host: Host) -> Host:
+        host.build(self.fabric, mtu=self.mtu)
+        return host
+
+    def _start_agents(self, hosts: Sequence[Host], *, note: Note) -> None:
+        note("waiting for the controller")
+        with self.client() as teal:
+            self._or_words(lambda: api.wait_serving(teal))
+            api.register_hosts(teal, hosts)
+            for host in hosts:
+                pki.equip(self.directory / "pki", host)
+                host.configure_agent(server=SERVER)
+                host.start(AGENT)
+            note("waiting for the agents")
+            api.wait_ready(teal, hosts)
+
+    def _or_words(self, wait: Callable[[], None]) -> None:
+        try:
+            wait()
+        except LabError as error:
+            log = self.controller.disk("/var/log/tealnet") / "controller.log"
+            raise LabError(f"{error}\nthe controller's log ends:\n{tail(log)}") from None
+
+    # -- its parts
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """How to reach the controller's API from this machine: server, server_name, ca, cert, key, lab."""
+        return self.controller.context()
+
+    def client(self) -> Client:
+        """The SDK as admin of this lab; close it, or use it with `with`."""
+        return api.client(self.context)
+
+    @property
+    def hosts(self) -> list[Host]:
+        """All hosts in order of their numbers."""
+        return sorted(self._hosts.values(), key=lambda host: host.number)
+
+    def host(self, name: str) -> Host:
+        """A host by name. Raises LabError that names those there are."""
+        if name not in self._hosts:
+            raise LabError(f"no host {name!r} in lab {self.name!r}; there are: {', '.join(self._hosts) or 'none'}")
+        return self._hosts[name]
+
+    def machine(self, name: str) -> Host | Controller:
+        """A host, or the controller under that name."""
+        if name == CONTROLLER and self.parts is Parts.ALL:
+            return self.controller
+        return self.host(name)
+
+    def argv_in_netns(self, host: str, path: str, argv: Sequence[str]) -> list[str]:
+        """The command line that runs `argv` in the namespace at `path` of a host."""
+        return self.host(host).argv(argv, netns=path)
+
+    def add_host(self, name: str = "", *, parts: Parts | None = None) -> Host:
+        """One more host; by default h and the first free number, with as much as the others have.
+
+        Raises:
+            LabError: the name is taken, the lab is full, or a part did not start (the host is removed again).
+        """
+        with self._changing():
+            taken = {host.number for host in self.hosts}
+            number = next(
+                (n for n in range(1, HOSTS_MAX + 1) if n not in taken and (name or f"h{n}" not in self._hosts)), 0
+            )
+            if not number:
+                raise LabError(f"a lab has at most {HOSTS_MAX} hosts")
+            name = name or f"h{number}"
+            place.check_name(name)
+            if name in (*self._hosts, "fabric", CONTROLLER):
+                raise LabError(f"the name {name!r} is taken")
+            chosen = parts or self.parts
+            if chosen is Parts.ALL and self.parts is not Parts.ALL:
+                raise LabError(f"lab {self.name!r} has no controller: add hosts without an agent")
+            host = self._hosts[name] = self._host(name, number=number, parts=chosen)
+            self._save()
+            try:
+                host.directory.mkdir()
+                self._build_host(host)
+                if chosen is Parts.ALL:
+                    self._start_agents([host], note=_silent)
+            except BaseException:
+                self._drop(host)
+                raise
+            return host
+
+    def remove_host(self, name: str) -> None:
+        """Delete the Host object, which the API refuses while ports are on it, and take the host away.
+
+        Raises:
+            LabError: no such host, or the API's refusal.
+        """
+        with self._changing():
+            host = self.host(name)
+            if host.parts is Parts.ALL:
+                with self.client() as teal:
+                    api.unregister_host(teal, name)
+            self._drop(host)
+
+    def lose_host(self, name: str) -> None:
+        """Take a host away without asking anybody, like a fire. Its object stays."""
+        with self._changing():
+            self._drop(self.host(name))
+
+    def _drop(self, host: Host) -> None:
+        host.destroy()
+        del self._hosts[host.name]
+        self._save()
+
+    # -- what goes wrong on purpose
+
+    def kill(self, name: str, what: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End a process of a host, or of `controller`, and wait until it is gone. Nothing restarts it but `start`.
+
+        Processes: agent, ovsdb-server, ovs-vswitchd; controller, etcd (the controller starts its etcd again).
+        """
+        self.machine(name).kill(what, number)
+
+    def stop(self, name: str, what: str) -> None:
+        """Freeze a process (SIGSTOP)."""
+        self.machine(name).signal(what, signal.SIGSTOP, parent=CONTROLLER)
+
+    def cont(self, name: str, what: str) -> None:
+        """Let a frozen process go on."""
+        self.machine(name).signal(what, signal.SIGCONT, parent=CONTROLLER)
+
+    def start(self, name: str, what: str) -> Process:
+        """Start a process that has ended; Open vSwitch's are waited for until they listen."""
+        return self.machine(name).start(what)
+
+    def cut(self, name: str, network: Network = Network.UNDERLAY) -> None:
+        """Lose every frame of a host on a network, silently."""
+        self.fabric.cut(self.host(name).number, network)
+
+    def heal(self, name: str, network: Network = Network.UNDERLAY) -> None:
+        """Carry them again."""
+        self.fabric.heal(self.host(name).number, network)
+
+    # -- what it is like
+
+    def status(self) -> dict[str, Any]:
+        """The lab as a JSON object: machines, addresses, processes with their states, cuts."""
+        cuts = self.fabric.cuts() if self.fabric.alive() else {}
+        machines: list[tuple[Machine, tuple[str, ...], dict[str, Any]]] = [
+            (host, host.processes, {"vtep": host.vtep, "cut": [str(n) for n in cuts.get(host.number, [])]})
+            for host in self.hosts
+        ]
+        if self.parts is Parts.ALL:
+            machines.insert(0, (self.controller, self.controller.processes, {}))
+        return {
+            "name": self.name,
+            "directory": str(self.directory),
+            "mtu": self.mtu,
+            "ready": self.ready,
+            "networks": self.fabric.alive(),
+            "machines": [{**_look(machine, names), **more} for machine, names, more in machines],
+        }
+
+    def logs(self, name: str, what: str = "") -> list[Path]:
+        """The log files of a machine, or of one of its processes."""
+        machine = self.machine(name)
+        # etcd's log lies in the controller's data directory.
+        places = ("/var/log/openvswitch", "/var/log/tealnet", "/var/lib/tealnet")
+        found = [
+            path
+            for where in places
+            for path in sorted(machine.disk(where).rglob("*"))
+            if path.suffix in (".log", ".out")
+        ]
+        return [path for path in found if not what or path.stem == what]
+
+    # -- files
+
+    def _host(self, name: str, *, number: int, parts: Parts) -> Host:
+        where = self.directory / "machines" / name
+        return Host(name, where, number=number, parts=parts, family=self.family)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Alone, and from what the file says now."""
+        with place.locked(self.directory):
+            self.__init__(self.directory, json.loads((self.directory / "lab.json").read_text()))  # type: ignore[misc]
+            yield
+
+    def _save(self) -> None:
+        place.write_json(
+            self.directory / "lab.json",
+            {
+                "name": self.name,
+                "mtu": self.mtu,
+                "parts": self.parts,
+                "family": self.family,
+                "ready": self.ready,
+                "hosts": {host.name: {"number": host.number, "parts": host.parts} for host in self.hosts},
+            },
+        )
+
+
+def destroy(directory: Path) -> None:
+    """End every machine of the lab in `directory` at once, then remove its files.
+
+    Raises:
+        LabError: something does not end; the directory stays, so that it can be tried again.
+    """
+    machines = [Machine(entry.name, entry) for entry in (directory / "machines").glob("*") if entry.is_dir()]
+    holders = [holder for machine in machines if (holder := machine.holder())]
+    left = process.end(holders, seconds=END_SECONDS)
+    if left:
+        raise LabError(f"processes {', '.join(str(one.pid) for one in left)} do not end")
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other labs are there
+        directory.parent.rmdir()
+
+
+def _look(machine: Machine, names: tuple[str, ...]) -> dict[str, Any]:
+    up = machine.alive()
+    rows = {}
+    recorded = machine.record().get("processes", {})
+    for name in names:
+        row = recorded.get(name)
+        if up and row is None and CONTROLLER in recorded:
+            with contextlib.suppress(LabError):
+                found = machine.find(name, parent=CONTROLLER)
+                row = {"pid": found.pid, "start": found.start, "exit": None}
+        rows[name] = _process(row, up=up)
+    return {"name": machine.name, "up": up, "processes": rows}
+
+
+def _process(row: dict[str, Any] | None, *, up: bool) -> dict[str, Any]:
+    if row is None:
+        return {"state": "absent"}
+    letter = Process(row["pid"], row["start"]).state() if up else ""
+    if not letter:
+        return {"state": "ended", "exit": row["exit"]}
+    return {"state": "stopped" if letter in "Tt" else "running", "pid": row["pid"]}
+
+
+def _check_machine() -> None:
+    if os.geteuid() != 0:
+        raise LabError("a lab needs root: namespaces, bridges, Open vSwitch (use sudo)")
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    if missing or not Path(SCHEMA).exists():
+        raise LabError(f"not installed: {', '.join(missing) or SCHEMA}; deploy/setup.sh installs what is needed")

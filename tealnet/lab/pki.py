@@ -1,0 +1,36 @@
+"""The lab's own certificate authority: every machine and the admin get a leaf."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tealnet.lab.controller import NAME, TRUST_DOMAIN, Controller
+from tealnet.lab.fabric import CONTROLLER_ADDRESS
+from tealnet.lab.host import Host
+
+
+def create(directory: Path, controller: Controller) -> None:
+    """Make the authority, the admin's certificate and the controller's.
+
+    The authority's key stays in `directory`; the controller is not given it.
+    """
+    from tealnet.core.pki import Ca  # only labs with daemons need cryptography
+
+    ca = Ca.create(TRUST_DOMAIN)
+    ca.save(directory)
+    ca.issue("admin").save(directory, "admin")
+    target = controller.disk("/etc/tealnet")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(directory / "ca.crt", target)
+    ca.issue("controller", dns=(NAME, "localhost"), ips=(CONTROLLER_ADDRESS,)).save(target, "controller")
+
+
+def equip(directory: Path, host: Host) -> None:
+    """Give a host its certificate."""
+    from tealnet.core.pki import Ca
+
+    target = host.disk("/etc/tealnet")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(directory / "ca.crt", target)
+    Ca.load(directory).issue(f"host/{host.name}").save(target, "host")
