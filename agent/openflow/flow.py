@@ -8,7 +8,7 @@ no longer fits its cookie.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from hashlib import blake2b
 from struct import Struct, error
@@ -22,7 +22,7 @@ CONTENT_GROUP = 1 << 31  # set in ids that are hashes of the group's content, cl
 GROUP_ID_LIMIT = 0x7FFFFF00  # OFPG_MAX without the bit above
 
 GroupKey = tuple[Literal["group"], int]
-Key = int | GroupKey  # of the layer "flow": a flow's cookie, or ("group", id)
+SelectionMethod = Literal["", "dp_hash", "hash"]
 
 _FLOW = Struct("!BHH")
 _BUCKET = Struct("!HHI")
@@ -64,13 +64,8 @@ class Flow:
         object.__setattr__(self, "cookie", MARK << 56 | (self.feature & 0xFF) << 48 | number)
 
     @property
-    def key(self) -> Key:
+    def key(self) -> int:
         """Key in the layer "flow"."""
-        return self.cookie
-
-    @property
-    def identity(self) -> int:
-        """What reading back gives for it at its key."""
         return self.cookie
 
 
@@ -80,6 +75,7 @@ class GroupKind(IntEnum):
     ALL = 0
     SELECT = 1
     INDIRECT = 2
+    FAST_FAILOVER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,61 +88,53 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group with an issued id. `content_group` makes one whose id is its content.
-
-    `selection_method` of select groups: "" (OVS chooses), "dp_hash" or "hash"; `fields`: what "hash" takes.
-    """
+    """A group, its buckets and properties as they are on the wire. Made by `issued_group` and `content_group`."""
 
     group_id: int
     kind: GroupKind
-    buckets: tuple[Bucket, ...]
-    selection_method: Literal["", "dp_hash", "hash"] = ""
-    fields: tuple[str, ...] = ()
-    buckets_bytes: bytes = field(init=False, compare=False, repr=False)
-    properties: bytes = field(init=False, compare=False, repr=False)
-    digest: bytes = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        buckets = b"".join(self._bucket(number, bucket) for number, bucket in enumerate(self.buckets))
-        properties = _selection(self.selection_method, self.fields) if self.selection_method else b""
-        object.__setattr__(self, "buckets_bytes", buckets)
-        object.__setattr__(self, "properties", properties)
-        object.__setattr__(self, "digest", group_digest(self.kind, buckets, properties))
-
-    def _bucket(self, number: int, bucket: Bucket) -> bytes:
-        weight = _WEIGHT.pack(_OFPGBPT_WEIGHT, 8, bucket.weight) if self.kind is GroupKind.SELECT else b""
-        length = 8 + len(bucket.actions) + len(weight)
-        return _BUCKET.pack(length, len(bucket.actions), number) + bucket.actions + weight
+    buckets: bytes
+    properties: bytes
 
     @property
-    def key(self) -> Key:
+    def key(self) -> GroupKey:
         """Key in the layer "flow"."""
         return ("group", self.group_id)
 
-    @property
-    def identity(self) -> bytes:
-        """What reading back gives for it at its key."""
-        return self.digest
 
+def issued_group(
+    group_id: int,
+    kind: GroupKind,
+    *,
+    buckets: Iterable[Bucket],
+    selection_method: SelectionMethod = "",
+    fields: tuple[str, ...] = (),
+) -> Group:
+    """A group with an id that somebody issued; it can be changed in place.
 
-def group_digest(kind: int, buckets: bytes, properties: bytes) -> bytes:
-    """What a group is, whatever its id: bytes as in OFPT_GROUP_MOD, which are those of OFPMP_GROUP_DESC, too."""
-    head = kind.to_bytes(1, "big") + len(buckets).to_bytes(4, "big")
-    return blake2b(head + buckets + properties, digest_size=16).digest()
+    `selection_method` of select groups: "" (the switch chooses), "dp_hash" or "hash"; `fields`: what "hash" takes.
+    """
+    body = b"".join(_bucket(kind, number, bucket) for number, bucket in enumerate(buckets))
+    return Group(group_id, kind, body, _selection(selection_method, fields) if selection_method else b"")
 
 
 def content_group(
-    *,
     kind: GroupKind,
+    *,
     buckets: Iterable[Bucket],
-    selection_method: Literal["", "dp_hash", "hash"] = "",
+    selection_method: SelectionMethod = "",
     fields: tuple[str, ...] = (),
 ) -> Group:
     """A group whose id says what it does: to change it is to make another one."""
-    members = tuple(buckets)
-    draft = Group(0, kind, members, selection_method, fields)
-    number = int.from_bytes(draft.digest[:8], "big") % GROUP_ID_LIMIT
-    return Group(CONTENT_GROUP | number, kind, members, selection_method, fields)
+    draft = issued_group(0, kind, buckets=buckets, selection_method=selection_method, fields=fields)
+    head = kind.to_bytes(1, "big") + len(draft.buckets).to_bytes(4, "big")
+    digest = blake2b(head + draft.buckets + draft.properties, digest_size=8).digest()
+    return replace(draft, group_id=CONTENT_GROUP | int.from_bytes(digest, "big") % GROUP_ID_LIMIT)
+
+
+def _bucket(kind: GroupKind, number: int, bucket: Bucket) -> bytes:
+    weight = _WEIGHT.pack(_OFPGBPT_WEIGHT, 8, bucket.weight) if kind is GroupKind.SELECT else b""
+    length = 8 + len(bucket.actions) + len(weight)
+    return _BUCKET.pack(length, len(bucket.actions), number) + bucket.actions + weight
 
 
 def _selection(method: str, fields: tuple[str, ...]) -> bytes:

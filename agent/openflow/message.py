@@ -12,8 +12,7 @@ from struct import Struct
 
 from agent.openflow.actions import NX_VENDOR
 from agent.openflow.errors import ProtocolError
-from agent.openflow.flow import Flow, Group, content_hash, group_digest
-from agent.openflow.oxm import normal
+from agent.openflow.flow import Flow, Group, GroupKind
 
 VERSION = 6
 ANY = 0xFFFFFFFF  # OFPP_ANY, OFPG_ANY, OFP_NO_BUFFER
@@ -172,14 +171,14 @@ def flow_delete(xid: int, *, cookie: int, mask: int = COOKIE_MASK, table: int = 
 
 def group_write(xid: int, group: Group) -> bytes:
     """Add or modify a group (OFPGC_ADD_OR_MOD is Open vSwitch's own). Raises ProtocolError if it is too large."""
-    length = _GROUP_MOD.size + len(group.buckets_bytes) + len(group.properties)
+    length = _GROUP_MOD.size + len(group.buckets) + len(group.properties)
     if length > MAX_MESSAGE - _BUNDLE_ADD.size:
         raise ProtocolError(f"a group of {length} bytes fits into no message")
     head = _GROUP_MOD.pack(
         VERSION, Type.GROUP_MOD, length, xid, _OFPGC_ADD_OR_MODIFY, group.kind, group.group_id,
-        len(group.buckets_bytes), ANY,
+        len(group.buckets), ANY,
     )  # fmt: skip
-    return head + group.buckets_bytes + group.properties
+    return head + group.buckets + group.properties
 
 
 def group_delete(xid: int, group_id: int) -> bytes:
@@ -350,15 +349,6 @@ class FlowDesc:
             return None
         return raw[8:]
 
-    @property
-    def genuine(self) -> bool:
-        """Whether the content is what the cookie says it is."""
-        actions = self.actions
-        if actions is None:
-            return False
-        number = content_hash(self.table, self.priority, normal(self.match), actions)
-        return number == self.cookie & 0xFFFFFFFFFFFF
-
 
 def parse_flow_desc(payload: bytes) -> Iterator[FlowDesc]:
     """The flows of an OFPMP_FLOW_DESC reply."""
@@ -378,15 +368,15 @@ def parse_flow_desc(payload: bytes) -> Iterator[FlowDesc]:
         )
 
 
-def parse_group_desc(payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """(group id, digest as of `Group.digest`) of the groups of an OFPMP_GROUP_DESC reply."""
+def parse_group_desc(payload: bytes) -> Iterator[Group]:
+    """The groups of an OFPMP_GROUP_DESC reply."""
     for at, end in _entries(payload, _GROUP_DESC.size):
         _, kind, group_id, buckets_length = _GROUP_DESC.unpack_from(payload, at)
         start = at + _GROUP_DESC.size
-        if start + buckets_length > end:
-            raise ProtocolError("buckets are cut off")
+        if start + buckets_length > end or kind > max(GroupKind):
+            raise ProtocolError(f"group {group_id} is cut off or of type {kind}")
         buckets = payload[start : start + buckets_length]
-        yield group_id, group_digest(kind, buckets, payload[start + buckets_length : end])
+        yield Group(group_id, GroupKind(kind), buckets, payload[start + buckets_length : end])
 
 
 class Event(IntEnum):

@@ -1,0 +1,310 @@
+"""Flows and groups of the integration bridge, through OpenFlow 1.5. Layer flow.
+
+Keys are a flow's cookie → Flow and ("group", id) → Group. The bridge is ours alone, so what nobody of ours made there
+is read back, too, as ("foreign", …) → Foreign, to be deleted. Each batch is one atomic bundle. A flow's cookie is a
+hash of its content, so `read` finds out without any memory when somebody has changed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import structlog
+
+from agent.drivers.base import DeviceUnavailable, Failure
+from agent.drivers.openflow_session import Encode, RefusedError, Session
+from agent.drivers.unixctl import unixctl
+from agent.drivers.vswitchd import control_socket
+from agent.openflow import message as of
+from agent.openflow.errors import ProtocolError
+from agent.openflow.flow import Flow, Group, GroupKey, is_ours
+from agent.openflow.message import ErrorReply
+from agent.openflow.oxm import normal
+
+log = structlog.get_logger()
+
+RUN_DIR = "/run/openvswitch"
+RECONNECT_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds; the last one repeats
+BUNDLE_ATTEMPTS = 8  # refused so often, a batch goes message by message
+# Errors that may go away by themselves although the message stays the same: a port or group is not there yet.
+PASSING = frozenset({(2, 4), (2, 9)})
+HOPELESS = frozenset({2, 3, 4, 14})  # bad action, instruction, match, property: the same bytes will fail again
+
+ForeignKey = tuple[Literal["foreign"], int, int, int]  # table, priority, cookie
+Key = int | GroupKey | ForeignKey
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A flow on our bridge that we did not make, or that is no longer what its cookie says. To be deleted."""
+
+    table: int
+    priority: int
+    cookie: int
+
+
+Value = Flow | Group | Foreign
+Form = tuple[int, int, bytes, bytes]  # table, priority, match and instructions as the switch tells them
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFacts:
+    """What is known of the bridge. `connections` grows with each connection: the tables may be empty.
+
+    `generation` grows when somebody else changed flows or groups: read back.
+    """
+
+    connected: bool = False
+    connections: int = 0
+    generation: int = 0
+
+
+class FlowDriver:
+    """The driver of layer flow. `run` keeps the connection; without it everything raises DeviceUnavailable.
+
+    `socket` is the bridge's management socket, `run_dir` where vswitchd keeps its pid file and control socket.
+    `datapath` ("netdev@ovs-netdev") is needed for limits only if vswitchd has several datapaths.
+    """
+
+    def __init__(self, socket: str, *, run_dir: str = RUN_DIR, datapath: str = "") -> None:
+        self._socket = socket
+        self._run_dir = run_dir
+        self._datapath = datapath
+        self._session: Session | None = None
+        self._facts = FlowFacts()
+        self._changed = asyncio.Event()
+        self._lock = asyncio.Lock()  # a read is never between two halves of an apply
+        self._wait: asyncio.Task[None] | None = None
+        self._next_wait: asyncio.Task[None] | None = None
+        # Flows that the switch does not give back as they were sent, by cookie: see `_trust`.
+        self._doubtful: dict[int, Form] = {}
+        self._rewritten: dict[int, tuple[Form, Flow]] = {}
+
+    # -- the connection
+
+    async def run(self) -> None:
+        """Stay connected for ever; cancel to stop."""
+        attempt = 0
+        while True:
+            connections = self._facts.connections
+            try:
+                await self._serve()
+            except (DeviceUnavailable, ProtocolError, RefusedError) as error:
+                if attempt == 0:
+                    log.warning("the bridge is out of reach", socket=self._socket, error=str(error))
+            attempt = 0 if self._facts.connections > connections else attempt + 1
+            await asyncio.sleep(RECONNECT_DELAYS[min(attempt, len(RECONNECT_DELAYS) - 1)])
+
+    def facts(self) -> FlowFacts:
+        """What is known now."""
+        return self._facts
+
+    async def changes(self) -> AsyncIterator[FlowFacts]:
+        """Yield the facts now and whenever they change; what changes while the consumer is busy is one change."""
+        last: FlowFacts | None = None
+        while True:
+            event = self._changed
+            if self._facts != last:
+                last = self._facts
+                yield last
+            else:
+                await event.wait()
+
+    async def closed(self) -> None:
+        """Return when the present connection has ended, or at once without one."""
+        connections = self._facts.connections
+        async for facts in self.changes():
+            if not facts.connected or facts.connections > connections:
+                return
+
+    async def _serve(self) -> None:
+        async with Session(self._socket, on_change=self._on_change) as session:
+            self._session = session
+            self._set(connected=True, connections=self._facts.connections + 1)
+            log.info("connected to the bridge", socket=self._socket, connections=self._facts.connections)
+            try:
+                why = await session.closed()
+                log.warning("connection to the bridge lost", socket=self._socket, error=why)
+            finally:
+                self._session = None
+                self._set(connected=False)
+
+    def _on_change(self, cookie: int | None) -> None:
+        """Somebody else changed this flow, or something else."""
+        if cookie is not None:
+            self._rewritten.pop(cookie, None)
+        self._set(generation=self._facts.generation + 1)
+
+    def _set(self, **changes: Any) -> None:
+        self._facts = replace(self._facts, **changes)
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+    def _connected(self) -> Session:
+        if self._session is None:
+            raise DeviceUnavailable(f"no connection to the bridge at {self._socket}")
+        return self._session
+
+    # -- flows and groups
+
+    async def read(self) -> dict[Key, Value]:
+        """All flows and groups of the bridge."""
+        out: dict[Key, Value] = {}
+        async with self._lock:
+            session = self._connected()
+            self._doubtful.clear()
+            await self._collect(session, of.flow_desc_request, partial(self._take_flows, out))
+            await self._collect(session, of.group_desc_request, partial(_take_groups, out))
+        for value in list(out.values()):
+            if isinstance(value, Foreign):
+                out.pop(value.cookie, None)  # an impostor: it goes by its cookie, and the true one with it
+        return out
+
+    @staticmethod
+    async def _collect(session: Session, request: Encode, on_part: Callable[[bytes], None]) -> None:
+        try:
+            await session.collect(request, on_part)
+        except RefusedError as error:
+            raise DeviceUnavailable(f"the switch does not tell what it has: {error}") from error
+
+    def _take_flows(self, out: dict[Key, Value], payload: bytes) -> None:
+        for raw in of.parse_flow_desc(payload):
+            flow = self._genuine(raw) if is_ours(raw.cookie) else None
+            if flow is not None:
+                out[raw.cookie] = flow
+            else:
+                foreign = Foreign(raw.table, raw.priority, raw.cookie)
+                out["foreign", raw.table, raw.priority, raw.cookie] = foreign
+
+    def _genuine(self, raw: of.FlowDesc) -> Flow | None:
+        """The flow if its content is what the cookie says it is."""
+        actions = raw.actions
+        if actions is not None:
+            flow = Flow(raw.table, raw.priority, normal(raw.match), actions, raw.cookie >> 48 & 0xFF)
+            if flow.cookie == raw.cookie:
+                return flow
+        form = (raw.table, raw.priority, raw.match, raw.instructions)
+        trusted = self._rewritten.get(raw.cookie)
+        if trusted is not None and trusted[0] == form:
+            return trusted[1]
+        self._doubtful[raw.cookie] = form
+        return None
+
+    async def apply(self, write: Mapping[Key, Value], delete: Collection[Key]) -> Mapping[Key, Failure]:
+        """One atomic bundle. Groups are made before the flows that use them, and go after them.
+
+        A refused message fails alone: the bundle is sent again without it. Reasons: OpenFlow… (of the switch),
+        OpenFlowTooLarge, OpenFlowRefused (part of a bundle that did not go through).
+        """
+        failures: dict[Key, Failure] = {}
+        todo = _plan(write, delete)
+        async with self._lock:
+            session = self._connected()
+            for attempt in range(BUNDLE_ATTEMPTS + 1):
+                keys = list(todo)
+                encoders = list(todo.values())
+                last = attempt == BUNDLE_ATTEMPTS
+                outcome = await (session.each(encoders) if last else session.bundle(encoders))
+                for index, why in outcome.refused.items():
+                    failures[keys[index]] = _failure(why)
+                    del todo[keys[index]]
+                if outcome.committed or not todo:
+                    break
+        self._trust(write, failures)
+        return failures
+
+    def _trust(self, write: Mapping[Key, Value], failures: Mapping[Key, Failure]) -> None:
+        """A flow that we have just written, and that did not look like it before, may simply look like that.
+
+        Another version of Open vSwitch may write a match in another way. If the flow reads the same after it has been
+        written again, and nobody else touched it, then it is ours; else it would be written for ever.
+        """
+        for cookie, form in self._doubtful.items():
+            flow = write.get(cookie)
+            if isinstance(flow, Flow) and cookie not in failures:
+                self._rewritten[cookie] = (form, flow)
+        self._doubtful.clear()
+
+    # -- conntrack, packets, revalidation
+
+    async def flush_zone(self, zone: int) -> None:
+        """Forget all connections of a conntrack zone; returns when it is done."""
+        await self._one(partial(of.flush_zone, zone=zone))
+
+    async def packet_out(self, *, actions: bytes, packet: bytes, match: bytes = b"") -> None:
+        """Run actions on a packet of ours (an Ethernet frame). `match` sets in_port, metadata and registers."""
+        await self._one(partial(of.packet_out, actions=actions, packet=packet, match=match))
+
+    async def _one(self, encode: Encode) -> None:
+        outcome = await self._connected().each([encode])
+        for why in outcome.refused.values():
+            raise why if isinstance(why, ProtocolError) else RefusedError(why)
+
+    async def revalidated(self) -> None:
+        """Return when no packet can take the path of flows that went before the call.
+
+        Takes up to other_config:max-revalidator, so calls share: those that come while one runs wait for the next.
+        """
+        if self._wait is None or self._wait.done():
+            self._wait = asyncio.create_task(self._revalidate(None))
+            turn = self._wait
+        else:
+            if self._next_wait is None:
+                self._next_wait = asyncio.create_task(self._revalidate(self._wait))
+            turn = self._next_wait
+        await asyncio.shield(turn)
+
+    async def _revalidate(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+            self._wait, self._next_wait = self._next_wait, None
+        await self._vswitchd("revalidator/wait")
+
+    async def set_ct_limit(self, zone: int, limit: int) -> None:
+        """At most so many connections in a zone. Lost with every start of vswitchd."""
+        datapath = [self._datapath] if self._datapath else []
+        await self._vswitchd("dpctl/ct-set-limits", *datapath, f"zone={zone},limit={limit}")
+
+    async def _vswitchd(self, command: str, *args: str) -> str:
+        try:
+            path = control_socket(self._run_dir)
+        except (OSError, ValueError) as error:
+            raise DeviceUnavailable(f"ovs-vswitchd is down: {error}") from error
+        return await unixctl(path, command, *args)
+
+
+def _take_groups(out: dict[Key, Value], payload: bytes) -> None:
+    for group in of.parse_group_desc(payload):
+        out[group.key] = group
+
+
+def _plan(write: Mapping[Key, Value], delete: Collection[Key]) -> dict[Key, Encode]:
+    """What is to be sent, in order. Foreign flows go first: one may carry the cookie of a flow that is written."""
+    plan: dict[Key, Encode] = {}
+    for key, value in write.items():
+        if isinstance(value, Group):
+            plan[key] = partial(of.group_write, group=value)
+    for key in delete:
+        if isinstance(key, tuple) and key[0] == "foreign":
+            plan[key] = partial(of.flow_delete, cookie=key[3], table=key[1])
+    for key, value in write.items():
+        if isinstance(value, Flow):
+            plan[key] = partial(of.flow_add, flow=value)
+    for key in delete:
+        if isinstance(key, int):
+            plan[key] = partial(of.flow_delete, cookie=key)
+    for key in delete:
+        if isinstance(key, tuple) and key[0] == "group":
+            plan[key] = partial(of.group_delete, group_id=key[1])
+    return plan
+
+
+def _failure(why: ErrorReply | ProtocolError) -> Failure:
+    if isinstance(why, ProtocolError):
+        return Failure("OpenFlowTooLarge", str(why), retriable=False)
+    passing = why.type not in HOPELESS or (why.type, why.code) in PASSING
+    return Failure(why.reason, f"the switch refused it: {why}", retriable=passing)
