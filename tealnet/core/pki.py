@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 CA_DAYS = 3650
 LEAF_DAYS = 365
+_LABEL = "[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
+_DNS_NAME = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
+
 SKEW = timedelta(minutes=5)
 """How far back a certificate begins, for hosts whose clocks are behind."""
 
@@ -103,6 +107,8 @@ class Ca:
         key = _private_key(_read(key_file), str(key_file))
         if cert.public_key() != key.public_key():
             raise PkiError(f"{key_file} is not the key of {cert_file}")
+        if not _is_authority(cert):
+            raise PkiError(f"{cert_file} is not the certificate of an authority")
         uris = uri_names(cert)
         if len(uris) != 1 or not uris[0].startswith("spiffe://"):
             raise PkiError(f"{cert_file} does not name its trust domain; was it made by `teal pki init`?")
@@ -236,6 +242,13 @@ def uri_names(cert: x509.Certificate) -> list[str]:
 # ---- parts of a certificate
 
 
+def _is_authority(cert: x509.Certificate) -> bool:
+    try:
+        return cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
 def _serial() -> int:
     return secrets.randbits(127) | 1 << 127  # 128 bits, random (RFC 5280 4.1.2.2: positive, at most 20 octets)
 
@@ -252,10 +265,9 @@ def _names(names: Sequence[x509.GeneralName]) -> x509.SubjectAlternativeName:
 def _general_names(uri: str, dns: Sequence[str], ips: Sequence[Address | str]) -> list[x509.GeneralName]:
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
     for name in dns:
-        try:
-            names.append(x509.DNSName(name))
-        except ValueError as error:
-            raise PkiError(f"{name!r} is no DNS name") from error
+        if not _DNS_NAME.fullmatch(name) or len(name) > 253:
+            raise PkiError(f"{name!r} is no DNS name")
+        names.append(x509.DNSName(name))
     for ip in ips:
         try:
             names.append(x509.IPAddress(ip_address(ip)))
