@@ -83,6 +83,7 @@ _UPDATE = Struct("!HH")
 _UPDATE_FULL = Struct("!HHBBHHH4xQ")
 _ERROR = Struct("!HH")
 
+_MAX_CONTENT = MAX_MESSAGE - 128  # of a flow or group: leaves room for all headers, that of a bundle too
 _OFPFC_ADD, _OFPFC_DELETE = 0, 3
 _OFPGC_DELETE, _OFPGC_ADD_OR_MODIFY = 2, 0x8000
 _ATOMIC_ORDERED = 3
@@ -144,12 +145,12 @@ def oxm_match(fields: bytes) -> bytes:
 
 def flow_add(xid: int, flow: Flow) -> bytes:
     """Add, or replace what has the same table, priority and match. Raises ProtocolError if it is too large."""
-    match = oxm_match(flow.match)
     actions = flow.actions
+    if len(flow.match) + len(actions) > _MAX_CONTENT:
+        raise ProtocolError(f"a flow of {len(flow.match) + len(actions)} bytes fits into no message")
+    match = oxm_match(flow.match)
     instructions = _APPLY.pack(_OFPIT_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else b""
     length = 48 + len(match) + len(instructions)
-    if length > MAX_MESSAGE - _BUNDLE_ADD.size:
-        raise ProtocolError(f"a flow of {length} bytes fits into no message")
     head = _FLOW_MOD.pack(
         VERSION, Type.FLOW_MOD, length, xid, flow.cookie, 0, flow.table, _OFPFC_ADD, 0, 0, flow.priority, ANY, ANY,
         ANY, 0, 0,
@@ -172,7 +173,7 @@ def flow_delete(xid: int, *, cookie: int, mask: int = COOKIE_MASK, table: int = 
 def group_write(xid: int, group: Group) -> bytes:
     """Add or modify a group (OFPGC_ADD_OR_MOD is Open vSwitch's own). Raises ProtocolError if it is too large."""
     length = _GROUP_MOD.size + len(group.buckets) + len(group.properties)
-    if length > MAX_MESSAGE - _BUNDLE_ADD.size:
+    if length > _MAX_CONTENT:
         raise ProtocolError(f"a group of {length} bytes fits into no message")
     head = _GROUP_MOD.pack(
         VERSION, Type.GROUP_MOD, length, xid, _OFPGC_ADD_OR_MODIFY, group.kind, group.group_id,
