@@ -162,3 +162,11 @@ class SessionEntry:
     replica: str
     session: str
     instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The elected replica; create_revision is what chores' writes compare."""
+
+    replica: str
+    create_revision: int

@@ -14,6 +14,7 @@ from controller.rows import (
     RouterSpec,
     SessionEntry,
     TenantSpec,
+    Term,
     TombstoneRow,
 )
 from tealnet.core.tables import Graph, Index, Table
@@ -38,6 +39,9 @@ class World:
         self.sessions: Table[str, SessionEntry] = graph.table()  # host uid
         self.replicas: Table[str, store_pb2.ReplicaRow] = graph.table()
         self.lineages: Table[int, str] = graph.table()
+        self.terms: Table[str, Term] = graph.table()  # the one key "chores": who does chores
+        self.barriers: Table[str, store_pb2.Barrier] = graph.table()  # questions to all replicas, by id
+        self.answers: Table[tuple[str, str], store_pb2.BarrierAnswer] = graph.table()  # (barrier id, replica)
 
         self.hosts_by_uid: Index[Intent[HostSpec]] = self.hosts.index(lambda r: (r.uid,))
         self.tenants_by_uid: Index[Intent[TenantSpec]] = self.tenants.index(lambda r: (r.uid,))

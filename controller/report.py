@@ -1,0 +1,217 @@
+"""What a host says about its ports, written to etcd: transitions only, in batches, and only for the live session.
+
+Acks and revisions are never written: who needs them asks by a barrier (A16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import structlog
+
+from controller.etcd import OutcomeUnknown, StoreError, StoreUnavailable
+from controller.etcd.types import Put, delete, modified, prefix_end, put, value_is
+from controller.hosts import clear_conditions, edit_host_status, set_condition, timestamp
+from controller.outbox import Unit
+from controller.store import Store
+from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.store.v1 import store_pb2
+
+log = structlog.get_logger()
+
+_DELAY = 0.05  # seconds
+_BATCH = 100  # puts per transaction
+_LOCALPORT = "localport/"
+_UNACCOUNTED = "Unaccounted"
+
+
+class Result(NamedTuple):
+    """The last word on a port: the versions applied and tried, and why the try failed ("" = it did not)."""
+
+    applied: bytes
+    tried: bytes
+    reason: str
+    text: str
+
+
+class Report:
+    """The results of one session's ports. `run` writes what `acked` finds changed."""
+
+    def __init__(self, store: Store, *, host_uid: str, session: bytes) -> None:
+        self.store, self.host_uid = store, host_uid
+        self._mine = value_is(store.keys.session(host_uid), session)
+        self.failures: dict[str, pb.KeyFailure] = {}
+        self._sent: dict[str, bytes] = {}  # port uid → version of the newest acked unit
+        self._told: dict[str, Result] = {}  # port uid → what is written or about to be
+        self._queue: dict[str, Result | None] = {}
+        self._wake = asyncio.Event()
+
+    # ---- taking in
+
+    def acked(self, units: Iterable[Unit], ack: pb.Ack) -> None:
+        """An Ack: the units it is the first about, and the full set of failures."""
+        failures = {failure.key: failure for failure in ack.failures}
+        affected = {key for key in failures.keys() | self.failures.keys() if self._differs(key, failures)}
+        self.failures = failures
+        uids = {key.removeprefix(_LOCALPORT) for key in affected if key.startswith(_LOCALPORT)}
+        for unit in units:
+            for uid, version in unit.sent.items():
+                uids.add(uid)
+                if version is None:
+                    self._sent.pop(uid, None)
+                else:
+                    self._sent[uid] = version
+        for uid in uids:
+            self._tell(uid)
+
+    def _differs(self, key: str, failures: dict[str, pb.KeyFailure]) -> bool:
+        return failures.get(key) != self.failures.get(key)
+
+    def bound(self, uid: str) -> None:
+        """A port was bound to this host, which may have it already: it came back before it was gone."""
+        self._told.pop(uid, None)
+        if uid in self._sent:
+            self._tell(uid)
+
+    def _tell(self, uid: str) -> None:
+        """Queue what there is to say; only the host that the port is bound to speaks for it."""
+        before, version = self._known(uid), self._sent.get(uid)
+        if version is None:
+            self._told.pop(uid, None)
+            self._queue.pop(uid, None)
+            after = None
+        elif not self._is_bound(uid):
+            return
+        else:
+            after = Result(version, version, "", "")
+            if failure := self.failures.get(_LOCALPORT + uid):
+                applied = before.applied if before else b""
+                after = Result(applied, failure.version or version, failure.reason or "FAILED", failure.text)
+            self._told[uid] = after
+        if after != before:
+            self._queue[uid] = after
+            self._wake.set()
+
+    def _is_bound(self, uid: str) -> bool:
+        ports, hosts = self.store.world.ports, self.store.world.hosts
+        found = (ports.rows[name].spec.host for name in self.store.world.ports_by_uid.keys(uid))
+        return any((host := hosts.rows.get(name)) and host.uid == self.host_uid for name in found)
+
+    def _known(self, uid: str) -> Result | None:
+        """What was said last of this port on this host."""
+        if uid in self._told:
+            return self._told[uid]
+        row = self.store.world.port_status.rows.get(uid)
+        if row is None or row.host_uid != self.host_uid:
+            return None
+        return Result(row.applied, row.tried, row.reason, row.text)
+
+    # ---- writing
+
+    async def run(self) -> None:
+        """Write, until cancelled; returns when this is not the host's session any more."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(_DELAY)
+            self._wake.clear()
+            while self._queue:
+                batch = {uid: self._queue.pop(uid) for uid in list(self._queue)[:_BATCH]}
+                try:
+                    if not await self._write(batch):
+                        return
+                except (StoreUnavailable, OutcomeUnknown) as error:
+                    log.warning("port status not written yet", host_uid=self.host_uid, error=str(error))
+                    self._queue = {**batch, **self._queue}
+                    await asyncio.sleep(1)
+
+    async def _write(self, batch: dict[str, Result | None]) -> bool:
+        for uid in (uid for uid, result in batch.items() if result is None):
+            await self._forget(uid)
+        puts = [self._put(uid, result) for uid, result in batch.items() if result]
+        return not puts or (await self.store.etcd.txn([self._mine], puts)).succeeded
+
+    async def _forget(self, uid: str) -> None:
+        """The port lives and left this host; its status row goes unless another host has spoken since."""
+        key = self.store.keys.port_status(uid)
+        page = await self.store.etcd.range(key)
+        for kv in page.kvs:
+            if store_pb2.PortStatusRow.FromString(kv.value).host_uid == self.host_uid:
+                await self.store.etcd.txn([self._mine, modified(key, kv.mod_revision)], [delete(key)])
+
+    def _put(self, uid: str, result: Result) -> Put:
+        row = store_pb2.PortStatusRow(
+            host_uid=self.host_uid,
+            applied=result.applied,
+            tried=result.tried,
+            reason=result.reason,
+            text=result.text,
+            since=timestamp(),
+        )
+        return put(self.store.keys.port_status(uid), row.SerializeToString())
+
+    # ---- tombstones and the host's own row
+
+    async def note_removed(self, synced: int) -> None:
+        """Mark the tombstones that this host has carried out: it is synced past them and does not hold the port."""
+        store = self.store
+        rows = store.world.tombstones.rows
+        due = {
+            key
+            for key in store.world.tombstones_by_host.keys(self.host_uid)
+            if not rows[key].acked and rows[key].revision <= synced and (rows[key].due or not rows[key].moved_to)
+        }
+        if not due:
+            return
+        prefix = store.keys.tombstone(self.host_uid, "")
+        _, found = await store.etcd.scan(prefix, prefix_end(prefix))
+        for kv in found:
+            parts = store.keys.relative(kv.key).split("/")
+            key = (parts[2], parts[3], parts[4] if len(parts) > 4 else "")
+            if key not in due or kv.mod_revision > synced:  # a move became due later than it was written
+                continue
+            message = store_pb2.Tombstone.FromString(kv.value)
+            message.acked = True
+            write = put(kv.key, message.SerializeToString())
+            await store.etcd.txn([self._mine, modified(kv.key, kv.mod_revision)], [write])
+
+    async def note_facts(self, facts: pb.Facts) -> None:
+        """Keep what the host says of itself, if it is news."""
+
+        def edit(row: store_pb2.HostStatusRow) -> None:
+            row.underlay_mtu, row.ovs_version, row.datapath = facts.underlay_mtu, facts.ovs_version, facts.datapath
+            kinds = {condition.type for condition in facts.conditions}
+            clear_conditions(row, *(c.type for c in row.conditions if c.type not in kinds | {_UNACCOUNTED}))
+            for c in facts.conditions:
+                set_condition(row, kind=c.type, text=c.text, remedy=c.remedy)
+
+        await edit_host_status(self.store.etcd, self.store.keys, self.host_uid, edit, [self._mine])
+
+    async def note_unaccounted(self, keys: Iterable[str]) -> None:
+        """Keep the names of ports that the host has and the store does not, without proof."""
+        unaccounted = sorted(keys)
+
+        def edit(row: store_pb2.HostStatusRow) -> None:
+            row.unaccounted[:] = unaccounted
+            if not unaccounted:
+                row.accepted = 0
+                clear_conditions(row, _UNACCOUNTED)
+                return
+            text = f"{len(unaccounted)} ports on the host are not in the store, and nobody deleted them"
+            set_condition(row, kind=_UNACCOUNTED, text=text, remedy="`teal host accept` removes them from the host")
+
+        await edit_host_status(self.store.etcd, self.store.keys, self.host_uid, edit, [self._mine])
+
+    async def close(self, synced: int) -> None:
+        """The session is over: give its key up and note how far the host is."""
+
+        def edit(row: store_pb2.HostStatusRow) -> None:
+            row.last_synced = synced
+            row.since.CopyFrom(timestamp())
+
+        try:
+            await edit_host_status(self.store.etcd, self.store.keys, self.host_uid, edit, [self._mine])
+            await self.store.etcd.txn([self._mine], [delete(self._mine.key)])
+        except StoreError as error:
+            log.info("session key left to its lease", host_uid=self.host_uid, error=str(error))

@@ -1,0 +1,282 @@
+"""The stream of one host: what it is owed goes out in units, what it says comes in.
+
+    Hello → admission → Welcome → (versions of scopes that differ) → units ⇄ Taken, Ack · pings both ways
+
+A task per direction; nothing is queued but keys (`Outbox`). The session ends when anything ends it, and it can always
+end: the agent keeps what it has and comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+import structlog
+
+from controller.admission import Admitted, Refusal
+from controller.etcd import StoreError
+from controller.etcd.types import absent, put, value_is
+from controller.metrics import Metrics
+from controller.outbox import Outbox
+from controller.replica import Replica
+from controller.report import Report
+from controller.resources import Resources
+from controller.store import Store
+from tealnet.agent.v1 import agent_pb2 as pb
+
+log = structlog.get_logger()
+
+PING = 0.5  # seconds
+SILENCE = 1.5  # seconds
+FEATURES = ("l2", "router")
+
+
+class SessionOver(Exception):
+    """The session ends; `reason` is for logs, `refusal` is told to the agent."""
+
+    def __init__(self, reason: str, refusal: Refusal | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.refusal = reason, refusal
+
+
+class Session:
+    """A live session. `changed` and the like are called between two settled states; `run` does the rest."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        resources: Resources,
+        replica: Replica,
+        metrics: Metrics,
+        admitted: Admitted,
+        hello: pb.Hello,
+        context: grpc.aio.ServicerContext[Any, Any],
+        progressed: Callable[[], None],
+    ) -> None:
+        self.store, self.resources, self.replica, self.metrics = store, resources, replica, metrics
+        self.admitted, self.hello, self.context = admitted, hello, context
+        self.host_uid, self.name = admitted.host.uid, admitted.name
+        self.key_value = admitted.session
+        self.outbox = Outbox(resources, self.host_uid)
+        self.report = Report(store, host_uid=self.host_uid, session=self.key_value)
+        self._progressed = progressed
+        self.unaccounted: list[str] = []
+        self._asked: set[str] = set()  # scopes whose versions are awaited
+        self._wake = asyncio.Event()
+        self._over: SessionOver | None = None
+        self._ended = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._heard = time.monotonic()
+        self._tombstones = asyncio.Event()
+
+    # ---- from the tables
+
+    @property
+    def synced(self) -> int:
+        """Everything up to this revision is on the host's devices, or failed there."""
+        return self.outbox.synced(self.store.revision)
+
+    def begin(self) -> None:
+        """Compare scopes with Hello's digests; from now on changes are marked."""
+        told = {scope.scope: scope for scope in self.hello.scopes}
+        wanted = self.resources.scopes_of(self.host_uid)
+        self.outbox.owe(1)  # a first unit in any case: only its Ack says that what the host knows is on its devices
+        for name in wanted:
+            digest = self.resources.scope(name).digest(self.on_wire(name))
+            theirs = told.pop(self.on_wire(name), None)
+            if theirs is None:
+                self.outbox.mark_whole(1, name)
+            elif (theirs.digest, theirs.count) == (digest.digest, digest.count):
+                self.outbox.scopes.add(name)
+            else:
+                self.outbox.scopes.add(name)
+                self._asked.add(name)
+        for name in told:
+            self.outbox.drop(1, name)
+        self._wake.set()
+
+    def changed(self, revision: int, scope: str, keys: set[str]) -> None:
+        """Keys of a scope are not what they were before `revision`."""
+        self.outbox.mark(revision, scope, keys)
+        self._wake.set()
+
+    def rescoped(self, revision: int) -> tuple[set[str], set[str]]:
+        """The host has other scopes now; returns those that came and those that went."""
+        wanted = self.resources.scopes_of(self.host_uid)
+        came, went = wanted - self.outbox.scopes, self.outbox.scopes - wanted
+        for name in came:
+            self.outbox.mark_whole(revision, name)
+        for name in went:
+            self._asked.discard(name)
+            self.outbox.drop(revision, name)
+        if came or went:
+            self._wake.set()
+        return came, went
+
+    def accepted(self, revision: int) -> None:
+        """The host's status row changed: an admin may have let unaccounted ports go."""
+        row = self.store.world.host_status.rows.get(self.host_uid)
+        if row is None or not row.accepted or row.accepted == self.outbox.accepted or not row.unaccounted:
+            return
+        self.outbox.accepted = row.accepted
+        self.outbox.forgiven = {key.removeprefix("localport/") for key in row.unaccounted}
+        gone = set(row.unaccounted) - self.resources.scope(self.outbox.own).chunks.keys()
+        self.changed(revision, self.outbox.own, gone)
+
+    def tombstones_changed(self) -> None:
+        """There may be something to mark as carried out."""
+        self._tombstones.set()
+
+    def end(self, reason: str, refusal: Refusal | None = None) -> None:
+        """End the session soon."""
+        if self._over is None:
+            self._over = SessionOver(reason, refusal)
+            self._ended.set()
+
+    def on_wire(self, scope: str) -> str:
+        """The stream's name of a scope."""
+        return "host" if scope == self.outbox.own else scope
+
+    # ---- the stream
+
+    async def run(self) -> None:
+        """Serve until the session is over; raises SessionOver (in a group) with the reason."""
+        host = self.admitted.host.spec
+        number, lineage = self.store.lineage
+        welcome = pb.Welcome(
+            cluster_uid=self.store.keys.cluster_uid,
+            lineage=pb.Lineage(number=number, id=lineage),
+            replica=self.replica.id,
+            host_uid=self.host_uid,
+            host_number=host.number,
+            vtep=str(self.admitted.vtep),
+            features=FEATURES,
+        )
+        await self.send(pb.ToAgent(welcome=welcome).SerializeToString())
+        for name in sorted(self._asked):
+            await self.send(pb.ToAgent(want_versions=pb.WantVersions(scope=self.on_wire(name))).SerializeToString())
+        async with asyncio.TaskGroup() as group:
+            for job in (self._read, self._write, self._ping, self._report, self._mark_removed, self._end):
+                group.create_task(job())
+
+    async def send(self, message: bytes) -> None:
+        """Write one encoded ToAgent."""
+        async with self._writing:
+            await self.context.write(message)
+
+    async def _end(self) -> None:
+        await self._ended.wait()
+        assert self._over is not None
+        raise self._over
+
+    async def _report(self) -> None:
+        await self.report.run()
+        raise SessionOver("replaced", Refusal("Replaced", "this host has a newer session"))
+
+    async def _ping(self) -> None:
+        number = 0
+        while True:
+            number += 1
+            await self.send(pb.ToAgent(ping=pb.Ping(number=number)).SerializeToString())
+            slept = time.monotonic()
+            await asyncio.sleep(PING)
+            # When this process itself stood still, the silence is ours: listen again first.
+            if (late := time.monotonic() - slept - PING) > PING:
+                self._heard += late
+            if time.monotonic() - self._heard > SILENCE:
+                raise SessionOver("silent")
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._asked or not self.outbox.is_due:
+                continue
+            unit = self.outbox.cut(self.store.revision, self.store.lineage)
+            self.metrics.units.inc()
+            for part in unit.parts:
+                self.metrics.sent.inc(len(part))
+                await self.send(part)
+            unit.parts.clear()
+
+    async def _read(self) -> None:
+        while True:
+            message = await self.context.read()
+            if not isinstance(message, pb.FromAgent):
+                raise SessionOver("closed by the agent")  # grpc.aio.EOF
+            self._heard = time.monotonic()
+            match message.WhichOneof("message"):
+                case "versions":
+                    self._on_versions(message.versions)
+                case "taken":
+                    self._on_taken(message.taken)
+                case "ack":
+                    await self._on_ack(message.ack)
+                case "facts":
+                    await self.report.note_facts(message.facts)
+                case "ping":
+                    pass
+                case other:
+                    raise SessionOver("protocol", Refusal("Protocol", f"unexpected message: {other}"))
+
+    def _on_versions(self, versions: pb.Versions) -> None:
+        name = self.outbox.own if versions.scope == "host" else versions.scope
+        if name not in self._asked:
+            return  # dropped meanwhile, or never asked
+        self._asked.discard(name)
+        self.outbox.compare(1, name, {v.key: v.version for v in versions.versions})
+        self._wake.set()
+
+    def _on_taken(self, taken: pb.Taken) -> None:
+        self.outbox.taken(taken.unit)
+        for scope in taken.mismatched:
+            name = self.outbox.own if scope == "host" else scope
+            if name in self.outbox.scopes:
+                self.metrics.mismatches.inc()
+                log.error("digest mismatch, sending the scope whole", host=self.name, scope=scope)
+                self.outbox.mark_whole(1, name)
+        self._wake.set()
+
+    async def _on_ack(self, ack: pb.Ack) -> None:
+        units = self.outbox.acked(ack.revision)
+        self.report.acked(units, ack)
+        if units:
+            self._tombstones.set()
+        self._progressed()
+        unaccounted = sorted(ack.unaccounted)
+        if unaccounted != self.unaccounted or (units and self._forgotten(unaccounted)):
+            self.unaccounted = unaccounted
+            await self.report.note_unaccounted(unaccounted)
+
+    def _forgotten(self, unaccounted: list[str]) -> bool:
+        row = self.store.world.host_status.rows.get(self.host_uid)
+        return sorted(row.unaccounted if row else ()) != unaccounted
+
+    async def _mark_removed(self) -> None:
+        while True:
+            await self._tombstones.wait()
+            self._tombstones.clear()
+            try:
+                await self.report.note_removed(self.synced)
+            except StoreError as error:
+                log.warning("removals not noted yet", host=self.name, error=str(error))
+                await asyncio.sleep(1)
+                self._tombstones.set()
+
+    async def reclaim(self) -> None:
+        """Write the session key again: its lease was lost, the session was not."""
+        key = self.store.keys.session(self.host_uid)
+        write = put(key, self.key_value, self.replica.lease_id)
+        try:
+            result = await self.store.etcd.txn([absent(key)], [write])
+            if not result.succeeded:
+                result = await self.store.etcd.txn([value_is(key, self.key_value)], [write])
+        except StoreError as error:
+            self.end(f"session key not written: {error}")
+            return
+        if not result.succeeded:
+            self.end("replaced", Refusal("Replaced", "this host has a newer session"))

@@ -1,0 +1,260 @@
+"""All sessions of this replica, and the service that opens them.
+
+Every batch of the store is followed here first: resources are collected once, and the sessions that have a changed
+scope are told which keys changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+import structlog
+
+from controller.admission import Admission, Refusal
+from controller.etcd import StoreError
+from controller.metrics import Metrics
+from controller.replica import Replica
+from controller.resources import Resources
+from controller.session import Session, SessionOver
+from controller.store import Change, Store
+from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.store.v1 import store_pb2
+
+log = structlog.get_logger()
+
+SERVICE = "tealnet.agent.v1.AgentService"
+_HELLO = 5.0  # seconds until the first message must have come
+_CLOSE = 3.0  # seconds that ending all sessions may take
+
+
+class Peer(NamedTuple):
+    """Who opened a stream: a host's name, and when its certificate was issued (Unix time)."""
+
+    host: str
+    issued: float
+
+
+Identify = Callable[[grpc.aio.ServicerContext[Any, Any]], Peer]
+"""Reads a peer's certificate; raises Refusal if it is not a host's."""
+
+
+class Sessions:
+    """The sessions of one replica."""
+
+    def __init__(
+        self,
+        store: Store,
+        resources: Resources,
+        *,
+        replica: Replica,
+        admission: Admission,
+        metrics: Metrics,
+        identify: Identify,
+        version: str,
+    ) -> None:
+        self.store, self.resources, self.replica = store, resources, replica
+        self.admission, self.metrics, self.identify, self.version = admission, metrics, identify, version
+        self.by_host: dict[str, Session] = {}
+        self._by_scope: dict[str, set[Session]] = {}
+        self._issued: dict[Session, float] = {}
+        self._moved = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._revision = store.revision
+        store.subscribe(self._follow)
+        replica.renewed.append(self._reclaim)
+        replica.describe = self.describe
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service for a server; answers are bytes, because resources are encoded once for all sessions."""
+        connect = grpc.stream_stream_rpc_method_handler(
+            self._connect, request_deserializer=pb.FromAgent.FromString, response_serializer=None
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"Connect": connect})
+
+    @property
+    def low_water(self) -> int:
+        """The lowest revision that all sessions are synced to."""
+        return min((session.synced for session in self.by_host.values()), default=self.store.revision)
+
+    async def progress(self) -> None:
+        """Wait until some session has come further (or came, or went)."""
+        await self._moved.wait()
+
+    def pulse(self) -> None:
+        """Some session has come further."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def describe(self) -> store_pb2.ReplicaRow:
+        """This replica, for others."""
+        return store_pb2.ReplicaRow(low_water=self.low_water, version=self.version, sessions=len(self.by_host))
+
+    # ---- following the store
+
+    def _follow(self, revision: int, changes: list[Change]) -> None:
+        start = time.perf_counter()
+        # A batch may hold several commits: its keys may have become dirty at the first of them.
+        since, self._revision = self._revision + 1, revision
+        for scope, keys in self.resources.collect().items():
+            for member in self._by_scope.get(scope, ()):
+                member.changed(since, scope, keys)
+        for host_uid in self.resources.rescoped:
+            if session := self.by_host.get(host_uid):
+                came, went = session.rescoped(since)
+                for scope in came:
+                    self._by_scope.setdefault(scope, set()).add(session)
+                self._leave(session, went)
+        for change in changes:
+            self._tell(since, change)
+        self.pulse()
+        self.metrics.revision.set(revision)
+        self.metrics.settle.observe(time.perf_counter() - start)
+
+    def _tell(self, since: int, change: Change) -> None:
+        """What concerns one session beside its resources."""
+        match change.table:
+            case "sessions":
+                if (session := self.by_host.get(str(change.key))) and change.new is not None:
+                    mine = store_pb2.Session.FromString(session.key_value)
+                    if change.new.session != mine.session:
+                        session.end("replaced", Refusal("Replaced", "this host has a newer session"))
+            case "host_status":
+                if session := self.by_host.get(str(change.key)):
+                    session.accepted(since)
+            case "tombstones":
+                if change.new and (session := self.by_host.get(change.new.host_uid)):
+                    session.tombstones_changed()
+            case "hosts":
+                self._host_changed(change)
+            case "ports":
+                if change.new and change.old and change.new.spec.host != change.old.spec.host:
+                    host = self.store.world.hosts.rows.get(change.new.spec.host)
+                    if host and (session := self.by_host.get(host.uid)):
+                        session.report.bound(change.new.uid)
+
+    def _host_changed(self, change: Change) -> None:
+        session = self.by_host.get((change.new or change.old).uid)
+        if session is None:
+            return
+        if change.new is None or change.new.uid != session.host_uid:
+            session.end("host deleted", Refusal("UnknownHost", "the host was deleted", retry_after_ms=5000))
+        elif change.new.spec.fenced:
+            session.end("fenced", Refusal("Fenced", "the host is fenced", retry_after_ms=10_000))
+        elif change.new.spec.vtep != session.admitted.vtep:
+            session.end("tunnel address changed", Refusal("VtepMismatch", "the Host object has another vtep"))
+        elif self._issued[session] < change.new.spec.revoked_before:
+            session.end("revoked", Refusal("Revoked", "the certificate is revoked", retry_after_ms=10_000))
+
+    def _reclaim(self) -> None:
+        for session in self.by_host.values():
+            self._spawn(session.reclaim())
+
+    # ---- the service
+
+    async def _connect(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            peer = self.identify(context)
+            hello = await self._hello(context)
+            session = await self._open(peer, hello, context)
+        except Refusal as refusal:
+            await self._refuse(context, refusal)
+            return
+        except StoreError as error:
+            await self._refuse(context, Refusal("NotReady", f"the store does not answer: {error}"))
+            return
+        reason = "cancelled"
+        try:
+            await session.run()
+        except* SessionOver as group:
+            over = group.exceptions[0]
+            assert isinstance(over, SessionOver)
+            reason = over.reason
+            if over.refusal:
+                await self._refuse(context, over.refusal)
+        except* StoreError as errors:
+            reason = f"store: {errors.exceptions[0]}"
+        finally:
+            self._remove(session, reason)
+
+    async def _hello(self, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Hello:
+        try:
+            first = await asyncio.wait_for(context.read(), _HELLO)
+        except TimeoutError:
+            raise Refusal("Protocol", "no Hello") from None
+        if not isinstance(first, pb.FromAgent) or first.WhichOneof("message") != "hello":
+            raise Refusal("Protocol", "the first message is not Hello")
+        hello: pb.Hello = first.hello
+        return hello
+
+    async def _open(self, peer: Peer, hello: pb.Hello, context: grpc.aio.ServicerContext[Any, Any]) -> Session:
+        admitted = await self.admission.admit(peer.host, peer.issued, hello)
+        if old := self.by_host.get(admitted.host.uid):
+            old.end("replaced")
+        session = Session(
+            store=self.store,
+            resources=self.resources,
+            replica=self.replica,
+            metrics=self.metrics,
+            admitted=admitted,
+            hello=hello,
+            context=context,
+            progressed=self.pulse,
+        )
+        try:
+            await self.admission.settled(admitted, hello)
+        except BaseException:
+            self._spawn(session.report.close(hello.revision))
+            raise
+        session.begin()
+        self._issued[session] = peer.issued
+        self.by_host[session.host_uid] = session
+        for scope in session.outbox.scopes:
+            self._by_scope.setdefault(scope, set()).add(session)
+        self.metrics.sessions.set(len(self.by_host))
+        log.info("session opened", host=session.name, revision=hello.revision, scopes=len(session.outbox.scopes))
+        return session
+
+    def _remove(self, session: Session, reason: str) -> None:
+        synced = session.synced
+        if self.by_host.get(session.host_uid) is session:
+            del self.by_host[session.host_uid]
+        self._leave(session, session.outbox.scopes)
+        self._issued.pop(session, None)
+        self.metrics.sessions.set(len(self.by_host))
+        log.info("session closed", host=session.name, reason=reason, synced=synced)
+        self._spawn(session.report.close(synced))
+        self.pulse()
+
+    def _leave(self, session: Session, scopes: set[str]) -> None:
+        for scope in scopes:
+            if members := self._by_scope.get(scope):
+                members.discard(session)
+                if not members:
+                    del self._by_scope[scope]
+
+    async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> None:
+        self.metrics.refused.labels(refusal.reason).inc()
+        log.info("session refused", reason=refusal.reason, text=refusal.text)
+        message = pb.Refused(reason=refusal.reason, text=refusal.text, retry_after_ms=refusal.retry_after_ms)
+        await context.write(pb.ToAgent(refused=message).SerializeToString())
+
+    def _spawn(self, work: Any) -> None:
+        """Clean-up that must outlive the stream it belongs to."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """End all sessions and give their keys up."""
+        for session in list(self.by_host.values()):
+            session.end("controller stops", Refusal("NotReady", "this replica stops", retry_after_ms=50))
+        async with asyncio.timeout(_CLOSE):
+            while self.by_host or self._closing:
+                await self.progress()
+                if self._closing:
+                    await asyncio.wait(self._closing)
