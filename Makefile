@@ -1,0 +1,41 @@
+# `sudo make demo` and `sudo make test` are all a newcomer needs: both set up what is missing first.
+PYTHON_ENV := .venv/bin/python
+BENCHES := attach bulk dataplane
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types contracts protos clean $(addprefix bench-,$(BENCHES))
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '  make %-16s %s\n' $(foreach b,$(BENCHES),bench-$(b) "benchmark; writes bench/results/$(b).json (root)")
+
+setup: ## install what is missing (root only if Debian packages are)
+	@deploy/setup.sh
+
+demo: setup ## the story on a lab of 3 hosts (root); KEEP=1 leaves the lab up
+	@$(PYTHON_ENV) -m tealnet.cli.main demo $(if $(KEEP),--keep)
+
+test: setup ## every test (root)
+	@$(PYTHON_ENV) -m pytest $(ARGS)
+
+lint: setup ## ruff
+	@$(PYTHON_ENV) -m ruff check .
+	@$(PYTHON_ENV) -m ruff format --check .
+
+types: setup ## mypy --strict
+	@$(PYTHON_ENV) -m mypy
+
+contracts: setup ## who may import whom
+	@.venv/bin/lint-imports
+
+protos: setup ## lint the protos and generate their modules
+	@.venv/bin/buf lint
+	@$(PYTHON_ENV) hatch_build.py
+
+$(addprefix bench-,$(BENCHES)): bench-%: setup
+	@$(PYTHON_ENV) -m bench.$*
+
+clean: ## remove caches, generated modules and the virtual environment
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find tealnet \( -name '*_pb2.py' -o -name '*_pb2.pyi' -o -name '*_pb2_grpc.py' \) -delete
