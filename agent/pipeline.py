@@ -135,6 +135,11 @@ def base_flows() -> Iterator[Flow]:
         (Stage.POLICY_TO, Stage.OUTPUT),
     ):
         yield flow(stage=miss, priority=0, match_=match(), actions=goto(then), feature=base)
+    # Routed with no hop left: dropped here, so that dec_ttl makes no upcall of it; below the router's own answers.
+    for ttl in (0, 1):
+        for family in ("ip", "ipv6"):
+            expired = match(reg13=FROM_PORT, eth_dst=ROUTER_MAC_INT, nw_ttl=ttl, **{family: True})
+            yield flow(stage=Stage.ROUTE, priority=900, match_=expired, actions=b"", feature=base)
     yield flow(
         stage=Stage.RESOLVE, priority=0, match_=match(), actions=goto(Stage.ENDPOINT) + goto(Stage.CT_TO), feature=base
     )
