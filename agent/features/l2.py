@@ -15,7 +15,7 @@ from agent.inputs import THIS, Inputs
 from agent.objects import Bridge, Guard, Namespace, OvsPort, Tunnel
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
-from agent.openflow.oxm import match
+from agent.openflow.oxm import Value, match
 from agent.pipeline import (
     FROM_PORT,
     FROM_TUNNEL,
@@ -228,7 +228,7 @@ def _segment(segment: Segment) -> Iterator[Flow]:
 
 def _within_network(segment: Segment, *, prefix: str, version: int) -> Iterator[Flow]:
     if version == 4:
-        fields: dict[str, object] = {"ip": True, "nw_dst": prefix}
+        fields: dict[str, Value] = {"ip": True, "nw_dst": prefix}
         key = load_key_v4("ip_dst")
     else:
         fields = {"ipv6": True, "ipv6_dst": prefix}
@@ -265,7 +265,8 @@ def _tunnel_source(endpoint: Endpoint, *, segment: Segment, host: int) -> Iterat
     metadata = domain_color(segment.domain, segment.color)
     actions = act.set_field("reg10", endpoint.identity) + goto(Stage.ROUTE)
     for source in (*endpoint.addresses, *endpoint.sources):
-        family = {"ip": True, "nw_src": str(source)} if source.version == 4 else {"ipv6": True, "ipv6_src": str(source)}
+        v4: dict[str, Value] = {"ip": True, "nw_src": str(source)}
+        family = v4 if source.version == 4 else {"ipv6": True, "ipv6_src": str(source)}
         yield _l2(
             stage=Stage.TUNNEL_SOURCE,
             priority=10 + getattr(source, "prefixlen", source.max_prefixlen),  # an address before a prefix around it

@@ -9,7 +9,7 @@ from agent import names
 from agent.objects import Addressing, Link, Route
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
-from agent.openflow.oxm import match
+from agent.openflow.oxm import Value, match
 from agent.pipeline import ND_SOLICITATION, ROUTER_LINK_LOCAL, Feature, Stage, domain_color, flow, goto, mac_int
 from tealnet.core.rows.stream import LocalPort, Segment
 
@@ -93,10 +93,10 @@ def port_flows(port: LocalPort, *, segment: Segment, ofport: int) -> Iterator[Fl
 def _port_security(port: LocalPort, *, ofport: int) -> Iterator[Flow]:
     """Always with vlan_tci=0: a plain `ip` match takes tagged IP, too."""
     mac = mac_int(port.mac)
-    sender = {"in_port": ofport, "vlan_tci": 0, "eth_src": mac}
+    sender: dict[str, Value] = {"in_port": ofport, "vlan_tci": 0, "eth_src": mac}
     allow = goto(Stage.SERVICE)
 
-    def let(priority: int, **fields: object) -> Flow:
+    def let(priority: int, **fields: Value) -> Flow:
         return _l2(stage=Stage.PORT_SECURITY, priority=priority, match_=match(**sender, **fields), actions=allow)
 
     v4 = [address for address in port.addresses if address.version == 4]
@@ -108,8 +108,8 @@ def _port_security(port: LocalPort, *, ofport: int) -> Iterator[Flow]:
     for source in (*v4, *(s for s in port.sources if s.version == 4)):
         yield let(90, ip=True, nw_src=str(source))
     local = link_local(port.mac)
-    for source in (*v6, *(s for s in port.sources if s.version == 6)):
-        yield let(80, ipv6=True, ipv6_src=str(source))
+    for source6 in (*v6, *(s for s in port.sources if s.version == 6)):
+        yield let(80, ipv6=True, ipv6_src=str(source6))
     # From its link-local address only to the router: no service between ports is offered there.
     yield let(80, ipv6=True, ipv6_src=int(local), ipv6_dst=int(ROUTER_LINK_LOCAL))
     for own in (*v6, local):

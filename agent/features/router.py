@@ -12,7 +12,7 @@ from agent.desired import Pairs, Wants
 from agent.inputs import Inputs
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
-from agent.openflow.oxm import match
+from agent.openflow.oxm import Value, match
 from agent.pipeline import (
     FROM_PORT,
     FROM_TUNNEL,
@@ -52,7 +52,7 @@ def _route(*, priority: int, match_: bytes, actions: bytes) -> Flow:
     return flow(stage=Stage.ROUTE, priority=priority, match_=match_, actions=actions, feature=Feature.ROUTER)
 
 
-def _destination(prefix: str, version: int) -> dict[str, object]:
+def _destination(prefix: str, version: int) -> dict[str, Value]:
     return {"ip": True, "nw_dst": prefix} if version == 4 else {"ipv6": True, "ipv6_dst": prefix}
 
 
@@ -81,7 +81,7 @@ def _network(segment: Segment) -> Iterator[Flow]:
         )
 
 
-def _echo(gateway: Address) -> dict[str, object]:
+def _echo(gateway: Address) -> dict[str, Value]:
     if gateway.version == 4:
         return {"icmp": True, "icmp_type": 8, "nw_dst": str(gateway)}
     return {"icmp6": True, "icmpv6_type": 128, "ipv6_dst": str(gateway)}

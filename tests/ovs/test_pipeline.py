@@ -144,7 +144,8 @@ def a() -> Iterator[HostA]:
 
 
 def ip4(src: Endpoint, dst: str, *, dst_mac: str, extra: str = "", ofport: int = 10) -> str:
-    return f"in_port={ofport},tcp,dl_src={src.mac},dl_dst={dst_mac},nw_src={src.addresses[0]},nw_dst={dst},nw_ttl=64{extra}"
+    ends = f"dl_src={src.mac},dl_dst={dst_mac},nw_src={src.addresses[0]},nw_dst={dst}"
+    return f"in_port={ofport},tcp,{ends},nw_ttl=64{extra}"
 
 
 def ip6(src: Endpoint, dst: str, *, dst_mac: str, ofport: int = 10) -> str:
@@ -299,13 +300,16 @@ def test_a_static_route_goes_by_a_port_of_the_domain(a: HostA) -> None:
 def test_a_port_is_closed_until_number_and_guard_are_confirmed(a: HostA) -> None:
     packet = ip4(WEB1, "10.0.1.11", dst_mac=ROUTER_MAC)
     device = names.device(a.inputs.localports.rows[WEB1.uid])
-    for table, value in ((a.inputs.guarded, True), (a.inputs.ofports, 10)):
-        table.put(device, None)  # type: ignore[attr-defined]
-        a.load()
-        assert a.final(packet) == "drop"
-        table.put(device, value)  # type: ignore[attr-defined]
-        a.load()
-        assert a.final(packet) != "drop"
+    a.inputs.guarded.put(device, None)
+    a.load()
+    assert a.final(packet) == "drop"
+    a.inputs.guarded.put(device, True)
+    a.inputs.ofports.put(device, None)
+    a.load()
+    assert a.final(packet) == "drop"
+    a.inputs.ofports.put(device, 10)
+    a.load()
+    assert a.final(packet) != "drop"
 
 
 def test_two_flows_for_each_remote_address(a: HostA) -> None:
