@@ -83,6 +83,7 @@ class Core:
     ) -> None:
         self.local, self.resources, self.checkpoint = local, resources, checkpoint
         self.sender: Sender | None = None
+        self.on_resources: Callable[[], None] = lambda: None
         self.server = ""  # in session with
         self.problem: SessionOver | None = None
         self.mismatches = 0  # digests that did not match; a bug if not 0
@@ -135,10 +136,6 @@ class Core:
 
     # -- the stream's side
 
-    def cluster_uid(self) -> str:
-        """See `agent.stream.Core`."""
-        return self.resources.origin.cluster_uid
-
     def hello(self) -> pb.Hello:
         """See `agent.stream.Core`."""
         resources, origin = self.resources, self.resources.origin
@@ -173,6 +170,8 @@ class Core:
             host_number=welcome.host_number,
             vtep=welcome.vtep,
         )
+        if old.cluster_uid and origin.cluster_uid != old.cluster_uid:
+            log.warning("an admin has given this host to another cluster", old=old.cluster_uid, new=origin.cluster_uid)
         if origin != old:
             await self.checkpoint.save(self.resources.greet(origin), snapshot=self.resources.snapshot)
             self._describe()
@@ -192,6 +191,7 @@ class Core:
         self._reconciler.take(self.resources.revision)
         if not self._inputs.this.rows:
             self._describe()
+        self.on_resources()
         return pb.Taken(unit=unit.number, mismatched=merged.mismatched)
 
     def versions(self, scope: str) -> pb.Versions:

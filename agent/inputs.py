@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
 from tealnet.core.tables import Graph, Index, Table
@@ -45,6 +46,12 @@ class Inputs:
         self.issued: Table[str, int] = graph.table()  # by port uid: ofport and ct zone that this agent issued
         self.guarded: Table[str, bool] = graph.table()  # by device: the guard is confirmed in place
         self.this: Table[str, This] = graph.table()  # one row, key THIS
+        self._by_kind: dict[str, Table[str, Any]] = {
+            "endpoint": self.endpoints,
+            "hostpeer": self.hostpeers,
+            "localport": self.localports,
+            "route": self.routes,
+        }
         # By property.
         self.segments_of_domain: Index[Segment] = self.segments.index(lambda row: (row.domain,))
         self.endpoints_of_segment: Index[Endpoint] = self.endpoints.index(lambda row: (row.vni,))
@@ -56,10 +63,9 @@ class Inputs:
         self.routes_of_domain: Index[Route] = self.routes.index(lambda row: (row.domain,))
 
     def put(self, key: str, row: Row | None) -> None:
-        """Set or remove the row of a resource, by its resource key."""
+        """Set or remove the row of a resource, by its resource key. A key of no kind we know has no row."""
         kind, _, ident = key.partition("/")
-        if kind == "segment":
+        if kind == "segment" and ident.isdecimal():
             self.segments.put(int(ident), row)  # type: ignore[arg-type]
-        else:
-            table: Table[str, Row] = getattr(self, kind + "s")
+        elif (table := self._by_kind.get(kind)) is not None:
             table.put(ident, row)

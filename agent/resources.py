@@ -93,8 +93,10 @@ class Resources:
         return version(held.body) if held else b""
 
     def versions(self, scope: str) -> dict[str, bytes]:
-        """Version by key of one scope."""
-        held = self._scopes[scope].held if scope in self._scopes else {}
+        """Version by key of one scope; the local ports that are kept without proof belong to theirs, `host`."""
+        held = dict(self._scopes[scope].held) if scope in self._scopes else {}
+        if scope == "host" and KEPT in self._scopes:
+            held |= {key: self._scopes[KEPT].held[key] for key in self.unaccounted()}
         return {key: version(item.body) for key, item in held.items()}
 
     def digests(self) -> dict[str, Digest]:
@@ -113,6 +115,8 @@ class Resources:
 
     def greet(self, origin: Origin) -> pbc.Checkpoint:
         """A controller has said who it is and who we are; returns the record of it."""
+        if origin.cluster_uid != self.origin.cluster_uid:
+            self.revision = 0  # another store's numbers mean nothing
         self.origin = origin
         return self._record(())
 

@@ -50,9 +50,8 @@ class Unit:
 class Conversation:
     """What the other side has said in this session so far."""
 
-    def __init__(self, cluster_uid: str) -> None:
+    def __init__(self) -> None:
         self.welcome: pb.Welcome | None = None
-        self._cluster_uid = cluster_uid
         self._staged: list[pb.Update] = []
 
     def receive(self, message: pb.ToAgent) -> pb.Welcome | Unit | pb.WantVersions | None:
@@ -62,18 +61,14 @@ class Conversation:
             refused = message.refused
             raise SessionOver(refused.reason, refused.text, refused.retry_after_ms / 1000)
         if kind == "welcome":
-            return self._greet(message.welcome)
+            # Of another cluster or history than ours only after an admin has accepted that (see agent.proto).
+            self.welcome = message.welcome
+            return self.welcome
         if kind == "ping" or kind is None:  # None: a message of a later version
             return None
         if self.welcome is None:
             raise SessionOver("ProtocolError", f"{kind} before welcome")
         return self._stage(message.update) if kind == "update" else message.want_versions
-
-    def _greet(self, welcome: pb.Welcome) -> pb.Welcome:
-        if self._cluster_uid and welcome.cluster_uid != self._cluster_uid:
-            raise SessionOver("ForeignCluster", f"this host belongs to cluster {self._cluster_uid}")
-        self.welcome = welcome
-        return welcome
 
     def _stage(self, update: pb.Update) -> Unit | None:
         follows = self._staged[-1] if self._staged else None
@@ -89,10 +84,6 @@ class Conversation:
 
 class Core(Protocol):
     """Who knows and decides (`agent.core`)."""
-
-    def cluster_uid(self) -> str:
-        """The cluster this host belongs to, "" before the first contact."""
-        ...
 
     def hello(self) -> pb.Hello:
         """First message of a session."""
@@ -210,7 +201,7 @@ class Stream:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await channel.channel_ready()
         call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
-        conversation = Conversation(self._core.cluster_uid())
+        conversation = Conversation()
         outbox = Outbox()
         outbox.put("hello", pb.FromAgent(hello=self._core.hello()))
         helpers += [asyncio.create_task(_write(call, outbox)), asyncio.create_task(_ping(outbox))]

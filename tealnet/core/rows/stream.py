@@ -161,7 +161,7 @@ def _hostpeer(ident: str, body: bytes) -> HostPeer:
 
 def _segment(ident: str, body: bytes) -> Segment:
     message = pb.Segment.FromString(body)
-    if not ident.isdecimal():
+    if not ident.isdecimal() or str(int(ident)) != ident:
         raise BadResource(f"not a VNI: {ident}")
     return Segment(
         vni=_vni(int(ident)),

@@ -1,0 +1,115 @@
+"""What this host tells about itself beside its ports: underlay, versions, conditions; and warm tunnel neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import structlog
+
+from agent.core import Condition, Core
+from agent.devices import Devices
+from agent.drivers.base import DeviceUnavailable
+from agent.drivers.underlay import TunnelNeighbours, UnderlayFacts, read_underlay
+from agent.inputs import THIS, Inputs
+from agent.reconcile import Reconciler
+
+log = structlog.get_logger()
+
+LOOK_EVERY = 1.0  # seconds between looks at what costs nothing
+UNDERLAY_EVERY = 30  # … in looks, at the underlay
+WARM_EVERY = 240.0  # seconds; OVS forgets an unused entry after 900
+WARM_RETRY = 5.0
+
+
+class Reporter:
+    """Gathers facts and conditions and has the core send them when they change."""
+
+    def __init__(self, core: Core, reconciler: Reconciler, devices: Devices, inputs: Inputs) -> None:
+        self._core, self._reconciler, self._devices, self._inputs = core, reconciler, devices, inputs
+        self._underlay = UnderlayFacts("")
+        self._cold: dict[str, str] = {}  # VTEP → why its neighbour is not warm
+        self._changed = asyncio.Event()
+        core.on_resources = self._changed.set
+
+    async def run(self) -> None:
+        """Report for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._report(), name="report")
+            tasks.create_task(self._keep_warm(), name="tunnel-neighbours")
+
+    def conditions(self) -> list[Condition]:
+        """All conditions of this host that the agent knows of."""
+        return sorted(self._conditions())
+
+    def _conditions(self) -> Iterator[Condition]:
+        ovs = self._devices.ovsdb.facts()
+        if not ovs.connected:
+            yield Condition("OvsdbUnavailable", "ovsdb-server does not answer", "systemctl status openvswitch-switch")
+        if not ovs.vswitchd_up:
+            yield Condition("VswitchdDown", "ovs-vswitchd does not run", "systemctl status openvswitch-switch")
+        for name, layer in self._reconciler.layers.items():
+            if layer.unavailable and ovs.connected and ovs.vswitchd_up:
+                yield Condition("DeviceUnavailable", f"{name}: {layer.unavailable}")
+        if self._core.checkpoint.failure:
+            yield Condition("CheckpointFailed", self._core.checkpoint.failure, "make room on the disk of the state_dir")
+        if self._underlay.vtep and not self._underlay.device:
+            text = f"no device of this host has the tunnel address {self._underlay.vtep}"
+            yield Condition("VtepMissing", text, "ip address show; see the settings vtep and underlay_bridge")
+        if self._cold:
+            vtep, reason = min(self._cold.items())
+            text = f"{len(self._cold)} tunnel neighbours do not answer, e.g. {vtep}: {reason}"
+            yield Condition("TunnelNeighbour", text, "check the underlay between the hosts")
+
+    async def _report(self) -> None:
+        looks = 0
+        while True:
+            this = self._inputs.this.rows.get(THIS)
+            vtep = str(this.vtep) if this else self._core.local.vtep
+            if vtep and (looks % UNDERLAY_EVERY == 0 or not self._underlay.device):
+                try:
+                    self._underlay = await read_underlay(vtep, members=self._devices.ovsdb.members)
+                except OSError as error:
+                    log.warning("underlay not read", error=str(error))
+            looks += 1
+            self._core.report(
+                underlay_mtu=self._underlay.mtu,
+                ovs_version=self._devices.ovsdb.facts().ovs_version,
+                conditions=self.conditions(),
+            )
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _keep_warm(self) -> None:
+        """The way to every VTEP in scope stays resolved: when one appears, after vswitchd starts, and in time."""
+        loop = asyncio.get_running_loop()
+        done: tuple[frozenset[str], int] | None = None
+        due = 0.0
+        keeper: TunnelNeighbours | None = None
+        while True:
+            this = self._inputs.this.rows.get(THIS)
+            ovs = self._devices.ovsdb.facts()
+            if this is not None and ovs.vswitchd_up:
+                keeper = keeper or TunnelNeighbours(this.datapath, run_dir=self._devices.run_dir)
+                own = this.host_uid
+                vteps = frozenset(str(p.vtep) for uid, p in self._inputs.hostpeers.rows.items() if uid != own)
+                if (vteps, ovs.vswitchd_starts) != done or loop.time() >= due:
+                    done = vteps, ovs.vswitchd_starts
+                    self._cold = await self._warm(keeper, vteps)
+                    due = loop.time() + (WARM_RETRY if self._cold else WARM_EVERY)
+            await self._told(LOOK_EVERY)
+
+    async def _told(self, seconds: float) -> None:
+        """Wait until resources change, at most so long."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _warm(self, keeper: TunnelNeighbours, vteps: frozenset[str]) -> dict[str, str]:
+        try:
+            results = await keeper.keep(sorted(vteps))
+        except (DeviceUnavailable, OSError) as error:
+            return {vtep: str(error) for vtep in vteps}
+        return {vtep: failure.reason for vtep, failure in results.items() if failure is not None}

@@ -1,0 +1,203 @@
+"""The agent's parts, put together, started and stopped.
+
+Stopping leaves the data plane as it is: nothing is undone, the next process reads back what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from agent.checkpoint import Checkpoint
+from agent.core import Core, Local
+from agent.desired import Desired
+from agent.devices import Devices
+from agent.facts import Facts
+from agent.features import FEATURES
+from agent.inputs import Inputs
+from agent.metrics import Status, StatusServer
+from agent.reconcile import Reconciler
+from agent.report import Reporter
+from agent.resources import Resources
+from agent.settings import Settings, SettingsError
+from agent.stream import Credentials, Stream
+from tealnet.core.tables import Graph
+
+log = structlog.get_logger()
+
+KERNEL_MODULE = "/sys/module/openvswitch"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Agent:
+    """One agent. `run` works until it is cancelled."""
+
+    def __init__(self, settings: Settings) -> None:
+        if not settings.servers:
+            raise SettingsError("servers: none given; where is the controller?")
+        self.settings = settings
+        self._lock = _lock(settings.state_dir)
+        graph = Graph()
+        self.inputs = Inputs(graph)
+        wants = [want for room in FEATURES for want in room.declare(graph, self.inputs)]
+        self.devices = Devices(settings)
+        self.desired = Desired(wants, places=self.devices.places)
+        self.facts = Facts(
+            self.inputs,
+            ovs=self.devices.ovsdb.facts,
+            flush=self.devices.flush_zones,
+            revalidate=self.devices.revalidated,
+        )
+        self.reconciler = Reconciler(
+            graph=graph,
+            desired=self.desired,
+            drivers=self.devices.drivers,
+            watcher=self.facts,
+            ready=lambda: self.core.ready(),
+            clock=asyncio.get_running_loop().time,
+        )
+        self.core = Core(
+            local=_local(settings),
+            resources=Resources(),
+            checkpoint=Checkpoint(settings.state_dir / "checkpoint"),
+            inputs=self.inputs,
+            reconciler=self.reconciler,
+            issue=self.facts.issue,
+        )
+        self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs)
+        credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
+        self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
+        self.core.sender = self.stream
+
+    async def run(self) -> None:
+        """Serve what was wanted last, then follow the controller."""
+        log.info("agent starts", host=self.settings.host, instance=self.core.local.instance_uid)
+        self.core.restore()
+        status = StatusServer(
+            Status(self.core, self.reconciler, conditions=self.reporter.conditions), self.settings.socket_path
+        )
+        jobs: Mapping[str, Callable[[], Awaitable[Any]]] = {
+            "devices": self.devices.run,
+            "follow": lambda: self.devices.follow(self.reconciler),
+            "datapath": self._find_datapath,
+            "reconcile": self.reconciler.run,
+            "facts": self.facts.run,
+            "acknowledge": self.core.acknowledge,
+            "report": self.reporter.run,
+            "stream": self._talk,
+            "status": status.run,
+        }
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, job in jobs.items():
+                    tasks.create_task(_named(job), name=name)
+        finally:
+            log.info("agent stops")
+            os.close(self._lock)
+
+    async def _find_datapath(self) -> None:
+        """`system` where the kernel module is there, else `netdev`."""
+        if self.core.local.datapath:
+            return
+        async for facts in self.devices.ovsdb.changes():
+            if facts.datapath_types:
+                kernel = _has_kernel_module() and "system" in facts.datapath_types
+                self.core.know_datapath("system" if kernel else "netdev")
+                log.info("datapath chosen", datapath=self.core.local.datapath)
+                return
+
+    async def _talk(self) -> None:
+        while not self.core.local.vtep:
+            vtep = await asyncio.to_thread(_discover_vtep, self.settings.servers)
+            if vtep:
+                self.core.local = replace(self.core.local, vtep=vtep)
+                log.info("tunnel address discovered", vtep=vtep)
+            else:
+                await asyncio.sleep(1)
+        await self.stream.run()
+
+
+async def _named(job: Callable[[], Awaitable[Any]]) -> None:
+    await job()
+
+
+def _has_kernel_module() -> bool:
+    return os.path.exists(KERNEL_MODULE)
+
+
+def _discover_vtep(servers: Collection[str]) -> str:
+    """The address that packets to a controller come from; "" while there is no route. Sends nothing."""
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+            for family, kind, protocol, _, address in found:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.connect(address)
+                    return str(probe.getsockname()[0])
+        except (OSError, ValueError):
+            continue
+    return ""
+
+
+def _local(settings: Settings) -> Local:
+    return Local(
+        instance_uid=_instance(settings.state_dir / "instance"),
+        boot_id=BOOT_ID.read_text().strip(),
+        vtep=settings.vtep,
+        datapath="" if settings.datapath == "auto" else settings.datapath,
+        bridge=settings.bridge,
+        tunnel=settings.tunnel,
+        tunnel_ofport=settings.tunnel_ofport,
+        tunnel_port=settings.tunnel_port,
+    )
+
+
+def _instance(path: Path) -> str:
+    """The uid of this installation, made once."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        pass
+    temporary = path.with_suffix(".new")
+    with temporary.open("w") as file:
+        file.write(uuid4().hex + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path.read_text().strip()
+
+
+def _lock(state_dir: Path) -> int:
+    """Only one agent works with a state directory; the lock goes with the process."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SettingsError(f"another agent works with {state_dir}") from None
+    return descriptor
+
+
+async def serve(settings: Settings) -> None:
+    """Run an agent until SIGTERM or SIGINT."""
+    agent = Agent(settings)
+    task = asyncio.create_task(agent.run(), name="agent")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("agent stopped; the data plane stays")
