@@ -10,6 +10,8 @@ from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from controller.decode_status import intent_name
 from controller.etcd.types import KeyValue
 from controller.keys import Keys
@@ -34,7 +36,7 @@ QUARANTINE = 300
 """Seconds that a released address stays unused where the network does not say."""
 INTERFACE = "eth0"
 
-ATTACH = {
+ATTACH: dict[int, Attach] = {
     common_pb2.ATTACHMENT_KIND_UNSPECIFIED: Attach.NETNS,
     common_pb2.ATTACHMENT_KIND_NETNS: Attach.NETNS,
     common_pb2.ATTACHMENT_KIND_NETNS_PATH: Attach.NETNS_PATH,
@@ -65,6 +67,7 @@ def intent(kind: str, kv: KeyValue, keys: Keys) -> Intent[Any]:
         stored=kv.value,
         create_revision=kv.create_revision,
         mod_revision=kv.mod_revision,
+        slot=stored.slot,
     )
 
 
@@ -92,14 +95,21 @@ def address_range(text: str) -> tuple[Address, Address]:
     return prefix.network_address, prefix.broadcast_address
 
 
-def _time(stamp: Any) -> float:
-    return float(stamp.seconds) + stamp.nanos / 1e9
+def attach_kind(number: int) -> Attach:
+    """The kind of an enum value. Raises ValueError for one that only a newer build knows."""
+    if number not in ATTACH:
+        raise ValueError(f"attachment kind {number} is not known")
+    return ATTACH[number]
+
+
+def _time(stamp: Timestamp) -> float:
+    return float(stamp.seconds + stamp.nanos / 1e9)
 
 
 def _tenant(_: str, message: tenant_pb2.Tenant, __: store_pb2.Issued) -> TenantSpec:
     return TenantSpec(
         host_selector=labels(message.placement.host_selector),
-        kinds=tuple(ATTACH[kind] for kind in message.placement.kinds) or (Attach.NETNS,),
+        kinds=tuple(attach_kind(kind) for kind in message.placement.kinds) or (Attach.NETNS,),
         max_networks=message.quota.networks,
         max_routers=message.quota.routers,
         max_ports=message.quota.ports,
@@ -148,7 +158,7 @@ def gateway_of(cidr: Prefix, given: list[Address]) -> Address:
 
 def _port(name: str, message: port_pb2.Port, issued: store_pb2.Issued) -> PortSpec:
     attachment = message.attachment
-    kind = ATTACH[attachment.kind]
+    kind = attach_kind(attachment.kind)
     where = {
         Attach.NETNS: attachment.namespace or name.rsplit("/", 1)[1],
         Attach.NETNS_PATH: attachment.path,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from controller.etcd.types import KeyValue
-from controller.rows import PortStatusEntry, SessionEntry, Term, TombstoneRow
+from controller.rows import IdentityRow, PortStatusEntry, SessionEntry, Term, TombstoneRow
 from tealnet.store.v1 import store_pb2
 
 Place = tuple[str, Hashable]  # (name of a table of World, key in it)
@@ -61,9 +61,9 @@ def place(relative: str) -> Place | None:
             return None
 
 
-def _identity(kv: KeyValue, _: Any) -> str:
+def _identity(kv: KeyValue, _: Any) -> IdentityRow:
     message = store_pb2.Identity.FromString(kv.value)
-    return "/".join((message.tenant_uid, *message.group_uids))
+    return IdentityRow((message.tenant_uid, *message.group_uids), kv.create_revision)
 
 
 def _tombstone(kv: KeyValue, key: tuple[str, str, str]) -> TombstoneRow:
@@ -81,6 +81,7 @@ def _tombstone(kv: KeyValue, key: tuple[str, str, str]) -> TombstoneRow:
         acked=message.acked,
         revision=kv.create_revision,
         due=message.due,
+        since=message.time.seconds + message.time.nanos / 1e9,
     )
 
 

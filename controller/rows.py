@@ -123,6 +123,7 @@ class Intent(Generic[Spec]):
     stored: bytes
     create_revision: int
     mod_revision: int
+    slot: int = 0  # of the tenant's quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,15 @@ class TombstoneRow:
     acked: bool
     revision: int  # of its creation: the proof
     due: bool = False  # of a move: the old host's LocalPort is to go now
+    since: float = 0.0  # Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityRow:
+    """An issued identity number: of a tenant's uid and, sorted, the uids of security groups."""
+
+    members: tuple[str, ...]
+    create_revision: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from controller.rows import (
     HostSpec,
+    IdentityRow,
     Intent,
     NetworkSpec,
     PortSpec,
@@ -31,7 +32,7 @@ class World:
         self.routers: Table[str, Intent[RouterSpec]] = graph.table()
         self.networks: Table[str, Intent[NetworkSpec]] = graph.table()
         self.ports: Table[str, Intent[PortSpec]] = graph.table()
-        self.identities: Table[int, str] = graph.table()  # number → hash of (tenant uid, groups)
+        self.identities: Table[int, IdentityRow] = graph.table()  # by number
         self.guards: Table[str, int] = graph.table()  # router uid → mod_revision
         self.tombstones: Table[tuple[str, str, str], TombstoneRow] = graph.table()  # host uid, port uid, address or ""
         self.port_status: Table[str, PortStatusEntry] = graph.table()  # port uid
@@ -63,6 +64,11 @@ class World:
         self.ports_by_address: Index[Intent[PortSpec]] = self.ports.index(
             lambda r: tuple((r.spec.segment_uid, a) for a in r.spec.addresses)
         )
+        self.networks_by_slot: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: ((r.spec.tenant, r.slot),))
+        self.routers_by_slot: Index[Intent[RouterSpec]] = self.routers.index(lambda r: ((r.spec.tenant, r.slot),))
+        self.ports_by_slot: Index[Intent[PortSpec]] = self.ports.index(lambda r: ((r.spec.tenant, r.slot),))
+        self.hosts_by_number: Index[Intent[HostSpec]] = self.hosts.index(lambda r: (r.spec.number,))
+        self.identities_by_members: Index[IdentityRow] = self.identities.index(lambda r: (r.members,))
         self.tombstones_by_host: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.host_uid,))
         self.tombstones_by_network: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.network_uid,))
         self.tombstones_by_port: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.port_uid,))

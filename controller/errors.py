@@ -1,0 +1,192 @@
+"""What the API refuses, as typed errors; each knows its google.rpc status. Nothing here speaks gRPC.
+
+The reason is a stable word for programs (ErrorInfo, domain "tealnet"), the text is for people: what, which field, what
+to do. Anything else that is raised in a handler is a bug and becomes INTERNAL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+DOMAIN = "tealnet"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field that is wrong: its path in the request, and what is wrong and what to do."""
+
+    field: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """What stands in the way: a stable type, the object's name, and a sentence about it."""
+
+    type: str
+    subject: str
+    text: str
+
+
+class ApiError(Exception):
+    """Base of all refusals."""
+
+    code: int = code_pb2.INTERNAL
+    reason = "INTERNAL"
+
+    def __init__(self, text: str, *, reason: str = "", metadata: dict[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.reason = reason or type(self).reason
+        self.metadata = metadata or {}
+
+    def details(self) -> list[Message]:
+        """The google.rpc details beside ErrorInfo."""
+        return []
+
+    def status(self) -> status_pb2.Status:
+        """As google.rpc.Status, with details."""
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+        status = status_pb2.Status(code=self.code, message=self.text)
+        for detail in (info, *self.details()):
+            status.details.add().Pack(detail)
+        return status
+
+
+class Invalid(ApiError):
+    """INVALID_ARGUMENT: fields that are wrong whatever the state of the world."""
+
+    code = code_pb2.INVALID_ARGUMENT
+    reason = "INVALID_FIELDS"
+
+    def __init__(self, violations: Iterable[Violation], *, reason: str = "") -> None:
+        self.violations = tuple(violations)
+        text = "; ".join(f"{v.field}: {v.text}" if v.field else v.text for v in self.violations)
+        super().__init__(text, reason=reason)
+
+    def details(self) -> list[Message]:
+        """BadRequest."""
+        bad = error_details_pb2.BadRequest()
+        for violation in self.violations:
+            bad.field_violations.add(field=violation.field, description=violation.text)
+        return [bad]
+
+
+def invalid(field: str, text: str, *, reason: str = "") -> Invalid:
+    """One wrong field."""
+    return Invalid([Violation(field, text)], reason=reason)
+
+
+class NotFound(ApiError):
+    """NOT_FOUND: absent, or not the caller's; nobody can tell which. `field` names it where it was only mentioned."""
+
+    code = code_pb2.NOT_FOUND
+    reason = "NOT_FOUND"
+
+    def __init__(self, name: str, *, field: str = "") -> None:
+        super().__init__(f"{field}: {name} not found" if field else f"{name} not found", metadata={"name": name})
+        self.name, self.field = name, field
+
+    def details(self) -> list[Message]:
+        """ResourceInfo, and BadRequest where a field mentioned it."""
+        info: list[Message] = [error_details_pb2.ResourceInfo(resource_name=self.name, description="not found")]
+        if self.field:
+            bad = error_details_pb2.BadRequest()
+            bad.field_violations.add(field=self.field, description=f"{self.name} not found")
+            info.append(bad)
+        return info
+
+
+class AlreadyExists(ApiError):
+    """ALREADY_EXISTS: the name is taken."""
+
+    code = code_pb2.ALREADY_EXISTS
+    reason = "ALREADY_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} exists already", metadata={"name": name})
+        self.name = name
+
+    def details(self) -> list[Message]:
+        """ResourceInfo."""
+        return [error_details_pb2.ResourceInfo(resource_name=self.name, description="exists already")]
+
+
+class FailedPrecondition(ApiError):
+    """FAILED_PRECONDITION: something must change first; the blockers say what."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "FAILED_PRECONDITION"
+
+    def __init__(self, text: str, blockers: Sequence[Blocker] = (), *, reason: str = "") -> None:
+        super().__init__(text, reason=reason)
+        self.blockers = tuple(blockers)
+
+    def details(self) -> list[Message]:
+        """PreconditionFailure."""
+        failure = error_details_pb2.PreconditionFailure()
+        for blocker in self.blockers:
+            failure.violations.add(type=blocker.type, subject=blocker.subject, description=blocker.text)
+        return [failure] if self.blockers else []
+
+
+class Aborted(ApiError):
+    """ABORTED: somebody else was faster; read and try again."""
+
+    code = code_pb2.ABORTED
+    reason = "ABORTED"
+
+
+class ResourceExhausted(ApiError):
+    """RESOURCE_EXHAUSTED: a pool or quota is used up; `subject` names it."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, text: str, *, subject: str, reason: str = "") -> None:
+        super().__init__(text, reason=reason)
+        self.subject = subject
+
+    def details(self) -> list[Message]:
+        """QuotaFailure."""
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(subject=self.subject, description=self.text)
+        return [failure]
+
+
+class OutOfRange(ApiError):
+    """OUT_OF_RANGE: for example a revision to resume from that is no longer kept."""
+
+    code = code_pb2.OUT_OF_RANGE
+    reason = "OUT_OF_RANGE"
+
+
+class PermissionDenied(ApiError):
+    """PERMISSION_DENIED: not for this role."""
+
+    code = code_pb2.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
+class Unauthenticated(ApiError):
+    """UNAUTHENTICATED: no certificate, or one that does not count."""
+
+    code = code_pb2.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class Unavailable(ApiError):
+    """UNAVAILABLE: the store does not answer; nothing was written."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = "STORE_UNAVAILABLE"
+
+
+class Ambiguous(Unavailable):
+    """UNAVAILABLE: the store did not answer, and the write may have been done."""
+
+    reason = "OUTCOME_UNKNOWN"
