@@ -1,0 +1,241 @@
+"""Has a revision reached the data plane? The one function behind SystemService.Sync, `--wait` and rollout steps.
+
+Asked by a barrier: one key with the question, one answer per replica that serves hosts of the scope, none per host.
+While this replica serves all of them itself nothing is written. Never lies: hosts without a session are named, and a
+replica that vanishes leaves its hosts disconnected until another one has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import structlog
+
+from controller.admission import LOST
+from controller.etcd import StoreError
+from controller.etcd.types import delete, prefix_end, put
+from controller.replica import Replica
+from controller.sessions import Sessions
+from controller.store import Store
+from tealnet.store.v1 import store_pb2
+
+log = structlog.get_logger()
+
+MOST = 100  # hosts behind and failures that an answer names
+_GRACE = 0.5  # seconds that an answer may take after the timeout
+Domains = frozenset[int] | None  # None: all hosts
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The answer, by host uid. `behind` has the revision each host has reached."""
+
+    revision: int
+    hosts: set[str] = field(default_factory=set)
+    synced: set[str] = field(default_factory=set)
+    behind: dict[str, int] = field(default_factory=dict)
+    failed: list[store_pb2.BarrierAnswer.Failed] = field(default_factory=list)
+    disconnected: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    slowest: str = ""
+    took: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """All hosts in scope have it, none failed, none is without a session."""
+        return self.synced == self.hosts and not self.failed
+
+
+class Sync:
+    """Asks, and answers the other replicas. `run` as long as the process lives."""
+
+    def __init__(self, store: Store, sessions: Sessions, replica: Replica) -> None:
+        self.store, self.sessions, self.replica = store, sessions, replica
+        self._seen: set[str] = set()
+        self._new = asyncio.Event()
+        self._changed = asyncio.Event()
+        store.subscribe(lambda _, changes: self._follow({change.table for change in changes}))
+
+    # ---- asking
+
+    async def ask(self, *, revision: int, domains: Domains, timeout: float) -> Outcome:
+        """Wait until every host of the scope has `revision` (0: all that is committed now), at most `timeout` seconds.
+
+        Raises StoreError when the question can't be asked.
+        """
+        start = time.monotonic()
+        deadline = start + timeout
+        if not revision or revision > self.store.revision:
+            now = await self.store.barrier()
+            revision = revision or now
+        outcome = Outcome(revision)
+        try:
+            async with asyncio.timeout_at(_loop_time(deadline)):
+                await self.store.passed(revision)
+        except TimeoutError:
+            pass  # a revision of the future: everybody is behind it
+        hosts = self.hosts_in(domains)
+        if hosts - self.sessions.by_host.keys() & self.store.world.sessions.rows.keys():
+            await self._ask_all(outcome, domains=domains, deadline=deadline)
+        else:
+            own = await self._own(revision, domains, deadline)
+            self._merge(outcome, own)
+        self._finish(outcome, self.hosts_in(domains))
+        outcome.took = time.monotonic() - start
+        return outcome
+
+    async def _ask_all(self, outcome: Outcome, *, domains: Domains, deadline: float) -> None:
+        """Put the question and collect the answers of all live replicas."""
+        store, question = self.store, secrets.token_hex(16)
+        left = max(0.0, deadline - time.monotonic())
+        row = store_pb2.Barrier(
+            revision=outcome.revision,
+            domains=sorted(domains or ()),
+            timeout_ms=int(left * 1000),
+            scoped=domains is not None,
+        )
+        key = store.keys.barrier(question)
+        await store.etcd.txn((), [put(key, row.SerializeToString(), self.replica.lease_id)])
+        try:
+            async with asyncio.timeout(left + _GRACE):
+                while waiting := self._silent(question):
+                    log.debug("waiting for replicas", question=question, replicas=waiting)
+                    await self._changed.wait()
+        except TimeoutError:
+            log.warning("replicas did not answer", replicas=self._silent(question))
+        finally:
+            for (asked, _), answer in list(store.world.answers.rows.items()):
+                if asked == question:
+                    self._merge(outcome, answer)
+            prefix = key + b"/"
+            await store.etcd.txn((), [delete(key), delete(prefix, prefix_end(prefix))])
+
+    def _silent(self, question: str) -> list[str]:
+        """Live replicas that have not answered yet; one that vanishes is not waited for."""
+        answers = self.store.world.answers.rows
+        return [r for r in self.store.world.replicas.rows if (question, r) not in answers]
+
+    def _merge(self, outcome: Outcome, answer: store_pb2.BarrierAnswer) -> None:
+        outcome.synced.update(answer.synced)
+        outcome.behind.update((b.host_uid, b.revision) for b in answer.behind)
+        outcome.failed.extend(answer.failed[: MOST - len(outcome.failed)])
+        outcome.slowest = answer.slowest or outcome.slowest
+
+    def _finish(self, outcome: Outcome, hosts: set[str]) -> None:
+        """Sort those nobody has spoken for into disconnected and lost."""
+        world = self.store.world
+        outcome.hosts = hosts
+        outcome.synced &= hosts
+        for host in hosts - outcome.synced - outcome.behind.keys():
+            row = world.host_status.rows.get(host)
+            (outcome.lost if row and row.state == LOST else outcome.disconnected).add(host)
+        outcome.behind = {
+            host: at for host, at in outcome.behind.items() if host in hosts and host not in outcome.synced
+        }
+
+    # ---- scope
+
+    def hosts_in(self, domains: Domains) -> set[str]:
+        """Hosts with a port in the domains, and those that still have to let one go; without fenced ones."""
+        world, scopes = self.store.world, self.sessions.resources.of_hosts
+        leaving = {
+            row.host_uid
+            for row in world.tombstones.rows.values()
+            if not row.acked and not row.address and (domains is None or self._domains_of(row.network_uid) & domains)
+        }
+        if domains is None:
+            found = set(scopes.domains_of_host.rows) | set(world.sessions.rows)
+        else:
+            found = {host for domain in domains for host in scopes.hosts_of_domain.rows.get(domain, ())}
+        fenced = {host.uid for host in world.hosts.rows.values() if host.spec.fenced}
+        known = {host.uid for host in world.hosts.rows.values()}
+        return ((found | leaving) & known) - fenced
+
+    def _domains_of(self, network_uid: str) -> set[int]:
+        domains = self.sessions.resources.of_hosts.domain_of_network.rows
+        rows = self.store.world.networks.rows
+        return {domains[name] for name in domains if rows[name].uid == network_uid}
+
+    # ---- answering
+
+    async def run(self) -> None:
+        """Answer the questions of all replicas."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._new.wait()
+                self._new.clear()
+                rows = self.store.world.barriers.rows
+                self._seen &= rows.keys()
+                for question in rows.keys() - self._seen:
+                    self._seen.add(question)
+                    if not rows[question].mark:
+                        group.create_task(self._answer(question, rows[question]))
+
+    async def _answer(self, question: str, row: store_pb2.Barrier) -> None:
+        domains = frozenset(row.domains) if row.scoped else None
+        answer = await self._own(row.revision, domains, time.monotonic() + row.timeout_ms / 1000)
+        key = self.store.keys.barrier_answer(question, self.replica.id)
+        try:
+            await self.store.etcd.txn((), [put(key, answer.SerializeToString(), self.replica.lease_id)])
+        except StoreError as error:
+            log.warning("barrier not answered", question=question, error=str(error))
+
+    async def _own(self, revision: int, domains: Domains, deadline: float) -> store_pb2.BarrierAnswer:
+        """Wait for the sessions of this replica in scope, until the deadline."""
+        answer = store_pb2.BarrierAnswer()
+        try:
+            async with asyncio.timeout_at(_loop_time(deadline)):
+                while behind := self._behind(revision, domains):
+                    answer.slowest = next(iter(behind))
+                    await self.sessions.progress()
+        except TimeoutError:
+            pass
+        behind = self._behind(revision, domains)
+        hosts = self.hosts_in(domains) & self.sessions.by_host.keys()
+        answer.synced.extend(sorted(hosts - behind.keys()))
+        answer.behind.extend(
+            store_pb2.BarrierAnswer.Behind(host_uid=host, revision=at) for host, at in list(behind.items())[:MOST]
+        )
+        answer.failed.extend(list(self._failures(hosts, domains))[:MOST])
+        return answer
+
+    def _behind(self, revision: int, domains: Domains) -> dict[str, int]:
+        sessions = self.sessions.by_host
+        hosts = self.hosts_in(domains) & sessions.keys()
+        return {host: sessions[host].synced for host in hosts if sessions[host].synced < revision}
+
+    def _failures(self, hosts: Iterable[str], domains: Domains) -> Iterable[store_pb2.BarrierAnswer.Failed]:
+        for host in hosts:
+            for key, failure in self.sessions.by_host[host].report.failures.items():
+                if domains is None or self.domain_of(key) in domains:
+                    yield store_pb2.BarrierAnswer.Failed(
+                        host_uid=host, key=key, reason=failure.reason, text=failure.text
+                    )
+
+    def domain_of(self, key: str) -> int:
+        """The domain that a resource is about; 0 if it is about none."""
+        scopes, world = self.sessions.resources.of_hosts, self.store.world
+        kind, _, ident = key.partition("/")
+        if kind == "segment" and ident.isdecimal():
+            return scopes.domain_of_vni.rows.get(int(ident), 0)
+        if kind == "route":
+            return int(ident.partition("/")[0])
+        for name in world.ports_by_uid.keys(ident):
+            if holding := scopes.holdings.rows.get(name):
+                return scopes.domain_of_vni.rows.get(holding.vni, 0)
+        return 0
+
+    def _follow(self, tables: set[str]) -> None:
+        if "barriers" in tables:
+            self._new.set()
+        if tables & {"answers", "replicas"}:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+
+def _loop_time(deadline: float) -> float:
+    return asyncio.get_running_loop().time() + deadline - time.monotonic()

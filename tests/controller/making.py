@@ -1,0 +1,86 @@
+"""Stored values of intents, made directly: for tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from controller.etcd.types import Put, put
+from controller.keys import Keys
+from tealnet.store.v1 import store_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+
+
+def uid_of(name: str) -> str:
+    """The same uid for the same name."""
+    return blake2b(name.encode(), digest_size=16).hexdigest()
+
+
+def mac_of(name: str) -> str:
+    return "02:" + ":".join(f"{b:02x}" for b in blake2b(name.encode(), digest_size=5).digest())
+
+
+@dataclass(frozen=True)
+class Maker:
+    keys: Keys
+
+    def _put(self, name: str, message: bytes, issued: store_pb2.Issued) -> Put:
+        stored = store_pb2.Stored(message=message, uid=uid_of(name), issued=issued)
+        return put(self.keys.intent(name), stored.SerializeToString())
+
+    def tenant(self, own: str) -> Put:
+        name = f"tenants/{own}"
+        return self._put(name, tenant_pb2.Tenant(name=name).SerializeToString(), store_pb2.Issued())
+
+    def host(self, own: str, number: int, *, vtep: str = "", fenced: bool = False) -> Put:
+        name = f"hosts/{own}"
+        message = host_pb2.Host(name=name, vtep=vtep, fenced=fenced)
+        return self._put(name, message.SerializeToString(), store_pb2.Issued(host_number=number))
+
+    def router(self, name: str, domain: int, routes: Sequence[tuple[str, str]] = ()) -> Put:
+        found = [router_pb2.StaticRoute(prefix=prefix, next_hop=hop) for prefix, hop in routes]
+        message = router_pb2.Router(name=name, routes=found)
+        return self._put(name, message.SerializeToString(), store_pb2.Issued(domain=domain))
+
+    def network(
+        self, name: str, number: int, cidrs: Sequence[str] = ("10.0.0.0/24", "fd00::/64"), router: str = ""
+    ) -> Put:
+        """Domain 1000 + number, VNI 5000 + number."""
+        message = network_pb2.Network(name=name, cidrs=cidrs, router=router)
+        segment = store_pb2.IssuedSegment(color="base", uid=uid_of(name + "/base"), vni=5000 + number)
+        issued = store_pb2.Issued(domain=1000 + number, network_number=number, segments=[segment])
+        return self._put(name, message.SerializeToString(), issued)
+
+    def port(
+        self, name: str, network: str, addresses: Sequence[str], *, host: str = "", allowed: Sequence[str] = ()
+    ) -> Put:
+        message = port_pb2.Port(
+            name=name,
+            network=network,
+            host=f"hosts/{host}" if host else "",
+            addresses=addresses,
+            mac=mac_of(name),
+            allowed_addresses=allowed,
+        )
+        issued = store_pb2.Issued(
+            identity=4711,
+            segment_uid=uid_of(network + "/base"),
+            network_uid=uid_of(network),
+            host_uid=uid_of(f"hosts/{host}"),
+        )
+        return self._put(name, message.SerializeToString(), issued)
+
+    def tombstone(self, host: str, port: str, *, moved_to: str = "", network: str = "", due: bool = False) -> Put:
+        row = store_pb2.Tombstone(
+            port_name=port,
+            reason="moved" if moved_to else "deleted",
+            moved_to=uid_of(f"hosts/{moved_to}") if moved_to else "",
+            network_uid=uid_of(network),
+            due=due,
+        )
+        return put(self.keys.tombstone(uid_of(f"hosts/{host}"), uid_of(port)), row.SerializeToString())
+
+    def applied(self, port: str, host: str, version: bytes = b"v") -> Put:
+        row = store_pb2.PortStatusRow(host_uid=uid_of(f"hosts/{host}"), applied=version, tried=version)
+        return put(self.keys.port_status(uid_of(port)), row.SerializeToString())

@@ -1,0 +1,240 @@
+"""A real controller in this process, and agents that are played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from controller import server
+from controller.server import Controller
+from controller.settings import Settings
+from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.agent.v1 import agent_pb2_grpc
+from tealnet.core.digest import Digest, version
+from tealnet.core.pki import Ca, Leaf
+
+DEADLINE = 10.0
+
+
+async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = DEADLINE) -> Any:
+    """Wait until `condition()` is true; returns its value."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what} did not come true in {seconds} s"
+        await asyncio.sleep(0.005)
+    return found
+
+
+@dataclass
+class Site:
+    """A directory with a CA and a controller that runs."""
+
+    directory: Path
+    ca: Ca
+    settings: Settings
+    controller: Controller
+
+    def channel(self, leaf: Leaf) -> grpc.aio.Channel:
+        credentials = grpc.ssl_channel_credentials(self.ca.cert_pem, leaf.key_pem, leaf.cert_pem)
+        options = [("grpc.ssl_target_name_override", "controller"), ("grpc.use_local_subchannel_pool", 1)]
+        return grpc.aio.secure_channel(self.settings.listen[0], credentials, options)
+
+
+def prepare(directory: Path, **settings: Any) -> tuple[Ca, Settings]:
+    ca = Ca.create("tealnet.local")
+    ca.save(directory)
+    ca.issue("controller", dns=["controller"]).save(directory, "controller")
+    chosen = Settings(
+        listen=(f"unix:{directory}/api.sock",),
+        join_listen="",
+        metrics_listen="",
+        data_dir=directory / "data",
+        etcd_fsync="off",
+        ca=directory / "ca.crt",
+        cert=directory / "controller.crt",
+        key=directory / "controller.key",
+        **settings,
+    )
+    return ca, chosen
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Controller]:
+    """A controller until the end of the block."""
+    stop = asyncio.Event()
+    started: asyncio.Future[Controller] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(server.run(settings, stop, started))
+    await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    try:
+        yield started.result()
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 20)
+
+
+@contextlib.asynccontextmanager
+async def site(**settings: Any) -> AsyncIterator[Site]:
+    """A whole site in a directory of its own (short, because of unix sockets)."""
+    with tempfile.TemporaryDirectory(prefix="tn") as name:
+        directory = Path(name)
+        ca, chosen = prepare(directory, **settings)
+        async with running(chosen) as controller:
+            yield Site(directory, ca, chosen, controller)
+
+
+@dataclass
+class FakeAgent:
+    """Keeps what it is sent, by scope, as the protocol says; acks by itself unless told not to."""
+
+    name: str
+    vtep: str
+    instance: str = "instance-1"
+    scopes: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    unaccounted: dict[str, bytes] = field(default_factory=dict)
+    revision: int = 0
+    welcome: pb.Welcome | None = None
+    refused: pb.Refused | None = None
+    lineage: pb.Lineage = field(default_factory=pb.Lineage)
+    cluster_uid: str = ""
+    units: list[list[pb.Update]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    failures: list[pb.KeyFailure] = field(default_factory=list)
+    acks: bool = True
+    takes: bool = True
+    pings: bool = True
+    spoil: set[str] = field(default_factory=set)  # scopes to claim a digest mismatch for, once
+    call: Any = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextlib.asynccontextmanager
+    async def connected(self, place: Site, leaf: Leaf | None = None) -> AsyncIterator[FakeAgent]:
+        """In session (or refused) until the end of the block."""
+        self.welcome, self.refused, self.done = None, None, asyncio.Event()
+        self.units, self.asked = [], []
+        leaf = leaf or place.ca.issue(f"host/{self.name}")
+        async with place.channel(leaf) as channel:
+            self.call = agent_pb2_grpc.AgentServiceStub(channel).Connect()  # type: ignore[no-untyped-call]
+            await self.call.write(pb.FromAgent(hello=self.hello()))
+            tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
+            try:
+                await until(lambda: self.welcome or self.refused or self.done.is_set(), "an answer to Hello")
+                yield self
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self.call.cancel()
+
+    def hello(self) -> pb.Hello:
+        digests = []
+        for name, held in self.scopes.items():
+            digest = Digest.of(held.items())
+            digests.append(pb.ScopeDigest(scope=name, digest=digest.bytes(), count=digest.count))
+        return pb.Hello(
+            cluster_uid=self.cluster_uid,
+            lineage=self.lineage,
+            revision=self.revision,
+            instance_uid=self.instance,
+            boot_id="boot",
+            agent_version="test",
+            vtep=self.vtep,
+            scopes=digests,
+        )
+
+    async def ack(self) -> None:
+        ack = pb.Ack(revision=self.revision, applied_at=time.time_ns(), failures=self.failures)
+        ack.unaccounted.extend(sorted(self.unaccounted))
+        await self.call.write(pb.FromAgent(ack=ack))
+
+    async def taken(self) -> None:
+        """Take the last unit, if it was held back."""
+        await self.call.write(pb.FromAgent(taken=pb.Taken(unit=self.units[-1][0].unit)))
+
+    async def _ping(self) -> None:
+        while True:
+            if self.pings:
+                await self.call.write(pb.FromAgent(ping=pb.Ping(number=1)))
+            await asyncio.sleep(0.3)
+
+    async def _read(self) -> None:
+        staged: list[pb.Update] = []
+        try:
+            while isinstance(message := await self.call.read(), pb.ToAgent):
+                match message.WhichOneof("message"):
+                    case "welcome":
+                        self.welcome, self.cluster_uid = message.welcome, message.welcome.cluster_uid
+                        self.lineage = message.welcome.lineage
+                    case "refused":
+                        self.refused = message.refused
+                    case "want_versions":
+                        await self._versions(message.want_versions.scope)
+                    case "update":
+                        staged.append(message.update)
+                        if message.update.last:
+                            await self._merge(staged)
+                            staged = []
+        except grpc.aio.AioRpcError:
+            pass
+        finally:
+            self.done.set()
+
+    async def _versions(self, scope: str) -> None:
+        self.asked.append(scope)
+        held = dict(self.scopes.get(scope, {}))
+        if scope == "host":
+            held |= self.unaccounted
+        found = [pb.KeyVersion(key=key, version=version(body)) for key, body in held.items()]
+        await self.call.write(pb.FromAgent(versions=pb.Versions(scope=scope, versions=found)))
+
+    async def _merge(self, parts: list[pb.Update]) -> None:
+        deltas = [delta for part in parts for delta in part.scopes]
+        wholes = {delta.scope for delta in deltas if delta.whole}
+        for name in wholes:
+            old = self.scopes.get(name, {})
+            self.unaccounted |= {key: body for key, body in old.items() if key.startswith("localport/")}
+            self.scopes[name] = {}
+        for delta in deltas:
+            if delta.dropped:
+                self.scopes.pop(delta.scope, None)
+                continue
+            held = self.scopes.setdefault(delta.scope, {})
+            for removal in delta.removals:
+                body = held.pop(removal.key, None)
+                if not removal.key.startswith("localport/"):
+                    continue
+                if removal.proof:
+                    self.unaccounted.pop(removal.key, None)
+                elif body is not None:
+                    self.unaccounted[removal.key] = body
+        for delta in deltas:
+            for resource in delta.upserts:
+                for held in self.scopes.values():
+                    held.pop(resource.key, None)
+                self.unaccounted.pop(resource.key, None)
+                self.scopes[delta.scope][resource.key] = resource.body
+        self.revision = parts[-1].revision
+        self.lineage = parts[-1].lineage
+        self.units.append(parts)
+        mismatched = [d.scope for d in deltas if d.HasField("digest") and not self._agrees(d)]
+        if self.takes:
+            await self.call.write(pb.FromAgent(taken=pb.Taken(unit=parts[0].unit, mismatched=mismatched)))
+        if self.acks and not mismatched:
+            await self.ack()
+
+    def _agrees(self, delta: pb.ScopeDelta) -> bool:
+        if delta.scope in self.spoil:
+            self.spoil.discard(delta.scope)
+            return False
+        digest = Digest.of(self.scopes.get(delta.scope, {}).items())
+        return (digest.bytes(), digest.count) == (delta.digest.digest, delta.digest.count)

@@ -1,0 +1,361 @@
+"""The stream, against a real controller with a real etcd: what an agent is told, and what is believed of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+
+from controller.etcd.types import Op, delete, put
+from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.store.v1 import store_pb2
+from tealnet.v1 import host_pb2, port_pb2
+from tests.controller.making import Maker, uid_of
+from tests.controller.running import FakeAgent, Site, site, until
+
+NET = "tenants/acme/networks/web"
+P1, P2, P3 = (f"tenants/acme/ports/p{n}" for n in (1, 2, 3))
+LOCAL1 = f"localport/{uid_of(P1)}"
+OWN, DOMAIN = "host", "domain/1001"
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Site]:
+    async with site() as running:
+        yield running
+
+
+class Writer:
+    """Commits to etcd and waits until the controller has seen it."""
+
+    def __init__(self, place: Site) -> None:
+        self.store = place.controller.store
+        self.make = Maker(self.store.keys)
+
+    async def __call__(self, *ops: Op) -> int:
+        result = await self.store.etcd.txn((), ops)
+        await self.store.passed(result.revision)
+        return result.revision
+
+
+@pytest.fixture
+async def write(place: Site) -> Writer:
+    writer = Writer(place)
+    make = writer.make
+    await writer(
+        make.tenant("acme"),
+        make.host("h1", 1, vtep="192.0.2.1"),
+        make.host("h2", 2, vtep="192.0.2.2"),
+        make.network(NET, 1),
+        make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h1"),
+        make.port(P2, NET, ["10.0.0.6"], host="h2"),
+    )
+    return writer
+
+
+def one() -> FakeAgent:
+    return FakeAgent("h1", "192.0.2.1")
+
+
+def two() -> FakeAgent:
+    return FakeAgent("h2", "192.0.2.2", instance="instance-2")
+
+
+def keys_in(agent: FakeAgent) -> set[str]:
+    return {key for held in agent.scopes.values() for key in held}
+
+
+async def synced(place: Site, agent: FakeAgent, revision: int) -> None:
+    uid = uid_of(f"hosts/{agent.name}")
+    sessions = place.controller.sessions.by_host
+    await until(lambda: uid in sessions and sessions[uid].synced >= revision, f"{agent.name} synced")
+
+
+async def test_snapshot_and_active(place: Site, write: Writer) -> None:
+    async with one().connected(place) as agent:
+        assert agent.welcome and agent.welcome.host_number == 1 and agent.welcome.vtep == "192.0.2.1"
+        await synced(place, agent, place.controller.store.revision)
+        assert keys_in(agent) == {
+            LOCAL1,
+            f"hostpeer/{uid_of('hosts/h2')}",
+            "segment/5001",
+            f"endpoint/{uid_of(P1)}",
+            f"endpoint/{uid_of(P2)}",
+        }
+        status = place.controller.status
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE, "the port is ACTIVE")
+        assert status.port(P2).state == port_pb2.PortStatus.STATE_UNKNOWN
+        assert status.host("hosts/h1").state == host_pb2.Host.STATE_READY
+        assert status.host("hosts/h2").state == host_pb2.Host.STATE_NEW
+    await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_DISCONNECTED)
+    assert status.port(P1).state == port_pb2.PortStatus.STATE_UNKNOWN
+    assert status.port(P1).last == port_pb2.PortStatus.STATE_ACTIVE
+
+
+async def test_one_change_is_one_small_delta(place: Site, write: Writer) -> None:
+    async with one().connected(place) as agent, two().connected(place) as other:
+        await synced(place, agent, place.controller.store.revision)
+        await synced(place, other, place.controller.store.revision)
+        before = len(agent.units)
+        revision = await write(write.make.port(P3, NET, ["10.0.0.7", "fd00::7"], host="h2"))
+        await synced(place, agent, revision)
+        await synced(place, other, revision)
+        (unit,) = agent.units[before:]
+        assert [r.key for part in unit for d in part.scopes for r in d.upserts] == [f"endpoint/{uid_of(P3)}"]
+        assert sum(pb.ToAgent(update=part).ByteSize() for part in unit) <= 500
+        assert f"localport/{uid_of(P3)}" in other.scopes[OWN]
+
+
+async def test_reconnect_with_all_known_sends_nothing(place: Site, write: Writer) -> None:
+    agent = one()
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+        await until(lambda: uid_of(P1) in place.controller.store.world.port_status.rows)
+    await until(lambda: not place.controller.sessions.by_host)
+    writes = place.controller.store.world.port_status.rows[uid_of(P1)]
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+        assert not agent.asked
+        assert not [d for unit in agent.units for part in unit for d in part.scopes if d.upserts or d.removals]
+    assert place.controller.store.world.port_status.rows[uid_of(P1)] == writes
+
+
+async def test_reconnect_after_changes_sends_the_difference(place: Site, write: Writer) -> None:
+    agent = one()
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+    await write(
+        write.make.port(P3, NET, ["10.0.0.7"], host="h2"),
+        delete(place.controller.store.keys.intent(P2)),
+    )
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+        assert agent.asked == [DOMAIN]
+        deltas = [d for unit in agent.units for part in unit for d in part.scopes]
+        assert [r.key for d in deltas for r in d.upserts] == [f"endpoint/{uid_of(P3)}"]
+        assert [r.key for d in deltas for r in d.removals] == [f"endpoint/{uid_of(P2)}"]
+
+
+async def test_window_and_collapsing(place: Site, write: Writer) -> None:
+    async with one().connected(place) as agent:
+        await synced(place, agent, place.controller.store.revision)
+        agent.takes = agent.acks = False
+        before = len(agent.units)
+        first = await write(write.make.port(P3, NET, ["10.0.0.7"], host="h2"))
+        await until(lambda: len(agent.units) == before + 1)
+        for last in range(20, 40):
+            revision = await write(write.make.port(P3, NET, [f"10.0.0.{last}"], host="h2"))
+        session = place.controller.sessions.by_host[uid_of("hosts/h1")]
+        assert session.synced < first
+        assert len(agent.units) == before + 1  # the window is closed
+        await agent.ack()
+        agent.takes = agent.acks = True
+        await agent.taken()
+        await synced(place, agent, revision)
+        assert len(agent.units) == before + 2  # twenty changes, one unit
+        body = pb.Endpoint.FromString(agent.scopes[DOMAIN][f"endpoint/{uid_of(P3)}"])
+        assert body.addresses == [bytes([10, 0, 0, 39])]
+
+
+async def test_removal_needs_proof(place: Site, write: Writer) -> None:
+    async with one().connected(place) as agent:
+        await synced(place, agent, place.controller.store.revision)
+        gone = delete(place.controller.store.keys.intent(P1))
+        revision = await write(gone)  # no tombstone: a half-restored store looks like this
+        await synced(place, agent, revision)
+        assert agent.unaccounted.keys() == {LOCAL1} and LOCAL1 not in agent.scopes[OWN]
+        status = place.controller.status
+        await until(lambda: status.host("hosts/h1").unaccounted == 1)
+        assert [c.type for c in status.host("hosts/h1").conditions] == ["Unaccounted"]
+
+        row = store_pb2.HostStatusRow()
+        row.CopyFrom(place.controller.store.world.host_status.rows[uid_of("hosts/h1")])
+        row.accepted = revision
+        key = place.controller.store.keys.host_status(uid_of("hosts/h1"))
+        await write(put(key, row.SerializeToString()))
+        await until(lambda: not agent.unaccounted, "the accepted port goes")
+        await until(lambda: status.host("hosts/h1").unaccounted == 0)
+        assert not status.host("hosts/h1").conditions
+
+
+async def test_tombstone_is_carried_out_and_noted(place: Site, write: Writer) -> None:
+    store = place.controller.store
+    async with one().connected(place) as agent:
+        await synced(place, agent, store.revision)
+        revision = await write(delete(store.keys.intent(P1)), write.make.tombstone("h1", P1, network=NET))
+        await synced(place, agent, revision)
+        assert not agent.unaccounted and LOCAL1 not in keys_in(agent)
+        assert DOMAIN not in agent.scopes  # no port in the domain any more
+        removals = [r for unit in agent.units for part in unit for d in part.scopes for r in d.removals]
+        assert (LOCAL1, revision) in [(r.key, r.proof) for r in removals]
+        place_of = (uid_of("hosts/h1"), uid_of(P1), "")
+        await until(lambda: store.world.tombstones.rows[place_of].acked, "the tombstone is acked")
+
+
+async def test_digest_mismatch_sends_the_scope_whole(place: Site, write: Writer) -> None:
+    agent = one()
+    agent.spoil = {DOMAIN}
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+        wholes = [d.scope for unit in agent.units[1:] for part in unit for d in part.scopes if d.whole]
+        assert wholes == [DOMAIN]
+        assert place.controller.metrics.mismatches._value.get() == 1
+
+
+async def test_foreign_history(place: Site, write: Writer) -> None:
+    agent = one()
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+    for spoil in (
+        {"revision": 1_000_000},
+        {"lineage": pb.Lineage(number=1, id=secrets.token_hex(16))},
+        {"lineage": pb.Lineage(number=99, id="unknown")},
+        {"cluster_uid": secrets.token_hex(16)},
+    ):
+        stranger = one()
+        stranger.revision, stranger.cluster_uid, stranger.lineage = 5, agent.cluster_uid, agent.lineage
+        for name, value in spoil.items():
+            setattr(stranger, name, value)
+        async with stranger.connected(place):
+            assert stranger.refused and stranger.refused.reason == "ForeignHistory", spoil
+            assert not stranger.units
+    status = place.controller.status
+    await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_FOREIGN_HISTORY)
+    row = store_pb2.HostStatusRow()
+    row.CopyFrom(place.controller.store.world.host_status.rows[uid_of("hosts/h1")])
+    row.accepted = place.controller.store.revision
+    await write(put(place.controller.store.keys.host_status(uid_of("hosts/h1")), row.SerializeToString()))
+    async with stranger.connected(place):
+        assert stranger.welcome
+        await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_READY)
+
+
+async def test_a_second_instance_is_refused_while_the_first_lives(place: Site, write: Writer) -> None:
+    twin = FakeAgent("h1", "192.0.2.1", instance="another")
+    async with one().connected(place) as agent:
+        async with twin.connected(place):
+            assert twin.refused and twin.refused.reason == "DuplicateAgent"
+        assert not agent.done.is_set()
+        again = one()
+        async with again.connected(place):  # the same instance again: its old stream is dead, it only does not know
+            assert again.welcome
+            await asyncio.wait_for(agent.done.wait(), 5)
+    await until(lambda: uid_of("hosts/h1") not in place.controller.store.world.sessions.rows)
+    async with twin.connected(place):
+        assert twin.welcome
+    events = await place.controller.events.read(uid_of("hosts/h1"))
+    assert {"DuplicateAgent", "HostReplaced"} <= {event.reason for event in events}
+
+
+async def test_vtep_is_pinned_once_and_must_match(place: Site, write: Writer) -> None:
+    await write(write.make.host("h3", 3))
+    thief = FakeAgent("h3", "192.0.2.1")
+    wrong = FakeAgent("h1", "192.0.2.9")
+    async with wrong.connected(place):
+        assert wrong.refused and wrong.refused.reason == "VtepMismatch"
+    store = place.controller.store
+    await write(put(store.keys.vtep(store.world.hosts.rows["hosts/h1"].spec.vtep), b""))  # type: ignore[arg-type]
+    async with thief.connected(place):
+        assert thief.refused and thief.refused.reason == "VtepMismatch"
+    honest = FakeAgent("h3", "192.0.2.3")
+    async with honest.connected(place):
+        assert honest.welcome
+        assert str(store.world.hosts.rows["hosts/h3"].spec.vtep) == "192.0.2.3"
+    assert "VtepMismatch" in [c.type for c in place.controller.status.host("hosts/h1").conditions]
+
+
+async def test_unknown_and_fenced_hosts_are_refused(place: Site, write: Writer) -> None:
+    stranger = FakeAgent("h9", "192.0.2.9")
+    async with stranger.connected(place):
+        assert stranger.refused and stranger.refused.reason == "UnknownHost"
+    async with one().connected(place) as agent:
+        await synced(place, agent, place.controller.store.revision)
+        await write(write.make.host("h1", 1, vtep="192.0.2.1", fenced=True))
+        await asyncio.wait_for(agent.done.wait(), 5)
+        assert agent.refused and agent.refused.reason == "Fenced"
+    tenant = FakeAgent("h1", "192.0.2.1")
+    async with tenant.connected(place, place.ca.issue("tenant/acme/admin")):
+        assert tenant.refused
+
+
+async def test_silence_ends_a_session(place: Site, write: Writer) -> None:
+    agent = one()
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+        agent.pings = False
+        await asyncio.wait_for(agent.done.wait(), 4)
+
+
+async def test_failure_reaches_status_and_clears(place: Site, write: Writer) -> None:
+    agent = one()
+    version = b"x" * 16
+    agent.failures = [pb.KeyFailure(key=LOCAL1, version=version, reason="NAME_TAKEN", text="eth0 exists")]
+    status = place.controller.status
+    async with agent.connected(place):
+        await synced(place, agent, place.controller.store.revision)
+        await until(lambda: uid_of(P1) in place.controller.store.world.port_status.rows)
+        chunk = place.controller.sessions.resources.scope(f"host/{uid_of('hosts/h1')}").chunks[LOCAL1]
+        agent.failures[0].version = chunk.version
+        await agent.ack()
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_FAILED)
+        assert status.port(P1).reason == "NAME_TAKEN"
+        outcome = await place.controller.sync.ask(revision=0, domains=frozenset({1001}), timeout=1)
+        assert not outcome.complete and [f.key for f in outcome.failed] == [LOCAL1]
+        agent.failures = []
+        await agent.ack()
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE)
+
+
+async def test_sync_names_a_stopped_host(place: Site, write: Writer) -> None:
+    sync = place.controller.sync
+    async with one().connected(place) as agent:
+        other = two()
+        async with other.connected(place):
+            outcome = await sync.ask(revision=0, domains=frozenset({1001}), timeout=5)
+            assert outcome.complete and outcome.hosts == {uid_of("hosts/h1"), uid_of("hosts/h2")}
+            other.acks = False
+            revision = await write(write.make.port(P3, NET, ["10.0.0.7"], host="h1"))
+            outcome = await sync.ask(revision=revision, domains=frozenset({1001}), timeout=0.3)
+            assert not outcome.complete
+            assert outcome.behind.keys() == {uid_of("hosts/h2")} and outcome.slowest == uid_of("hosts/h2")
+            assert outcome.synced == {uid_of("hosts/h1")}
+        await until(lambda: uid_of("hosts/h2") not in place.controller.store.world.sessions.rows)
+        outcome = await sync.ask(revision=revision, domains=None, timeout=2)
+        assert not outcome.complete and outcome.disconnected == {uid_of("hosts/h2")}
+        await synced(place, agent, revision)
+
+
+def _scopes(units: Iterable[list[pb.Update]]) -> list[str]:
+    return [d.scope for unit in units for part in unit for d in part.scopes]
+
+
+async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
+    store, make = place.controller.store, write.make
+    async with contextlib.AsyncExitStack() as stack:
+        old = await stack.enter_async_context(one().connected(place))
+        new = await stack.enter_async_context(two().connected(place))
+        await synced(place, old, store.revision)
+        await synced(place, new, store.revision)
+        await until(lambda: uid_of(P1) in store.world.port_status.rows)
+        new.acks = False
+        revision = await write(
+            make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h2"),
+            make.tombstone("h1", P1, moved_to="h2", network=NET),
+        )
+        await until(lambda: new.revision >= revision)
+        endpoint = pb.Endpoint.FromString(new.scopes[DOMAIN][f"endpoint/{uid_of(P1)}"])
+        assert endpoint.host_uid.hex() == uid_of("hosts/h1")
+        assert endpoint.previous_host_uid.hex() == uid_of("hosts/h2")
+        assert LOCAL1 in old.scopes[OWN] and LOCAL1 in new.scopes[OWN]
+        new.acks = True
+        await new.ack()
+        flipped = await until(
+            lambda: (
+                pb.Endpoint.FromString(old.scopes[DOMAIN][f"endpoint/{uid_of(P1)}"]).host_uid.hex()
+                == uid_of("hosts/h2")
+            )
+        )
+        assert flipped
