@@ -27,6 +27,7 @@ _NAMES = {
     "icmpv6_code": "icmp_code",
     "vlan_vid": "vlan_tci",
 }
+_FLAGS = {"ct_state": CT_STATES, "tcp_flags": TCP_FLAGS}
 _PORTS = {0xFFFFFFF8: "IN_PORT", 0xFFFFFFFD: "CONTROLLER", 0xFFFFFFFE: "LOCAL"}
 _HEAD = Struct("!HH")
 
@@ -72,10 +73,10 @@ def _value(target: Field, value: int, mask: int) -> str:
         for word, meant in FRAGMENTS.items():
             if meant == (value, mask & 3):
                 return word
-    if mask == target.full or target.name == "vlan_vid" and mask == 0xFFFF:
+    if mask == target.full:
         return _one(target, value)
-    if target.kind in ("ct_state", "tcp_flags"):
-        return _flags(CT_STATES if target.kind == "ct_state" else TCP_FLAGS, value, mask)
+    if (names := _FLAGS.get(target.kind)) is not None and not mask & ~sum(names.values()):
+        return "".join(("+" if value & bit else "-") + name for name, bit in names.items() if mask & bit)
     if target.kind in ("ipv4", "ipv6"):
         length = mask.bit_count()
         if mask == target.full ^ (target.full >> length):
@@ -91,12 +92,6 @@ def _one(target: Field, value: int) -> str:
     if target.kind == "ipv6":
         return str(IPv6Address(value))
     return str(value) if target.kind == "decimal" else f"{value:#x}"
-
-
-def _flags(names: dict[str, int], value: int, mask: int) -> str:
-    if mask & ~sum(names.values()):
-        raise ProtocolError(f"flags {value:#x}/{mask:#x}")
-    return "".join(("+" if value & bit else "-") + name for name, bit in names.items() if mask & bit)
 
 
 def actions_text(data: bytes) -> str:
@@ -129,6 +124,8 @@ def _action(kind: int, raw: bytes) -> str:
     if kind == act.OFPAT_SET_FIELD:
         return _set_field(raw)
     if kind == act.OFPAT_COPY_FIELD:
+        if len(raw) < act.COPY_FIELD.size:
+            raise ProtocolError("a move is cut off")
         _, _, n_bits, src_offset, dst_offset = act.COPY_FIELD.unpack_from(raw)
         source, _, at = header_at(raw, act.COPY_FIELD.size)
         target, _, _ = header_at(raw, at)

@@ -14,17 +14,21 @@ here) gives one with a bridge `br-int`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
 import pytest
+
+from agent.drivers.openflow import FlowDriver
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 DEADLINE = 20.0  # seconds for anything that has to happen
@@ -171,6 +175,27 @@ class Sandbox:
         if done.returncode:
             raise CommandError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
+
+
+@asynccontextmanager
+async def connected(socket: str, *, run_dir: str) -> AsyncIterator[FlowDriver]:
+    """A flow driver that is connected; it goes on reconnecting until the end of the block."""
+    driver = FlowDriver(socket, run_dir=run_dir)
+    task = asyncio.create_task(driver.run())
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await is_connected(driver)
+        yield driver
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def is_connected(driver: FlowDriver, *, connections: int = 1) -> None:
+    """Wait for (at least) this many connections, the last of them in place."""
+    async for facts in driver.changes():
+        if facts.connected and facts.connections >= connections:
+            return
 
 
 @pytest.fixture
