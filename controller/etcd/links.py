@@ -24,6 +24,8 @@ _OPTIONS: list[tuple[str, int]] = [
     # etcd ends connections that ping more often than its --grpc-keepalive-min-time (5 s by default).
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # Without this one the first is not kept: with grpcio 1.85.1 an endpoint that fell silent was noticed by its 60 s.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.etcd import Compacted, Etcd, HistoryLost, OutcomeUnknown, StoreError, StoreUnavailable
+from controller.etcd import Compacted, Etcd, HistoryLost, OutcomeUnknown, StoreError, StoreUnavailable, links
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Batch, EventKind, Previous, delete, put
 from tests.controller.etcd.helpers import Relay, eventually
@@ -137,6 +137,27 @@ async def test_it_goes_on_over_another_endpoint(relays: tuple[Relay, Relay], etc
             await (first if turn % 2 == 0 else second).cut()
     assert told == list(range(2, 2 + 18))
     assert first.connections >= 2 and second.connections >= 2
+
+
+async def test_it_leaves_an_endpoint_that_falls_silent(
+    relays: tuple[Relay, Relay], etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No connection is closed, nothing comes any more: what a cut cable or a stopped member looks like."""
+    pings = {"grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
+    sooner = [(name, value // 6 if name in pings else value) for name, value in links._OPTIONS]
+    monkeypatch.setattr(links, "_OPTIONS", sooner)
+    first, second = relays
+    async with (
+        asyncio.timeout(5),
+        Etcd([first.endpoint, second.endpoint]) as watcher,
+        aclosing(watcher.watch(START, END, from_revision=1)) as watch,
+    ):
+        await etcd.txn((), [put(b"w/a", b"")])
+        assert (await anext(watch)).revision == 2
+        first.answers.clear()
+        await etcd.txn((), [put(b"w/a", b"")])
+        assert (await anext(watch)).revision == 3
+        assert second.connections == 1
 
 
 async def test_compaction_ends_it_at_the_start_and_in_the_middle(relays: tuple[Relay, Relay], etcd: Etcd) -> None:
