@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tealnet.lab.errors import LabError
 from tealnet.lab.host import Host
+from tealnet.lab.process import Process
 from tealnet.lab.wait import wait_for
 
 if TYPE_CHECKING:
@@ -23,14 +24,20 @@ def client(settings: dict[str, Any]) -> Client:
     return Client(Context(**{name: settings[name] for name in names}))
 
 
-def wait_serving(teal: Client) -> None:
-    """Wait until the controller answers. Raises LabError with its last words after a minute."""
+def wait_serving(teal: Client, daemon: Process) -> None:
+    """Wait until the controller, whose process is `daemon`, answers.
+
+    Raises:
+        LabError: it has ended, or does not answer for a minute; with the last error.
+    """
     from tealnet.client import ApiError
 
     last = ""
 
     def answers() -> bool:
         nonlocal last
+        if not daemon.alive():
+            raise LabError("the controller has ended")
         try:
             teal.status()
         except ApiError as error:
@@ -41,7 +48,7 @@ def wait_serving(teal: Client) -> None:
     try:
         wait_for(answers, seconds=READY_SECONDS, what="the controller's API", every=0.05)
     except LabError as error:
-        raise LabError(f"{error}: {last}") from None
+        raise LabError(f"{error}: {last}" if last else str(error)) from None
 
 
 def register_hosts(teal: Client, hosts: Iterable[Host]) -> None:

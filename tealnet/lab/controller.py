@@ -45,10 +45,11 @@ class Controller(Machine):
         settings = {
             "listen": ["0.0.0.0:7443", f"unix:{self.socket}"],
             "etcd": "embedded",
-            "data_dir": "/var/lib/tealnet",
+            "data_dir": "/var/lib/tealnet/controller",
             "ca": "/etc/tealnet/ca.crt",
             "cert": "/etc/tealnet/controller.crt",
             "key": "/etc/tealnet/controller.key",
+            "ca_key": "/etc/tealnet/ca.key",
             "trust_domain": TRUST_DOMAIN,
             "cluster": "default",
         }
@@ -66,6 +67,13 @@ class Controller(Machine):
             raise LabError(f"no process {name!r}; there are: {', '.join(self.processes)}")
         argv = [sys.executable, "-m", "controller", "--config", "/etc/tealnet/controller.yaml"]
         return self.spawn(name, argv, log="/var/log/tealnet/controller.log", env=python_env())
+
+    def daemon(self) -> Process:
+        """The controller's process as recorded last. Raises LabError if it was never started."""
+        row = self.record().get("processes", {}).get(NAME)
+        if row is None:
+            raise LabError("the controller was never started")
+        return Process(row["pid"], row["start"])
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End the controller or its etcd with a signal and wait until it is gone.

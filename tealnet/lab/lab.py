@@ -174,7 +174,7 @@ class Lab:
     def _start_agents(self, hosts: Sequence[Host], *, note: Note) -> None:
         note("waiting for the controller")
         with self.client() as teal:
-            self._or_words(lambda: api.wait_serving(teal))
+            self._or_words(lambda: api.wait_serving(teal, self.controller.daemon()))
             api.register_hosts(teal, hosts)
             for host in hosts:
                 pki.equip(self.directory / "pki", host)

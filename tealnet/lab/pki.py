@@ -13,7 +13,7 @@ from tealnet.lab.host import Host
 def create(directory: Path, controller: Controller) -> None:
     """Make the authority, the admin's certificate and the controller's.
 
-    The authority's key stays in `directory`; the controller is not given it.
+    The controller also gets the authority's key: it signs for hosts that join.
     """
     from tealnet.core.pki import Ca  # only labs with daemons need cryptography
 
@@ -22,7 +22,8 @@ def create(directory: Path, controller: Controller) -> None:
     ca.issue("admin").save(directory, "admin")
     target = controller.disk("/etc/tealnet")
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(directory / "ca.crt", target)
+    for name in ("ca.crt", "ca.key"):
+        shutil.copy(directory / name, target)  # with its mode
     ca.issue("controller", dns=(NAME, "localhost"), ips=(CONTROLLER_ADDRESS,)).save(target, "controller")
 
 
