@@ -43,6 +43,7 @@ class Namespace:
     """A workload namespace of ours. Layer netns, key: name (`<tenant>.<namespace>`)."""
 
     name: str
+    flaw: str = ""  # only in what is read back, so that it differs: why it is not as it was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Link:
     mac: str  # of the workload side, lower-case colons; "" for DEVICE
     mtu: int
     port_uid: str
+    flaw: str = ""  # as in Namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Guard:
     """The kernel's own stack never sees frames of this host-side device (netdev datapath only). Layer guard."""
 
     device: str
+    flaw: str = ""  # as in Namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +117,4 @@ class Addressing:
     interface: str
     addresses: tuple[str, ...] = ()  # "10.0.0.5/24", sorted
     routes: tuple[Route, ...] = field(default=())  # sorted by prefix
+    flaw: str = ""  # as in Namespace
