@@ -58,11 +58,16 @@ class Kernel:
         self._watched: dict[str, Identity] = {}
         self._marked: dict[str, Identity] = {}
         self._by_nsid: dict[int, tuple[str, Identity]] = {}
+        self._unknown: set[int] = set()  # not worth another look in this job
 
     def close(self) -> None:
         """Give back what it holds; sockets handed to the ears are theirs."""
         self.host.close()
         os.close(self.host_fd)
+
+    def begin(self) -> None:
+        """A new job: what could not be found may be there by now."""
+        self._unknown.clear()
 
     # -- being somewhere else
 
@@ -199,10 +204,11 @@ class Kernel:
     def where(self, nsid: int) -> NetnsRef | None:
         """The namespace with this id, if it is one that has a name or that we have put something into."""
         known = self._by_nsid.get(nsid)
-        if known is None or not self._still(known):
-            self._learn_nsids()
+        if (known is None or not self._still(known)) and nsid not in self._unknown:
+            self._learn_all()
             known = self._by_nsid.get(nsid)
-        if known is None:
+        if known is None or not self._still(known):
+            self._unknown.add(nsid)
             return None
         path = known[0]
         ours = os.path.dirname(path) == self.directory and self.is_ours(path)
@@ -221,27 +227,31 @@ class Kernel:
         except OSError:
             return False
 
-    def _learn_nsids(self) -> None:
-        """Ask for the ids of all namespaces we can name; paths we were told win over names in the directory."""
-        told = {ref.path for ref in self.placed.values() if ref.path}
-        known = {identity for _, identity in self._by_nsid.values()}
-        self._by_nsid = {nsid: entry for nsid, entry in self._by_nsid.items() if self._still(entry)}
-        for path in (*(self.path(name) for name in self.names()), *told):
+    def learn(self, *paths: str) -> None:
+        """Ask for the ids of these namespaces."""
+        known = {identity: nsid for nsid, (_, identity) in self._by_nsid.items()}
+        for path in paths:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             except OSError:
                 continue
             try:
                 identity = _identity(os.fstat(fd))
-                if path not in told and identity in known:
-                    continue
-                found = rtnetlink.nsid(self.host, fd)
-                if found is not None:
-                    self._by_nsid[found] = path, identity
+                nsid = known.get(identity)
+                if nsid is None:
+                    nsid = rtnetlink.nsid(self.host, fd)
+                if nsid is not None:
+                    self._by_nsid[nsid] = path, identity
             except OSError:
                 continue  # not a namespace
             finally:
                 os.close(fd)
+
+    def _learn_all(self) -> None:
+        """Ask for the ids of all namespaces we can name; paths we were told win over names in the directory."""
+        self._by_nsid = {nsid: entry for nsid, entry in self._by_nsid.items() if self._still(entry)}
+        told = {ref.path for ref in self.placed.values() if ref.path}
+        self.learn(*(self.path(name) for name in self.names()), *told)
 
 
 def mark(name: str) -> str:

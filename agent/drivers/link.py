@@ -18,7 +18,7 @@ from agent.drivers.kernel import Kernel, NetnsMissing, set_ipv6
 from agent.drivers.memory import Memory
 from agent.drivers.netlink import Netlink
 from agent.drivers.nsthread import NetnsThread
-from agent.drivers.pairs import Pair, find_pair, find_pairs
+from agent.drivers.pairs import Pair, find_pair, find_pairs, is_ours
 from agent.drivers.rtnetlink import NO_ARP, UP, LinkInfo
 from agent.objects import Link, Marks, NetnsKind, NetnsRef
 
@@ -83,7 +83,7 @@ class LinkDriver:
         foreign = self._foreign()
 
         def job(kernel: Kernel) -> dict[str, Failure]:
-            outcomes = {device: self._delete(kernel, device) for device in delete}
+            outcomes = self._delete(kernel, delete)
             outcomes |= {device: self._write(kernel, link, foreign) for device, link in write.items()}
             return self._memory.wrote(outcomes)
 
@@ -134,23 +134,23 @@ class LinkDriver:
             with kernel.enter(want.netns.path) as inside:
                 _create(kernel, inside, want)
                 self._offload(want)
+            kernel.learn(want.netns.path)
         _silence(kernel, want)
 
     def _offload(self, want: Link) -> None:
         if self._netdev:
             syscalls.tx_checksum_off(want.interface)
 
-    def _delete(self, kernel: Kernel, device: str) -> Outcome:
-        self._adopted.drop(device)
-        pair = find_pair(kernel, device)
-        try:
-            if pair is not None:
-                kernel.host.check(rtnetlink.delete_link(pair.host.index))
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                return None, Failure("LinkRefused", str(error))
-        kernel.placed.pop(device, None)
-        return None, None
+    def _delete(self, kernel: Kernel, devices: Collection[str]) -> dict[str, Outcome]:
+        for device in devices:
+            self._adopted.drop(device)
+            kernel.placed.pop(device, None)
+        hosts = [link for device in devices if (link := rtnetlink.link(kernel.host, device)) and is_ours(link)]
+        failures: dict[str, Failure] = {}
+        for host, error in zip(hosts, rtnetlink.delete_links(kernel.host, hosts), strict=True):
+            if error is not None and error.errno != errno.ENODEV:
+                failures[host.name] = Failure("LinkRefused", str(error))
+        return {device: (None, failures.get(device)) for device in devices}
 
 
 def _value(pair: Pair) -> Link:

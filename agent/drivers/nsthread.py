@@ -65,6 +65,7 @@ class NetnsThread:
         try:
             while (waiting := self._jobs.get()) is not None:
                 job, future, loop = waiting
+                kernel.begin()
                 try:
                     _tell(loop, future, job(kernel), None)
                 except Exception as error:  # whatever a job raises is its caller's

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 
@@ -21,6 +22,7 @@ AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 
 _IFNAME, _ADDRESS, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS = 3, 1, 4, 5, 10, 18, 20
 _AF_SPEC, _NET_NS_FD, _EXT_MASK, _LINK_NETNSID = 26, 28, 29, 37
+_GROUP, _DOOMED = 27, 0x74656C6E
 _SKIP_STATISTICS = 8
 _INET6_CONF, _ADDR_GEN_MODE, _GEN_MODE_NONE = 2, 8, 1
 _DISABLE_IPV6 = 26  # index in IFLA_INET6_CONF
@@ -47,6 +49,7 @@ class LinkInfo:
     peer_nsid: int | None  # the id, in the asking namespace, of the one the peer is in; None = the same namespace
     ipv6_off: bool
     generates: bool  # makes link-local addresses by itself
+    group: int
 
     @property
     def up(self) -> bool:
@@ -132,6 +135,17 @@ def delete_link(index: int) -> Message:
     return Message(DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
 
 
+def delete_links(netlink: Netlink, gone: Sequence[LinkInfo]) -> list[OSError | None]:
+    """Remove devices; returns what came of each. Several go as one group, because each removal waits 15 ms for RCU."""
+    if len(gone) < 2 or any(info.group == _DOOMED for info in links(netlink)):
+        return netlink.execute(*(delete_link(info.index) for info in gone))
+    header = [_IFINFO.pack(0, 0, info.index, 0, 0) for info in gone]
+    netlink.execute(*(Message(SETLINK, body + u32(_GROUP, _DOOMED)) for body in header))
+    netlink.execute(Message(DELLINK, _IFINFO.pack(0, 0, 0, 0, 0) + u32(_GROUP, _DOOMED)))
+    # Those that are gone answer ENODEV; if the group could not be removed, this says why.
+    return netlink.execute(*(delete_link(info.index) for info in gone))
+
+
 def nsid(netlink: Netlink, netns: int) -> int | None:
     """The id of a namespace (by file descriptor) as the socket's own one sees it; None: it has none yet."""
     answer = netlink.get(Message(GETNSID, bytes(4) + u32(3, netns)))
@@ -160,6 +174,7 @@ def parse_link(body: bytes) -> LinkInfo:
         peer_nsid=_number(found[_LINK_NETNSID]) if _LINK_NETNSID in found else None,
         ipv6_off=off or not ipv6,
         generates=bool(ipv6) and ipv6.get(_ADDR_GEN_MODE, b"\0")[0] != _GEN_MODE_NONE,
+        group=_number(found.get(_GROUP, b"")),
     )
 
 
