@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from tealnet.lab.controller import NAME, Controller
 from tealnet.lab.errors import LabError
 from tealnet.lab.host import Host
-from tealnet.lab.process import Process
 from tealnet.lab.wait import wait_for
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ def client(settings: dict[str, Any]) -> Client:
     return Client(Context(**{name: settings[name] for name in names}))
 
 
-def wait_serving(teal: Client, daemon: Process) -> None:
-    """Wait until the controller, whose process is `daemon`, answers.
+def wait_serving(teal: Client, controller: Controller) -> None:
+    """Wait until the controller answers.
 
     Raises:
         LabError: it has ended, or does not answer for a minute; with the last error.
     """
     from tealnet.client import ApiError
 
-    last = ""
+    last, daemon = "", controller.process(NAME)
 
     def answers() -> bool:
         nonlocal last
-        if not daemon.alive():
+        if not daemon or not daemon.alive():
             raise LabError("the controller has ended")
         try:
             teal.status()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from tealnet.lab import fabric
 from tealnet.lab.errors import LabError
 from tealnet.lab.fabric import Fabric, Network
 from tealnet.lab.host import python_env
-from tealnet.lab.machine import END_SECONDS, Machine
-from tealnet.lab.process import Process, wait_end
+from tealnet.lab.machine import Machine
+from tealnet.lab.process import Process, child_called
 
 NAME = "controller"
 ETCD = "etcd"
@@ -26,12 +25,15 @@ SERVER = f"{fabric.CONTROLLER_ADDRESS}:7443"
 class Controller(Machine):
     """The machine that runs the controller. Its API also listens on a unix socket that the person's shell can reach."""
 
-    processes = (NAME, ETCD)
-
     def __init__(self, directory: Path, *, lab: Path) -> None:
         super().__init__(NAME, directory)
         self.lab = lab
         self.socket = lab / "api.sock"
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """Names of what runs here when all is well."""
+        return NAME, ETCD
 
     def build(self, cables: Fabric) -> None:
         """Start the machine and connect it."""
@@ -68,21 +70,12 @@ class Controller(Machine):
         argv = [sys.executable, "-m", "controller", "--config", "/etc/tealnet/controller.yaml"]
         return self.spawn(name, argv, log="/var/log/tealnet/controller.log", env=python_env())
 
-    def daemon(self) -> Process:
-        """The controller's process as recorded last. Raises LabError if it was never started."""
-        row = self.record().get("processes", {}).get(NAME)
-        if row is None:
-            raise LabError("the controller was never started")
-        return Process(row["pid"], row["start"])
-
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End the controller or its etcd with a signal and wait until it is gone.
-
-        Raises:
-            LabError: it does not run, or is not gone after a minute.
-        """
-        if not wait_end(self.signal(name, number, parent=NAME), seconds=END_SECONDS):
-            raise LabError(f"{name} does not end")
+    def process(self, name: str) -> Process | None:
+        """The controller, or the etcd that it has started."""
+        daemon = super().process(NAME)
+        if name != ETCD:
+            return daemon if name == NAME else None
+        return child_called(ETCD, parent=daemon) if daemon else None
 
     def context(self) -> dict[str, Any]:
         """How the admin reaches the API from this machine: the settings of a context of the `teal` command."""

@@ -2,7 +2,7 @@
 
 Run as a script with the plain interpreter (`python -I -S holder.py SPEC`), standard library only. It unshares network,
 mount, pid and UTS namespaces, gives the machine its own /run, /etc, /var, /proc and /sys, and then serves requests on
-the unix socket `ctl` in the machine's directory: start a process, signal it, list them.
+the unix socket `ctl` in the machine's directory: start a process, keep a device's addresses.
 
 Nothing of a machine is pinned anywhere else: no named namespace, no mount and no link in the namespaces of the person
 who started it. So the end of this one process is the end of everything (pid_namespaces(7): the kernel kills all
@@ -241,10 +241,6 @@ class Holder:
 
     # -- requests
 
-    def do_list(self) -> Message:
-        """The machine's record."""
-        return self.record()
-
     def do_spawn(self, name: str, argv: list[str], env: dict[str, str], log: str) -> Message:
         """Start a process under a name that is free or whose process has ended."""
         old = self.children.get(name)
@@ -281,70 +277,6 @@ class Holder:
             os.write(report, f"{argv[0]}: {error}\n".encode())
         finally:
             os._exit(127)
-
-    def do_signal(self, name: str, number: int, parent: str) -> Message:
-        """Send a signal to a process by the name it was started under, or to a descendant of `parent` called `name`."""
-        if name in self.children:
-            child = self.children[name]
-            if child.status is not None:
-                raise ProcessLookupError(f"{name} is not running")
-            os.kill(child.pid, number)
-            return child.record()
-        child = self.descendant(name, parent=parent)
-        os.kill(child.pid, number)
-        return child.record()
-
-    def do_find(self, name: str, parent: str) -> Message:
-        """Where a process that another one started is."""
-        return self.descendant(name, parent=parent).record()
-
-    def descendant(self, name: str, *, parent: str) -> Child:
-        """The process called `name` (its comm) below the one started as `parent`."""
-        root = self.children.get(parent)
-        if root is None or root.status is not None:
-            raise ProcessLookupError(f"{name} is not running")
-        family = {root.pid}
-        table = sorted(self.processes())
-        found = 0
-        for pid, above, comm, state in table:
-            if above in family and state != "Z":
-                family.add(pid)
-                found = pid if comm == name else found
-        if not found:
-            raise ProcessLookupError(f"{name} is not running")
-        return Child(found, *self.seen_outside(found))
-
-    @staticmethod
-    def processes() -> list[tuple[int, int, str, str]]:
-        """Every process inside: number, parent, name, state."""
-        rows = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                try:
-                    with open(f"/proc/{entry}/stat") as stat:
-                        head, tail = stat.read().rsplit(")", 1)
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                state, above = tail.split()[:2]
-                rows.append((int(entry), int(above), head.split("(", 1)[1], state))
-        return rows
-
-    def seen_outside(self, pid: int) -> tuple[int, int]:
-        """Outer process id and start time of a process inside (NSpid of status, proc(5))."""
-        for entry in os.listdir(self.outer):
-            if not entry.isdigit():
-                continue
-            try:
-                if os.readlink(f"{entry}/ns/pid", dir_fd=self.outer) != self.namespaces["pid"]:
-                    continue
-                with os.fdopen(os.open(f"{entry}/status", os.O_RDONLY, dir_fd=self.outer)) as status:
-                    inside = next(int(line.split()[-1]) for line in status if line.startswith("NSpid:"))
-                if inside == pid:
-                    with os.fdopen(os.open(f"{entry}/stat", os.O_RDONLY, dir_fd=self.outer)) as stat:
-                        return int(entry), int(stat.read().rsplit(")", 1)[1].split()[19])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        raise ProcessLookupError(f"process {pid} has ended")
 
     # -- addresses, as a real machine's network configuration would keep them
 

@@ -18,8 +18,8 @@ import yaml
 from tealnet.lab import fabric
 from tealnet.lab.errors import LabError
 from tealnet.lab.fabric import Fabric, Network
-from tealnet.lab.machine import END_SECONDS, Machine, call
-from tealnet.lab.process import Process, wait_end
+from tealnet.lab.machine import Machine, call
+from tealnet.lab.process import Process, below
 from tealnet.lab.wait import wait_for
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
@@ -174,15 +174,6 @@ class Host(Machine):
                 return False
         return True
 
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End a process with a signal and wait until it is gone.
-
-        Raises:
-            LabError: it does not run, or is not gone after a minute.
-        """
-        if not wait_end(self.signal(name, number), seconds=END_SECONDS):
-            raise LabError(f"{name} on {self.name} does not end")
-
     # -- commands
 
     def argv(self, words: Sequence[str], *, netns: str = "", cwd: str = "") -> list[str]:
@@ -246,15 +237,7 @@ def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGKILL
     """
     if process.returncode is not None:
         return ""
-    for pid in _descendants(process.pid) or [process.pid]:
+    for pid in below(process.pid) or [process.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
     return process.communicate(timeout=seconds)[0] or ""
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [one for child in map(int, children) for one in (child, *_descendants(child))]

@@ -174,7 +174,7 @@ class Lab:
     def _start_agents(self, hosts: Sequence[Host], *, note: Note) -> None:
         note("waiting for the controller")
         with self.client() as teal:
-            self._or_words(lambda: api.wait_serving(teal, self.controller.daemon()))
+            self._or_words(lambda: api.wait_serving(teal, self.controller))
             api.register_hosts(teal, hosts)
             for host in hosts:
                 pki.equip(self.directory / "pki", host)
@@ -288,11 +288,11 @@ class Lab:
 
     def stop(self, name: str, what: str) -> None:
         """Freeze a process (SIGSTOP)."""
-        self.machine(name).signal(what, signal.SIGSTOP, parent=CONTROLLER)
+        self.machine(name).signal(what, signal.SIGSTOP)
 
     def cont(self, name: str, what: str) -> None:
         """Let a frozen process go on."""
-        self.machine(name).signal(what, signal.SIGCONT, parent=CONTROLLER)
+        self.machine(name).signal(what, signal.SIGCONT)
 
     def start(self, name: str, what: str) -> Process:
         """Start a process that has ended; Open vSwitch's are waited for until they listen."""
@@ -311,19 +311,19 @@ class Lab:
     def status(self) -> dict[str, Any]:
         """The lab as a JSON object: machines, addresses, processes with their states, cuts."""
         cuts = self.fabric.cuts() if self.fabric.alive() else {}
-        machines: list[tuple[Machine, tuple[str, ...], dict[str, Any]]] = [
-            (host, host.processes, {"vtep": host.vtep, "cut": [str(n) for n in cuts.get(host.number, [])]})
+        machines = [
+            {**host.look(), "vtep": host.vtep, "cut": [str(network) for network in cuts.get(host.number, [])]}
             for host in self.hosts
         ]
         if self.parts is Parts.ALL:
-            machines.insert(0, (self.controller, self.controller.processes, {}))
+            machines.insert(0, self.controller.look())
         return {
             "name": self.name,
             "directory": str(self.directory),
             "mtu": self.mtu,
             "ready": self.ready,
             "networks": self.fabric.alive(),
-            "machines": [{**_look(machine, names), **more} for machine, names, more in machines],
+            "machines": machines,
         }
 
     def logs(self, name: str, what: str = "") -> list[Path]:
@@ -380,29 +380,6 @@ def destroy(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(OSError):  # other labs are there
         directory.parent.rmdir()
-
-
-def _look(machine: Machine, names: tuple[str, ...]) -> dict[str, Any]:
-    up = machine.alive()
-    rows = {}
-    recorded = machine.record().get("processes", {})
-    for name in names:
-        row = recorded.get(name)
-        if up and row is None and CONTROLLER in recorded:
-            with contextlib.suppress(LabError):
-                found = machine.find(name, parent=CONTROLLER)
-                row = {"pid": found.pid, "start": found.start, "exit": None}
-        rows[name] = _process(row, up=up)
-    return {"name": machine.name, "up": up, "processes": rows}
-
-
-def _process(row: dict[str, Any] | None, *, up: bool) -> dict[str, Any]:
-    if row is None:
-        return {"state": "absent"}
-    letter = Process(row["pid"], row["start"]).state() if up else ""
-    if not letter:
-        return {"state": "ended", "exit": row["exit"]}
-    return {"state": "stopped" if letter in "Tt" else "running", "pid": row["pid"]}
 
 
 def _check_machine() -> None:

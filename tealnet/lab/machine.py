@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from signal import SIGKILL, Signals
 from typing import Any
 
 from tealnet.lab import process
 from tealnet.lab.errors import LabError
-from tealnet.lab.process import Process
+from tealnet.lab.process import Process, wait_end
 
 HOLDER = Path(__file__).with_name("holder.py")
 # Inside: what stays when the machine ends, below `disk/` in its directory.
@@ -29,6 +29,11 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TERM", "TZ")
 
 class Machine:
     """Namespaces, a disk and processes under one name; everything about it lies in `directory`."""
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """Names of what runs here when all is well."""
+        return ()
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
@@ -129,15 +134,41 @@ class Machine:
         answer = self.ask("spawn", name=name, argv=list(argv), log=log, env={**passed, **(env or {})})
         return Process(answer["pid"], answer["start"])
 
-    def signal(self, name: str, number: signal.Signals, *, parent: str = "") -> Process:
-        """Send a signal to a process by name; with `parent` also to one that this process started."""
-        answer = self.ask("signal", name=name, number=int(number), parent=parent)
-        return Process(answer["pid"], answer["start"])
+    def process(self, name: str) -> Process | None:
+        """The process last started under a name, or None if there never was one."""
+        row = self.record().get("processes", {}).get(name)
+        return Process(row["pid"], row["start"]) if row else None
 
-    def find(self, name: str, *, parent: str) -> Process:
-        """A process that `parent` started, by its command name."""
-        answer = self.ask("find", name=name, parent=parent)
-        return Process(answer["pid"], answer["start"])
+    def signal(self, name: str, number: Signals) -> Process:
+        """Send a signal to a process by name. Raises LabError if it does not run."""
+        process = self.process(name)
+        if process is None or not process.send(number):
+            raise LabError(f"{self.name}: {name} is not running")
+        return process
+
+    def kill(self, name: str, number: Signals = SIGKILL) -> None:
+        """End a process with a signal and wait until it is gone.
+
+        Raises:
+            LabError: it does not run, or is not gone after a minute.
+        """
+        if not wait_end(self.signal(name, number), seconds=END_SECONDS):
+            raise LabError(f"{self.name}: {name} does not end")
+
+    def look(self) -> dict[str, Any]:
+        """The machine as a JSON object: is it up, and what is each of its processes doing."""
+        recorded = self.record().get("processes", {})
+        rows = {name: self._look_at(name, recorded.get(name, {}).get("exit")) for name in self.processes}
+        return {"name": self.name, "up": self.alive(), "processes": rows}
+
+    def _look_at(self, name: str, code: int | None) -> dict[str, Any]:
+        process = self.process(name)
+        if process is None:
+            return {"state": "absent"}
+        letter = process.state()
+        if not letter:
+            return {"state": "ended", "exit": code}
+        return {"state": "stopped" if letter in "Tt" else "running", "pid": process.pid}
 
     # -- commands in it
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,19 @@ class Process:
         os.close(fd)
         return None
 
+    def send(self, number: signal.Signals) -> bool:
+        """Send a signal to this very process; False if it is gone."""
+        fd = self.pidfd()
+        if fd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(fd, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
     def _letter(self) -> str:
         try:
             with open(f"/proc/{self.pid}/stat") as stat:
@@ -49,6 +63,27 @@ class Process:
         except (FileNotFoundError, ProcessLookupError):
             return ""
         return fields[0] if int(fields[19]) == self.start else ""
+
+
+def below(pid: int) -> list[int]:
+    """Process ids of what a process has started and what these have started, nearest first within a branch."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):  # per thread (proc(5))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for child in map(int, children.read_text().split()):
+                found += [child, *below(child)]
+    return found
+
+
+def child_called(name: str, *, parent: Process) -> Process | None:
+    """The process whose command name (comm) is `name` below `parent`, or None."""
+    for pid in below(parent.pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            head, tail = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)
+            found = Process(pid, int(tail.split()[19]))
+            if head.split("(", 1)[1] == name and found.alive() and parent.alive():
+                return found
+    return None
 
 
 def end(processes: Iterable[Process], *, seconds: float) -> list[Process]:
