@@ -20,10 +20,11 @@ from agent.drivers.openflow_session import Encode, RefusedError, Session
 from agent.drivers.unixctl import unixctl
 from agent.drivers.vswitchd import control_socket
 from agent.openflow import message as of
+from agent.openflow import reply
 from agent.openflow.errors import ProtocolError
 from agent.openflow.flow import Flow, Group, GroupKey, is_ours
-from agent.openflow.message import ErrorReply
 from agent.openflow.oxm import normal
+from agent.openflow.reply import ErrorReply
 
 log = structlog.get_logger()
 
@@ -172,7 +173,7 @@ class FlowDriver:
             raise DeviceUnavailable(f"the switch does not tell what it has: {error}") from error
 
     def _take_flows(self, out: dict[Key, Value], payload: bytes) -> None:
-        for raw in of.parse_flow_desc(payload):
+        for raw in reply.parse_flow_desc(payload):
             flow = self._genuine(raw) if is_ours(raw.cookie) else None
             if flow is not None:
                 out[raw.cookie] = flow
@@ -180,7 +181,7 @@ class FlowDriver:
                 foreign = Foreign(raw.table, raw.priority, raw.cookie)
                 out["foreign", raw.table, raw.priority, raw.cookie] = foreign
 
-    def _genuine(self, raw: of.FlowDesc) -> Flow | None:
+    def _genuine(self, raw: reply.FlowDesc) -> Flow | None:
         """The flow if its content is what the cookie says it is."""
         actions = raw.actions
         if actions is not None:
@@ -232,11 +233,14 @@ class FlowDriver:
     # -- conntrack, packets, revalidation
 
     async def flush_zone(self, zone: int) -> None:
-        """Forget all connections of a conntrack zone; returns when it is done."""
+        """Forget all connections of a conntrack zone; returns when it is done. Raises RefusedError."""
         await self._one(partial(of.flush_zone, zone=zone))
 
     async def packet_out(self, *, actions: bytes, packet: bytes, match: bytes = b"") -> None:
-        """Run actions on a packet of ours (an Ethernet frame). `match` sets in_port, metadata and registers."""
+        """Run actions on a packet of ours (an Ethernet frame). `match` sets in_port, metadata and registers.
+
+        Raises RefusedError, and ProtocolError if it is too large.
+        """
         await self._one(partial(of.packet_out, actions=actions, packet=packet, match=match))
 
     async def _one(self, encode: Encode) -> None:
@@ -248,6 +252,7 @@ class FlowDriver:
         """Return when no packet can take the path of flows that went before the call.
 
         Takes up to other_config:max-revalidator, so calls share: those that come while one runs wait for the next.
+        Raises UnixctlError.
         """
         if self._wait is None or self._wait.done():
             self._wait = asyncio.create_task(self._revalidate(None))
@@ -265,7 +270,7 @@ class FlowDriver:
         await self._vswitchd("revalidator/wait")
 
     async def set_ct_limit(self, zone: int, limit: int) -> None:
-        """At most so many connections in a zone. Lost with every start of vswitchd."""
+        """At most so many connections in a zone. Lost with every start of vswitchd. Raises UnixctlError."""
         datapath = [self._datapath] if self._datapath else []
         await self._vswitchd("dpctl/ct-set-limits", *datapath, f"zone={zone},limit={limit}")
 
@@ -278,7 +283,7 @@ class FlowDriver:
 
 
 def _take_groups(out: dict[Key, Value], payload: bytes) -> None:
-    for group in of.parse_group_desc(payload):
+    for group in reply.parse_group_desc(payload):
         out[group.key] = group
 
 

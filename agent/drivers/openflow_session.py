@@ -15,8 +15,10 @@ import structlog
 
 from agent.drivers.base import DeviceUnavailable
 from agent.openflow import message as of
+from agent.openflow import reply
 from agent.openflow.errors import ProtocolError
-from agent.openflow.message import ErrorReply, Message, Type
+from agent.openflow.message import Type
+from agent.openflow.reply import ErrorReply, Message
 
 log = structlog.get_logger()
 
@@ -125,8 +127,8 @@ class Session:
         batch = _Batch(range(first, commit_xid))
         try:
             await self._batch(batch, opening, with_bundle)
-            await self._reply(commit_xid, commit)
-            committed = True
+            answer = await self._reply(commit_xid, commit)
+            committed = reply.parse_bundle_control(answer.body) == of.Bundle.COMMITTED
         except RefusedError as error:
             log.info("bundle refused", error=str(error))
             committed = False
@@ -212,7 +214,7 @@ class Session:
     async def _read(self) -> None:
         why = "closed by the switch"
         try:
-            framer = of.Framer()
+            framer = reply.Framer()
             while data := await self._next():
                 for message in framer.feed(data):
                     self._dispatch(message)
@@ -247,7 +249,7 @@ class Session:
             waiting.done.set_result(message)
 
     def _on_error(self, message: Message) -> None:
-        error = of.parse_error(message.body)
+        error = reply.parse_error(message.body)
         waiting = self._waiting.get(message.xid)
         if waiting is not None and not waiting.done.done():
             waiting.done.set_exception(RefusedError(error))
@@ -259,12 +261,12 @@ class Session:
         log.warning("the switch reports an error", error=str(error))
 
     def _on_multipart(self, message: Message) -> None:
-        kind, more, payload = of.parse_multipart(message.body)
+        kind, more, payload = reply.parse_multipart(message.body)
         if kind == of.Multipart.FLOW_MONITOR:
-            for update in of.parse_flow_updates(payload):
-                if update.event == of.Event.PAUSED:
+            for update in reply.parse_flow_updates(payload):
+                if update.event == reply.Event.PAUSED:
                     self._on_change(None)
-                elif update.event not in (of.Event.ABBREVIATED, of.Event.RESUMED, of.Event.INITIAL):
+                elif update.event not in (reply.Event.ABBREVIATED, reply.Event.RESUMED, reply.Event.INITIAL):
                     self._on_change(update.cookie)
         waiting = self._waiting.get(message.xid)
         if waiting is None or waiting.done.done():

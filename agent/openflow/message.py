@@ -1,18 +1,16 @@
-"""OpenFlow 1.5 messages that we send and read (OpenFlow Switch Specification 1.5.1; Open vSwitch's extensions).
+"""OpenFlow 1.5 messages that we send (OpenFlow Switch Specification 1.5.1; Open vSwitch's extensions).
 
-Functions return whole messages; parsers take a message's body and raise nothing but ProtocolError.
+Functions return whole messages. What comes back is in `reply`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
 from agent.openflow.actions import NX_VENDOR
 from agent.openflow.errors import ProtocolError
-from agent.openflow.flow import Flow, Group, GroupKind
+from agent.openflow.flow import Flow, Group
 
 VERSION = 6
 ANY = 0xFFFFFFFF  # OFPP_ANY, OFPG_ANY, OFP_NO_BUFFER
@@ -30,8 +28,6 @@ class Type(IntEnum):
     ECHO_REQUEST = 2
     ECHO_REPLY = 3
     EXPERIMENTER = 4
-    FEATURES_REQUEST = 5
-    FEATURES_REPLY = 6
     SET_CONFIG = 9
     PACKET_IN = 10
     PACKET_OUT = 13
@@ -77,19 +73,13 @@ _GROUP_REQUEST = Struct("!I4x")
 _MONITOR = Struct("!IIIHBB")
 _PACKET_OUT = Struct("!BBHIIH2x")
 _FLUSH_ZONE = Struct("!BBHIII6xH")
-_FLOW_DESC = Struct("!H2xBxHHHHHQ")
-_GROUP_DESC = Struct("!HBxIH6x")
-_UPDATE = Struct("!HH")
-_UPDATE_FULL = Struct("!HHBBHHH4xQ")
-_ERROR = Struct("!HH")
 
 _MAX_CONTENT = MAX_MESSAGE - 128  # of a flow or group: leaves room for all headers, that of a bundle too
 _OFPFC_ADD, _OFPFC_DELETE = 0, 3
 _OFPGC_DELETE, _OFPGC_ADD_OR_MODIFY = 2, 0x8000
 _ATOMIC_ORDERED = 3
-_MORE = 1
 _OFPMT_OXM = 1
-_OFPIT_APPLY_ACTIONS = 4
+OFPIT_APPLY_ACTIONS = 4
 _MONITOR_ADD_REMOVED_MODIFY = 1 << 1 | 1 << 2 | 1 << 3
 _NXT_CT_FLUSH_ZONE = 29
 _ASYNC_PRIMARY = (1, 3, 5, 7, 9, 11)  # property types, for the primary role; 11 = OFPACPT_REQUESTFORWARD_MASTER
@@ -120,11 +110,6 @@ def barrier(xid: int) -> bytes:
     return _message(Type.BARRIER_REQUEST, xid)
 
 
-def features(xid: int) -> bytes:
-    """What are you?"""
-    return _message(Type.FEATURES_REQUEST, xid)
-
-
 def set_config(xid: int, *, miss_send_len: int) -> bytes:
     """A management connection gets asynchronous messages only with a miss_send_len other than 0."""
     return _message(Type.SET_CONFIG, xid, Struct("!HH").pack(0, miss_send_len))
@@ -149,7 +134,7 @@ def flow_add(xid: int, flow: Flow) -> bytes:
     if len(flow.match) + len(actions) > _MAX_CONTENT:
         raise ProtocolError(f"a flow of {len(flow.match) + len(actions)} bytes fits into no message")
     match = oxm_match(flow.match)
-    instructions = _APPLY.pack(_OFPIT_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else b""
+    instructions = _APPLY.pack(OFPIT_APPLY_ACTIONS, 8 + len(actions)) + actions if actions else b""
     length = 48 + len(match) + len(instructions)
     head = _FLOW_MOD.pack(
         VERSION, Type.FLOW_MOD, length, xid, flow.cookie, 0, flow.table, _OFPFC_ADD, 0, 0, flow.priority, ANY, ANY,
@@ -234,204 +219,3 @@ def packet_out(xid: int, *, actions: bytes, packet: bytes, match: bytes = b"") -
 def flush_zone(xid: int, zone: int) -> bytes:
     """Forget all connections of a conntrack zone (NXT_CT_FLUSH_ZONE)."""
     return _FLUSH_ZONE.pack(VERSION, Type.EXPERIMENTER, 24, xid, NX_VENDOR, _NXT_CT_FLUSH_ZONE, zone)
-
-
-# -- what comes back
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message as received. `type` is not a `Type` for what we do not know."""
-
-    type: int
-    xid: int
-    body: bytes
-
-
-class Framer:
-    """Cuts a byte stream into messages."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Message]:
-        """Take bytes and yield the messages that are complete. Raises ProtocolError; then the stream is lost."""
-        buffer = self._buffer
-        buffer += data
-        at = 0
-        try:
-            while len(buffer) - at >= HEADER.size:
-                version, kind, length, xid = HEADER.unpack_from(buffer, at)
-                if length < HEADER.size or (version != VERSION and kind not in (Type.HELLO, Type.ERROR)):
-                    raise ProtocolError(f"not OpenFlow 1.5: version {version}, length {length}")
-                if len(buffer) - at < length:
-                    return
-                body = bytes(buffer[at + HEADER.size : at + length])
-                at += length
-                yield Message(kind, xid, body)
-        finally:
-            del buffer[:at]
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorReply:
-    """OFPT_ERROR. `experimenter` is the vendor of an extension error (its code is then `code`), else 0."""
-
-    type: int
-    code: int
-    experimenter: int = 0
-
-    @property
-    def reason(self) -> str:
-        """A CamelCase word."""
-        return "OpenFlow" + _ERROR_TYPES.get(self.type, "Error")
-
-    def __str__(self) -> str:
-        vendor = f" of vendor {self.experimenter:#x}" if self.experimenter else ""
-        return f"{_ERROR_TYPES.get(self.type, 'error')} (type {self.type}, code {self.code}{vendor})"
-
-
-_ERROR_TYPES = {
-    0: "HelloFailed",
-    1: "BadRequest",
-    2: "BadAction",
-    3: "BadInstruction",
-    4: "BadMatch",
-    5: "FlowModFailed",
-    6: "GroupModFailed",
-    14: "BadProperty",
-    16: "FlowMonitorFailed",
-    17: "BundleFailed",
-    0xFFFF: "ExtensionFailed",
-}
-
-
-def parse_error(body: bytes) -> ErrorReply:
-    """OFPT_ERROR."""
-    _need(body, 0, 4)
-    kind, code = _ERROR.unpack_from(body)
-    if kind == 0xFFFF:
-        _need(body, 0, 8)
-        return ErrorReply(kind, code, int.from_bytes(body[4:8], "big"))
-    return ErrorReply(kind, code)
-
-
-def parse_bundle_control(body: bytes) -> int:
-    """The type (see `Bundle`) of OFPT_BUNDLE_CONTROL."""
-    _need(body, 0, 8)
-    return int.from_bytes(body[4:6], "big")
-
-
-def parse_multipart(body: bytes) -> tuple[int, bool, bytes]:
-    """(kind, more to come, payload) of OFPT_MULTIPART_REPLY."""
-    _need(body, 0, 8)
-    kind, flags = _UPDATE.unpack_from(body)
-    return kind, bool(flags & _MORE), body[8:]
-
-
-@dataclass(frozen=True, slots=True)
-class FlowDesc:
-    """A flow as the switch has it, raw."""
-
-    table: int
-    priority: int
-    cookie: int
-    match: bytes  # OXM fields
-    instructions: bytes
-    stats: bytes  # OXS fields
-
-    @property
-    def actions(self) -> bytes | None:
-        """The actions if it has no other instruction than to apply them, else None."""
-        raw = self.instructions
-        if not raw:
-            return b""
-        if len(raw) < 8 or raw[:4] != _APPLY.pack(_OFPIT_APPLY_ACTIONS, len(raw))[:4]:
-            return None
-        return raw[8:]
-
-
-def parse_flow_desc(payload: bytes) -> Iterator[FlowDesc]:
-    """The flows of an OFPMP_FLOW_DESC reply."""
-    for at, end in _entries(payload, _FLOW_DESC.size + 8):
-        _, table, priority, _, _, _, _, cookie = _FLOW_DESC.unpack_from(payload, at)
-        match_at = at + _FLOW_DESC.size
-        match_length = _tlv_length(payload, match_at, end)
-        stats_at = match_at + (match_length + 7 & ~7)
-        stats_length = _tlv_length(payload, stats_at, end)
-        yield FlowDesc(
-            table=table,
-            priority=priority,
-            cookie=cookie,
-            match=payload[match_at + 4 : match_at + match_length],
-            instructions=payload[stats_at + (stats_length + 7 & ~7) : end],
-            stats=payload[stats_at + 4 : stats_at + stats_length],
-        )
-
-
-def parse_group_desc(payload: bytes) -> Iterator[Group]:
-    """The groups of an OFPMP_GROUP_DESC reply."""
-    for at, end in _entries(payload, _GROUP_DESC.size):
-        _, kind, group_id, buckets_length = _GROUP_DESC.unpack_from(payload, at)
-        start = at + _GROUP_DESC.size
-        if start + buckets_length > end or kind > max(GroupKind):
-            raise ProtocolError(f"group {group_id} is cut off or of type {kind}")
-        buckets = payload[start : start + buckets_length]
-        yield Group(group_id, GroupKind(kind), buckets, payload[start + buckets_length : end])
-
-
-class Event(IntEnum):
-    """OFPFME_* of a flow monitor."""
-
-    INITIAL = 0
-    ADDED = 1
-    REMOVED = 2
-    MODIFIED = 3
-    ABBREVIATED = 4
-    PAUSED = 5
-    RESUMED = 6
-
-
-@dataclass(frozen=True, slots=True)
-class FlowUpdate:
-    """What a flow monitor tells. `cookie` is 0 for ABBREVIATED (a change of our own), PAUSED and RESUMED."""
-
-    event: int
-    cookie: int = 0
-
-
-def parse_flow_updates(payload: bytes) -> Iterator[FlowUpdate]:
-    """The events of an OFPMP_FLOW_MONITOR reply."""
-    for at, end in _entries(payload, _UPDATE.size):
-        _, event = _UPDATE.unpack_from(payload, at)
-        if event > Event.MODIFIED:
-            yield FlowUpdate(event)
-        elif end - at < _UPDATE_FULL.size:
-            raise ProtocolError("a flow update is cut off")
-        else:
-            yield FlowUpdate(event, _UPDATE_FULL.unpack_from(payload, at)[7])
-
-
-def _entries(payload: bytes, least: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of entries that begin with a 16-bit length."""
-    at = 0
-    while at < len(payload):
-        _need(payload, at, least)
-        length = int.from_bytes(payload[at : at + 2], "big")
-        if length < least or at + length > len(payload):
-            raise ProtocolError(f"an entry of {length} bytes where {len(payload) - at} are left")
-        yield at, at + length
-        at += length
-
-
-def _tlv_length(payload: bytes, at: int, end: int) -> int:
-    """Length, without padding, of a match or stats structure."""
-    length = int.from_bytes(payload[at + 2 : at + 4], "big") if at + 4 <= end else 0
-    if length < 4 or at + (length + 7 & ~7) > end:
-        raise ProtocolError("a match or statistics are cut off")
-    return length
-
-
-def _need(body: bytes, at: int, size: int) -> None:
-    if at + size > len(body):
-        raise ProtocolError(f"{len(body) - at} bytes where {size} are needed")

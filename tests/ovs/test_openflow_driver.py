@@ -15,6 +15,7 @@ from agent.drivers.openflow import FlowDriver, Foreign, Key, Value
 from agent.drivers.openflow_session import RefusedError
 from agent.openflow import actions as act
 from agent.openflow import message as of
+from agent.openflow import reply
 from agent.openflow.flow import Bucket, Flow, GroupKind, issued_group
 from agent.openflow.oxm import match
 from tests.ovs.sandbox import Sandbox, connected, is_connected, sandbox
@@ -309,7 +310,7 @@ class FakeSwitch:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        framer = of.Framer()
+        framer = reply.Framer()
         writer.write(of.hello(1))
         done = False
         while not done and (data := await reader.read(1 << 16)):

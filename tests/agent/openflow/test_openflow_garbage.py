@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent.openflow import actions as act
 from agent.openflow import message as of
+from agent.openflow import reply
 from agent.openflow.errors import ProtocolError
 from agent.openflow.flow import Bucket, Flow, GroupKind, issued_group
 from agent.openflow.oxm import match
@@ -39,26 +40,26 @@ FLOW_DESC = pack("!H2xBxHHHHHQ", LENGTH, 5, 10, 0, 0, 0, 0, 7) + MATCH_STRUCT + 
 GROUP = issued_group(7, GroupKind.SELECT, buckets=[Bucket(act.resubmit(36), 1)], selection_method="dp_hash")
 GROUP_BODY = GROUP.buckets + GROUP.properties
 GROUP_DESC = pack("!HBxIH6x", 16 + len(GROUP_BODY), GROUP.kind, 7, len(GROUP.buckets)) + GROUP_BODY
-UPDATES = pack("!HHI", 8, of.Event.ABBREVIATED, 5) + pack("!HHBBHHH4xQ", 24, of.Event.REMOVED, 5, 0, 0, 0, 10, 7)
+UPDATES = pack("!HHI", 8, reply.Event.ABBREVIATED, 5) + pack("!HHBBHHH4xQ", 24, reply.Event.REMOVED, 5, 0, 0, 0, 10, 7)
 
 
 def all_of_flow_desc(payload: bytes) -> list[object]:
-    return [(raw, raw.actions) for raw in of.parse_flow_desc(payload)]
+    return [(raw, raw.actions) for raw in reply.parse_flow_desc(payload)]
 
 
-def feed(data: bytes) -> list[of.Message]:
-    return list(of.Framer().feed(data))
+def feed(data: bytes) -> list[reply.Message]:
+    return list(reply.Framer().feed(data))
 
 
 PARSERS: list[tuple[Callable[[bytes], object], bytes]] = [
     (match_text, MATCH),
     (actions_text, ACTIONS),
     (all_of_flow_desc, FLOW_DESC * 2),
-    (lambda data: list(of.parse_group_desc(data)), GROUP_DESC * 2),
-    (lambda data: list(of.parse_flow_updates(data)), UPDATES * 2),
-    (of.parse_error, pack("!HHI", 4, 9, 0)),
-    (of.parse_bundle_control, pack("!IHH", 1, 5, 3)),
-    (of.parse_multipart, pack("!HH4x", 1, 1)),
+    (lambda data: list(reply.parse_group_desc(data)), GROUP_DESC * 2),
+    (lambda data: list(reply.parse_flow_updates(data)), UPDATES * 2),
+    (reply.parse_error, pack("!HHI", 4, 9, 0)),
+    (reply.parse_bundle_control, pack("!IHH", 1, 5, 3)),
+    (reply.parse_multipart, pack("!HH4x", 1, 1)),
     (feed, of.hello(1) + of.barrier(2) + of.echo_reply(3, b"hello")),
 ]
 
@@ -93,8 +94,8 @@ def survives(parse: Callable[[bytes], object], data: bytes) -> None:
 @given(cuts=st.lists(st.integers(0, 60), max_size=8))
 def test_framing_does_not_depend_on_how_bytes_arrive(cuts: list[int]) -> None:
     stream = of.hello(1) + of.flow_add(2, Flow(0, 1, MATCH, ACTIONS, 1)) + of.echo(3)
-    framer = of.Framer()
-    got: list[of.Message] = []
+    framer = reply.Framer()
+    got: list[reply.Message] = []
     for piece in pieces(stream, cuts):
         got += framer.feed(piece)
     assert got == feed(stream)
