@@ -28,6 +28,7 @@ log = structlog.get_logger()
 FOREIGN_HISTORY = "FOREIGN_HISTORY"  # HostStatusRow.state
 LOST = "LOST"
 _PATIENCE = 5.0  # seconds until the tables must have reached the agent's revision
+_TRIES = 10
 
 
 class Refusal(Exception):
@@ -175,8 +176,12 @@ class Admission:
             replica=self.replica.id, session=secrets.token_hex(16), instance_uid=instance_uid
         ).SerializeToString()
         write = put(key, session, self.replica.lease_id)
-        result = await store.etcd.txn([absent(key)], [write], [get(key)])
-        if not result.succeeded:
+        there = absent(key)
+        for _ in range(_TRIES):
+            result = await store.etcd.txn([there], [write], [get(key)])
+            if result.succeeded:
+                await store.passed(result.revision)
+                return session
             found = result.responses[0]
             assert isinstance(found, Page)
             old = store_pb2.Session.FromString(found.kvs[0].value) if found.kvs else None
@@ -184,12 +189,9 @@ class Admission:
                 why = f"another agent ({old.instance_uid}) has the session of {host.name}"
                 await self._refused(host, "DuplicateAgent", why)
                 raise Refusal("DuplicateAgent", why, retry_after_ms=2000)
-            same = [value_is(key, found.kvs[0].value)] if found.kvs else [absent(key)]
-            result = await store.etcd.txn(same, [write])
-            if not result.succeeded:
-                raise Refusal("NotReady", "the session has just changed hands", retry_after_ms=100)
-        await store.passed(result.revision)
-        return session
+            # The same installation: its old stream is dead, or is just being given up.
+            there = value_is(key, found.kvs[0].value) if found.kvs else absent(key)
+        raise Refusal("NotReady", "the session changes hands all the time", retry_after_ms=200)
 
     async def settled(self, admitted: Admitted, hello: pb.Hello) -> None:
         """The session lives: note who it is, and take back what an earlier refusal said."""

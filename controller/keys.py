@@ -132,6 +132,16 @@ class Keys:
         """VNI."""
         return self._key(f"k/u/vni/{number}")
 
+    @property
+    def vni_prefix(self) -> bytes:
+        """Prefix of all VNIs."""
+        return self._key("k/u/vni/")
+
+    @property
+    def domain_prefix(self) -> bytes:
+        """Prefix of all routing domain numbers."""
+        return self._key("k/u/domain/")
+
     def domain(self, number: int) -> bytes:
         """Routing domain number."""
         return self._key(f"k/u/domain/{number}")

@@ -11,7 +11,7 @@ import gc
 import os
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from controller.admission import Admission
+from controller.chores import Chores
 from controller.derive import declare
 from controller.etcd import Etcd, Tls
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
@@ -66,10 +67,11 @@ class Controller:
     sessions: Sessions
     status: Status
     sync: Sync
+    chores: Chores
     events: Events
     metrics: Metrics
     certificates: Certificates
-    ports: list[int]  # of the TCP listeners, when it serves
+    ports: list[int] = field(default_factory=list)  # of the TCP listeners, when it serves
 
 
 @contextlib.asynccontextmanager
@@ -112,9 +114,21 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
 
     status = Status(store.world, resources, synced_of)
     sync = Sync(store, sessions, replica)
+    chores = Chores(store, sync, replica=replica, events=events, settings=settings)
     await store.load()
-    certificates = Certificates(settings)
-    return Controller(settings, etcd, store, replica, sessions, status, sync, events, metrics, certificates, ports=[])
+    return Controller(
+        settings=settings,
+        etcd=etcd,
+        store=store,
+        replica=replica,
+        sessions=sessions,
+        status=status,
+        sync=sync,
+        chores=chores,
+        events=events,
+        metrics=metrics,
+        certificates=Certificates(settings),
+    )
 
 
 async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[Controller] | None = None) -> None:
@@ -131,6 +145,7 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
                 group.create_task(controller.sync.run(), name="sync"),
             ]
             await controller.replica.ready.wait()
+            jobs.append(group.create_task(controller.chores.run(), name="chores"))
             async with _serving(controller):
                 if started is not None:
                     started.set_result(controller)

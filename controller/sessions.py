@@ -158,8 +158,8 @@ class Sessions:
 
     async def _connect(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
-            peer = self.identify(context)
             hello = await self._hello(context)
+            peer = self.identify(context)
             session = await self._open(peer, hello, context)
         except Refusal as refusal:
             await self._refuse(context, refusal)

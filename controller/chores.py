@@ -1,0 +1,185 @@
+"""What one replica does for all: elected by a leased key, fenced by that key's create revision (T10).
+
+A term ends when the key is not mine any more; whatever is under way then fails its compare and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from controller.admission import FOREIGN_HISTORY, LOST
+from controller.etcd import StoreError
+from controller.etcd.types import Compare, absent, created, delete, put
+from controller.events import Events
+from controller.hosts import edit_host_status, timestamp
+from controller.liveness import Liveness
+from controller.moves import Moves
+from controller.release import Release
+from controller.replica import Replica
+from controller.settings import Settings
+from controller.store import Change, Store
+from controller.sync import Sync
+from tealnet.store.v1 import store_pb2
+
+log = structlog.get_logger()
+
+_LINEAGE = 600.0  # seconds
+_LINEAGES_KEPT = 5000
+_COMPACT, _HISTORY = 300.0, 1800.0  # seconds: how often, and what is kept
+
+
+class TermOver(Exception):
+    """Another replica does the chores now."""
+
+
+class Chores:
+    """`run` as long as the process lives."""
+
+    def __init__(self, store: Store, sync: Sync, *, replica: Replica, events: Events, settings: Settings) -> None:
+        self.store, self.sync, self.replica, self.events = store, sync, replica, events
+        self.settings = settings
+        self.moves: Moves | None = None
+        self._moved = asyncio.Event()  # the term row changed
+        store.subscribe(self._follow)
+
+    def _follow(self, revision: int, changes: list[Change]) -> None:
+        if any(change.table == "terms" for change in changes):
+            self._moved.set()
+        if self.moves is not None:
+            self.moves.follow(revision, changes)
+
+    async def run(self) -> None:
+        """Stand for election; when elected, do the chores until the term is over."""
+        while True:
+            term = await self._campaign()
+            log.info("chores begin", replica=self.replica.id)
+            try:
+                await self._term(term)
+            except* TermOver:
+                log.warning("chores end", replica=self.replica.id)
+
+    async def _campaign(self) -> Compare:
+        key = self.store.keys.chores
+        while True:
+            self._moved.clear()
+            if "chores" not in self.store.world.terms.rows:
+                await self.replica.ready.wait()
+                try:
+                    write = put(key, self.replica.id.encode(), self.replica.lease_id)
+                    result = await self.store.etcd.txn([absent(key)], [write])
+                    if result.succeeded:
+                        await self.store.passed(result.revision)
+                        return created(key, result.revision)
+                except StoreError as error:
+                    log.warning("not elected", error=str(error))
+                    await asyncio.sleep(1)
+                    continue
+            await self._moved.wait()
+
+    async def _term(self, term: Compare) -> None:
+        release = Release(self.store, term)
+        self.moves = Moves(self.store, self.sync, term)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._end(term))
+                group.create_task(self.moves.run())
+                group.create_task(self._liveness(term))
+                group.create_task(_every(_LINEAGE, lambda: self._lineage(term)))
+                group.create_task(_every(5, release.tombstones))
+                group.create_task(_every(60, release.numbers))
+                group.create_task(_every(30, release.orphans))
+                if not self.settings.is_embedded and self.settings.compact == "on":
+                    group.create_task(self._compact())
+        finally:
+            self.moves = None
+
+    async def _end(self, term: Compare) -> None:
+        while (row := self.store.world.terms.rows.get("chores")) and row.create_revision == term.operand:
+            self._moved.clear()
+            await self._moved.wait()
+        raise TermOver
+
+    # ---- lineage and compaction
+
+    async def _lineage(self, term: Compare) -> None:
+        """A new random id of the history (A3); old ones go after a month."""
+        keys, number = self.store.keys, self.store.lineage[0] + 1
+        row = store_pb2.LineageRow(id=secrets.token_hex(16)).SerializeToString()
+        await self.store.etcd.txn([term, absent(keys.lineage(number))], [put(keys.lineage(number), row)])
+        for old in [n for n in self.store.world.lineages.rows if n <= number - _LINEAGES_KEPT][:50]:
+            await self.store.etcd.txn([term], [delete(keys.lineage(old))])
+
+    async def _compact(self) -> None:
+        """Forget what is older than half an hour; the embedded etcd does this by itself (A18)."""
+        samples: deque[tuple[float, int]] = deque()
+
+        async def step() -> None:
+            now = time.monotonic()
+            samples.append((now, self.store.revision))
+            old = 0
+            while samples and now - samples[0][0] >= _HISTORY:
+                old = samples.popleft()[1]
+            if old:
+                await self.store.etcd.compact(old)
+                log.info("store compacted", revision=old)
+
+        await _every(_COMPACT, step)
+
+    # ---- lost hosts
+
+    async def _liveness(self, term: Compare) -> None:
+        liveness = Liveness(self.settings.lost_after)
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            elapsed, last = now - last, now
+            if self.store.stale_since is not None or not self.replica.ready.is_set() or elapsed > 2:
+                liveness.unhealthy()
+                continue
+            world = self.store.world
+            known = {
+                host.uid
+                for host in world.hosts.rows.values()
+                if (row := world.host_status.rows.get(host.uid)) and row.instance_uid and row.state != FOREIGN_HISTORY
+            }
+            before = len(liveness.excused)
+            lost = liveness.tick(now, elapsed=elapsed, present=world.sessions.rows.keys(), known=known)
+            if len(liveness.excused) > before:
+                text = f"{len(liveness.excused)} hosts vanished together; they stay DISCONNECTED"
+                await self.events.note(name="", uid="cluster", reason="ManyHostsVanished", text=text)
+            for host in lost:
+                if world.host_status.rows[host].state != LOST:
+                    await self._lose(term, host)
+
+    async def _lose(self, term: Compare, host_uid: str) -> None:
+        def edit(row: store_pb2.HostStatusRow) -> None:
+            row.state = LOST
+            row.since.CopyFrom(timestamp())
+
+        gone = absent(self.store.keys.session(host_uid))
+        try:
+            if await edit_host_status(self.store.etcd, self.store.keys, host_uid, edit, [term, gone]) is None:
+                return
+        except StoreError as error:
+            log.warning("host not marked as lost yet", host_uid=host_uid, error=str(error))
+            return
+        for name in self.store.world.hosts_by_uid.keys(host_uid):
+            text = f"no session for {self.settings.lost_after} s; its workloads most likely forward still"
+            await self.events.note(name=name, uid=host_uid, reason="HostLost", text=text)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do it now and again; what the store refuses is tried again next time."""
+    while True:
+        try:
+            await work()
+        except StoreError as error:
+            log.warning("chore failed", chore=getattr(work, "__qualname__", ""), error=str(error))
+        await asyncio.sleep(seconds)
