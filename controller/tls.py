@@ -27,26 +27,28 @@ class Certificates:
     def __init__(self, settings: Settings) -> None:
         self._files: tuple[Path, Path, Path] = (settings.key, settings.cert, settings.ca)
         self._stamp: tuple[tuple[int, int], ...] = ()
+        self._current: Any = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For a listener that asks for client certificates. Raises OSError for files that can't be read."""
-        first = self._configuration()
+        """For listeners that ask for client certificates. Raises OSError for files that can't be read."""
         self._stamp = self._now()
-        return grpc.dynamic_ssl_server_credentials(first, self._fetch, require_client_authentication=True)
+        self._current = self._configuration()
+        return grpc.dynamic_ssl_server_credentials(self._current, self._fetch, require_client_authentication=True)
 
     def _fetch(self) -> Any:
-        """Called by gRPC at each handshake, in a thread of its own."""
+        """Called by gRPC when a listener is added and at each handshake, in a thread of its own.
+
+        Never answers None ("not changed"): each listener asks for itself, and a second one would never hear of any.
+        """
         try:
             stamp = self._now()
-            if stamp == self._stamp:
-                return None
-            configuration = self._configuration()
+            if stamp != self._stamp:
+                self._current = self._configuration()
+                self._stamp = stamp
+                log.info("certificates read again")
         except OSError as error:
             log.error("certificates not read again", error=str(error))
-            return None
-        self._stamp = stamp
-        log.info("certificates read again")
-        return configuration
+        return self._current
 
     def _configuration(self) -> Any:
         key, cert, ca = (file.read_bytes() for file in self._files)
