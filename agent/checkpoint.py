@@ -49,8 +49,10 @@ def parse(data: bytes) -> list[pbc.Checkpoint]:
         length = int.from_bytes(data[at : at + 4], "big")
         end = at + _HEAD + length
         payload = data[at + _HEAD : end]
-        if blake2b(payload, digest_size=_HASH).digest() != data[at + 4 : at + _HEAD]:
-            if end >= len(data) and records:
+        if end > len(data) and records:
+            break
+        if end > len(data) or blake2b(payload, digest_size=_HASH).digest() != data[at + 4 : at + _HEAD]:
+            if end == len(data) and records:
                 break
             raise CheckpointError(f"checksum of the record at byte {at} does not match")
         try:

@@ -82,7 +82,7 @@ class Desired:
             for row_key, error in want.table.errors.items() if want.kind else ():
                 out[f"{want.kind}/{row_key}"] = Failure("CannotDerive", repr(error), retriable=False)
         for layer, places in self._contested.items():
-            for place in places:
+            for place in sorted(places, key=str):
                 first, *others = sorted(self._claims[layer][place])
                 winner = self._claims[layer][place][first]
                 for owner in others:

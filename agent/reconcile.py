@@ -5,15 +5,16 @@
 
 Two lanes run side by side: `devices` for all layers but the last, `flow` for the last one, so that a slow bridge never
 delays a change of flows. They meet in tables and in two rules. A port's flows are wanted only when facts say that its
-number and its guard are in place (facts are put when a layer has been applied). A device goes only when no flow of its
-owner is left to be deleted. Each step does what can be done now; whatever changes wakes the lanes again.
+number and its guard are in place (facts are put when a layer has been applied). A device goes only when nothing of its
+owner is left to be deleted in the layers to its right, and nothing that is there refers to it. Each step does what can
+be done now; whatever changes wakes the lanes again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from tealnet.core.tables import Graph
 
 log = structlog.get_logger()
 
+Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
@@ -55,7 +57,10 @@ class Watcher(Protocol):
 
 
 class Reconciler:
-    """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole."""
+    """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole.
+
+    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers.
+    """
 
     def __init__(
         self,
@@ -66,12 +71,13 @@ class Reconciler:
         watcher: Watcher,
         ready: Callable[[], bool],
         clock: Callable[[], float],
+        in_use: Mapping[str, Callable[[Mapping[str, Actual]], Collection[Hashable]]] | None = None,
     ) -> None:
         self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
         self.revision = 0  # of the inputs
         self.on_progress: Callable[[], None] = lambda: None
         self._graph, self._desired, self._watcher = graph, desired, watcher
-        self._ready, self._clock = ready, clock
+        self._ready, self._clock, self._in_use = ready, clock, in_use or {}
         self._devices = [self.layers[name] for name in DEVICE_LAYERS]
         self._flow = self.layers[FLOW]
         self._devices_passed = False  # the first pass is over: facts are whole
@@ -231,6 +237,7 @@ class Reconciler:
         for layer in (self._flow, *reversed(self._devices)):
             if layer is not self._flow and layer.usable():
                 waiting = {key for key in layer.delta.to_delete if not self._idents(layer, key).isdisjoint(blocked)}
+                waiting |= layer.delta.to_delete & self._referred_to(layer)
                 layer.shelve(waiting)
                 due = layer.due(layer.delta.to_delete - waiting)
                 if due:
@@ -243,6 +250,10 @@ class Reconciler:
             for layer in self._devices:
                 layer.retry_now()
             self._wake["devices"].set()
+
+    def _referred_to(self, layer: Layer) -> set[Hashable]:
+        find = self._in_use.get(layer.name)
+        return set(find({name: other.delta.actual for name, other in self.layers.items()})) if find else set()
 
     def _finish(self, layer: Layer, done: set[Hashable]) -> None:
         """These keys are in place: tell the facts, derive what follows, in one go."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core import digest
 from tealnet.core.rows import stream
-from tealnet.core.rows.stream import Attach, BadResource, decode
+from tealnet.core.rows.stream import Attach, BadResource, Subnet, decode
 
 UID, OTHER = "0" * 31 + "a", "0" * 31 + "b"
 MAC = bytes.fromhex("02aabbccddee")
@@ -23,8 +24,8 @@ def prefix(text: str) -> pb.Prefix:
     return pb.Prefix(address=network.network_address.packed, length=network.prefixlen)
 
 
-def localport(**changes: object) -> bytes:
-    fields: dict[str, object] = {
+def localport(**changes: Any) -> bytes:
+    fields: dict[str, Any] = {
         "vni": 5,
         "addresses": [ip_address("10.0.0.5").packed, ip_address("fd00::5").packed],
         "mac": MAC,
@@ -43,7 +44,7 @@ def test_every_kind_becomes_its_row() -> None:
     segment = pb.Segment(domain=700, color=0, network_number=9, mtu=1430)
     segment.subnets.add(prefix=prefix("10.0.0.0/24"), gateway=ip_address("10.0.0.1").packed)
     row = decode("segment/5", segment.SerializeToString())
-    assert row == stream.Segment(5, 700, 0, 9, 1430, ((ip_network("10.0.0.0/24"), ip_address("10.0.0.1")),))
+    assert row == stream.Segment(5, 700, 0, 9, 1430, (Subnet(ip_network("10.0.0.0/24"), ip_address("10.0.0.1")),))
 
     endpoint = pb.Endpoint(
         vni=5,
@@ -118,7 +119,7 @@ def test_what_can_not_be_is_refused(key: str, body: bytes) -> None:
     ],
 )
 def test_names_that_reach_the_system_are_checked(kind: str, where: str, interface: str) -> None:
-    attachment = pb.LocalAttachment(kind=pb.LocalAttachment.Kind.Value(kind), where=where, interface=interface)
+    attachment = pb.LocalAttachment(kind=kind, where=where, interface=interface)
     with pytest.raises(BadResource):
         decode(f"localport/{UID}", localport(attachment=attachment))
 

@@ -1,0 +1,508 @@
+"""Reconciling: order, blast radius, repair, restart after a crash anywhere; on devices that are dicts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.desired import LAYERS, Desired, Pairs, Wants
+from agent.drivers.base import DeviceUnavailable, Failure
+from agent.facts import Facts
+from agent.inputs import Inputs
+from agent.layer import LAST_RETRY
+from agent.objects import Addressing, Guard, Link, Namespace, NetnsKind, NetnsRef, OvsPort
+from agent.reconcile import Applied, Reconciler
+from tealnet.core.rows.stream import Attach, LocalPort
+from tealnet.core.tables import Graph, Read
+from tests.fakes.device import Crash, DictDevice
+
+BROKEN = Failure("Broken", "planned")
+HOPELESS = Failure("Hopeless", "planned", retriable=False)
+
+
+@dataclass(frozen=True)
+class FakeFlow:
+    """A flow that lets a port send by its number."""
+
+    uid: str
+    number: int
+    identity: int
+
+
+@dataclass
+class OvsFacts:
+    ofports: dict[str, int]
+    used_ofports: frozenset[int]
+
+
+def port(name: str, *, where: str = "space", identity: int = 1) -> LocalPort:
+    return LocalPort(
+        uid=name,
+        vni=5,
+        addresses=(ip_address("10.0.0.5"),),
+        mac="02:00:00:00:00:01",
+        identity=identity,
+        sources=(),
+        tenant="acme",
+        name=name,
+        kind=Attach.NETNS,
+        where=where,
+        interface="eth0",
+    )
+
+
+class Machine:
+    """The devices: they outlive any process. Every change is checked against what must be so at that moment."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str, Hashable]] = []
+        self.devices = {layer: DictDevice(layer, self.log) for layer in LAYERS}
+        for layer, device in self.devices.items():
+            device.before = lambda verb, key, layer=layer: self.check(layer, verb, key)  # type: ignore[misc]
+        self.flushed: list[int] = []
+        self.no_flush = False
+        self.violations: list[str] = []
+        self.crash_at = -1  # number of the change before which the process ends
+
+    def content(self, layer: str) -> dict[Hashable, Any]:
+        return self.devices[layer].content
+
+    def everything(self) -> dict[str, dict[Hashable, Any]]:
+        return {layer: dict(device.content) for layer, device in self.devices.items()}
+
+    def numbers(self) -> dict[str, int]:
+        return {value.device: value.ofport for value in self.content("ovsdb").values()}
+
+    def check(self, layer: str, verb: str, key: Hashable) -> None:
+        if len(self.log) == self.crash_at:
+            raise Crash
+        try:
+            if verb == "write":
+                self._check_write(layer, key)
+            else:
+                self._check_delete(layer, key)
+        except AssertionError as error:  # a layer takes exceptions for bugs of its driver
+            self.violations.append(f"{layer} {key}: {error}")
+
+    def _check_write(self, layer: str, key: Any) -> None:
+        if layer == "address":
+            assert key in self.content("guard"), "up before it is guarded"
+        if layer == "flow":
+            assert f"tn-{key}" in self.content("guard"), "opened without a guard"
+            assert ("port", f"tn-{key}") in self.content("ovsdb"), "opened before it is plugged"
+
+    def _check_delete(self, layer: str, key: Any) -> None:
+        if layer == "ovsdb":
+            flows = [flow for flow in self.content("flow").values() if f"tn-{flow.uid}" == key[1]]
+            assert not flows, "unplugged before its flows are gone"
+        if layer == "guard":
+            assert ("port", key) not in self.content("ovsdb"), "unguarded before it is unplugged"
+        if layer == "netns":
+            inside = [link for link in self.content("link").values() if link.netns.path == key]
+            assert not inside, "deleted before what is in it"
+
+
+class Process:
+    """An agent's inner half on a machine, from its start until it is dropped."""
+
+    def __init__(self, machine: Machine, *, ready: bool = True) -> None:
+        self.machine = machine
+        self.is_ready = ready
+        self.now = 0.0
+        self.graph = Graph()
+        self.inputs = Inputs(self.graph)
+        self.facts = Facts(self.inputs, ovs=self._ovs, flush=self._flush, revalidate=self._revalidate)
+        self.reconciler = Reconciler(
+            graph=self.graph,
+            desired=Desired(self._declare()),
+            drivers=machine.devices,
+            watcher=self.facts,
+            ready=lambda: self.is_ready,
+            clock=lambda: self.now,
+            in_use={"netns": lambda actual: {link.netns.path for link in actual["link"].values()}},
+        )
+        self.revision = 0
+
+    def _ovs(self) -> OvsFacts:
+        numbers = self.machine.numbers()
+        return OvsFacts(numbers, frozenset(numbers.values()))
+
+    async def _flush(self, zones: Collection[int]) -> None:
+        if self.machine.no_flush:
+            raise DeviceUnavailable("no connection")
+        self.machine.flushed += zones
+
+    async def _revalidate(self) -> None:
+        await asyncio.sleep(0)
+
+    def _declare(self) -> list[Wants]:
+        inputs = self.inputs
+
+        def row(layer: str) -> Wants:
+            def compute(read: Read, uid: str) -> Pairs | None:
+                local = read.get(inputs.localports, uid)
+                number, device = read.get(inputs.issued, uid), f"tn-{uid}"
+                if local is None or number is None:
+                    return None
+                space = NetnsRef(NetnsKind.OURS, local.where)
+                if layer == "flow":
+                    opened = read.get(inputs.ofports, device) == number and read.get(inputs.guarded, device)
+                    return ((uid, FakeFlow(uid, number, local.identity)),) if opened else None
+                return {
+                    "netns": ((local.where, Namespace(local.where)),),
+                    "link": ((device, Link(device, space, "eth0", local.mac, 1430, uid)),),
+                    "guard": ((device, Guard(device)),),
+                    "ovsdb": ((("port", device), OvsPort("br-int", device, number, uid)),),
+                    "address": ((device, Addressing(device, space, "eth0")),),
+                }[layer]
+
+            return Wants(layer, self.graph.derive(inputs.localports, compute), "localport")
+
+        return [row(layer) for layer in LAYERS]
+
+    def want(self, *ports: LocalPort) -> None:
+        self.revision += 1
+        self.inputs.localports.replace_all({row.uid: row for row in ports})
+        self.facts.issue()
+        self.reconciler.take(self.revision)
+
+    async def steps(self, rounds: int = 12) -> None:
+        """Both lanes side by side, until there is nothing to do."""
+        for _ in range(rounds):
+            await asyncio.gather(self.reconciler.devices_step(), self.reconciler.flow_step())
+        assert self.machine.violations == []
+
+    async def converge(self, *ports: LocalPort) -> Applied | None:
+        self.want(*ports)
+        await self.steps()
+        return self.reconciler.applied()
+
+    async def finds_nothing_to_do(self) -> None:
+        """A forced resync changes nothing."""
+        before = len(self.machine.log)
+        self.reconciler.resync()
+        await self.steps()
+        assert self.machine.log[before:] == []
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0)
+
+
+def order(machine: Machine, verb: str) -> list[str]:
+    return [layer for layer, what, _ in machine.log if what == verb]
+
+
+async def test_layers_are_made_left_to_right_and_deleted_right_to_left() -> None:
+    machine = Machine()
+    process = Process(machine)
+    assert await process.converge(port("a")) == Applied(1, {})
+    assert order(machine, "write") == list(LAYERS)
+    assert await process.converge() == Applied(2, {})
+    assert order(machine, "delete") == list(reversed(LAYERS))
+    assert all(not content for content in machine.everything().values())
+    await process.finds_nothing_to_do()
+
+
+async def test_nothing_is_touched_before_the_inputs_are_whole() -> None:
+    machine = Machine()
+    await Process(machine).converge(port("a"))
+    before = machine.everything()
+    process = Process(machine, ready=False)
+    process.reconciler.take(0)
+    runner = asyncio.create_task(process.reconciler.run())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert machine.everything() == before
+    assert process.reconciler.applied() is None
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
+
+
+async def test_a_restart_changes_nothing_and_keeps_numbers_and_connections() -> None:
+    machine = Machine()
+    await Process(machine).converge(port("a"), port("b"))
+    numbers, changes, flushed = machine.numbers(), len(machine.log), list(machine.flushed)
+    again = Process(machine)
+    assert await again.converge(port("a"), port("b")) == Applied(1, {})
+    assert machine.log[changes:] == []
+    assert machine.numbers() == numbers
+    assert machine.flushed == flushed
+
+
+async def test_what_went_while_the_agent_was_down_is_closed_before_it_is_unplugged() -> None:
+    machine = Machine()
+    await Process(machine).converge(port("a"), port("b"))
+    before = len(machine.log)
+    await Process(machine).converge(port("b"))
+    assert [layer for layer, *_ in machine.log[before:]] == ["flow", "address", "ovsdb", "guard", "link"]
+
+
+async def test_a_zone_is_emptied_before_its_port_is_opened() -> None:
+    machine = Machine()
+    machine.no_flush = True
+    process = Process(machine)
+    process.want(port("a"))
+    steps = asyncio.create_task(process.steps())
+    await until(lambda: bool(machine.content("ovsdb")))
+    assert not machine.content("flow")
+    machine.no_flush = False
+    await steps
+    assert machine.content("flow")
+    assert machine.flushed == list(machine.numbers().values())
+
+
+async def test_a_poison_port_fails_alone_with_a_reason_and_heals() -> None:
+    machine = Machine()
+    machine.devices["link"].plan_error("tn-a", BROKEN)
+    process = Process(machine)
+    applied = await process.converge(port("a", where="one"), port("b", where="two"))
+    assert applied == Applied(1, {"localport/a": BROKEN})
+    assert machine.content("flow").keys() == {"b"}
+    assert ("port", "tn-a") not in machine.content("ovsdb")  # no port without a link
+    machine.devices["link"].plan_error("tn-a", None)
+    process.now += LAST_RETRY
+    await process.steps()
+    assert process.reconciler.applied() == Applied(1, {})
+    assert machine.content("flow").keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_each_layer_may_fail_and_the_other_port_works(layer: str) -> None:
+    key: Hashable = {"netns": "one", "ovsdb": ("port", "tn-a"), "flow": "a"}.get(layer, "tn-a")
+    machine = Machine()
+    machine.devices[layer].plan_error(key, HOPELESS)
+    process = Process(machine)
+    applied = await process.converge(port("a", where="one"), port("b", where="two"))
+    assert applied == Applied(1, {"localport/a": HOPELESS})
+    assert machine.content("flow").keys() - {"a"} == {"b"}
+    applied = await process.converge(port("b", where="two"))
+    assert applied is not None and applied.revision == 2
+    machine.devices[layer].plan_error(key, None)
+    process.reconciler.resync()
+    await process.steps()
+    assert process.reconciler.applied() == Applied(2, {})
+    assert machine.content("flow").keys() == {"b"}
+    await process.finds_nothing_to_do()
+
+
+async def test_retries_get_slower_and_another_value_is_tried_at_once() -> None:
+    machine = Machine()
+    machine.devices["flow"].plan_error("a", BROKEN)
+    process = Process(machine)
+    await process.converge(port("a"))
+    tries = machine.devices["flow"].applies
+    for _ in range(100):
+        process.now += 0.1
+        await process.steps(1)
+    assert 4 <= machine.devices["flow"].applies - tries <= 10
+    machine.devices["flow"].plan_error("a", None)
+    assert await process.converge(port("a", identity=2)) == Applied(2, {})
+
+
+async def test_a_device_out_of_reach_holds_the_ack_back_until_it_is_there() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+    machine.devices["ovsdb"].unavailable = True
+    assert await process.converge(port("a"), port("b")) == Applied(1, {})
+    assert machine.content("flow").keys() == {"a"}
+    machine.devices["ovsdb"].unavailable = False
+    process.now += 10
+    await process.steps()
+    assert process.reconciler.applied() == Applied(2, {})
+
+
+async def test_flows_out_of_reach_keep_devices_from_being_deleted() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+    machine.devices["flow"].unavailable = True
+    assert await process.converge() == Applied(1, {})
+    assert machine.content("ovsdb")
+    machine.devices["flow"].unavailable = False
+    process.now += 10
+    await process.steps()
+    assert process.reconciler.applied() == Applied(2, {})
+    assert not machine.content("ovsdb")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_what_somebody_deletes_is_repaired_alone_and_counted(layer: str) -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"), port("b", where="two"))
+    key = next(iter(machine.content(layer)))
+    lost = machine.content(layer).pop(key)
+    before = len(machine.log)
+    process.reconciler.reread(layer)
+    await process.steps()
+    assert machine.content(layer)[key] == lost
+    assert machine.log[before:] == [(layer, "write", key)]
+    assert process.reconciler.layers[layer].repairs == 1
+    assert process.reconciler.applied() == Applied(1, {})
+
+
+async def test_what_somebody_adds_in_our_name_goes() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+    machine.content("flow")["strange"] = FakeFlow("strange", 7, 7)
+    process.reconciler.reread("flow")
+    await process.steps()
+    assert machine.content("flow").keys() == {"a"}
+
+
+async def test_a_slow_device_does_not_delay_flows() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+    gate = asyncio.Event()
+    device = machine.devices["link"]
+    apply = device.apply
+
+    async def slow(write: Any, delete: Any) -> Any:
+        await gate.wait()
+        return await apply(write, delete)
+
+    device.apply = slow  # type: ignore[method-assign]
+    runner = asyncio.create_task(process.reconciler.run())
+    process.want(port("a"), port("b", where="two"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    process.want(port("a", identity=9), port("b", where="two"))
+    await until(lambda: machine.content("flow")["a"].identity == 9)
+    assert process.reconciler.applied() == Applied(1, {})  # b is owed since revision 2
+    gate.set()
+    await until(lambda: process.reconciler.applied() == Applied(3, {}))
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
+
+
+async def test_acks_do_not_wait_for_a_quiet_moment() -> None:
+    machine = Machine()
+    process = Process(machine)
+    seen = 0
+    for number in range(2, 40):  # there is always something new before the last thing is done
+        process.want(port("a", identity=number), port(f"b{number}"))
+        await process.reconciler.devices_step()
+        await process.reconciler.flow_step()
+        applied = process.reconciler.applied()
+        seen = max(seen, applied.revision if applied else 0)
+    assert seen >= process.revision - 5
+
+
+async def test_a_driver_with_a_bug_takes_only_its_own_layer() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+
+    async def bug(write: Any, delete: Any) -> Any:
+        raise KeyError("bug")
+
+    machine.devices["address"].apply = bug  # type: ignore[method-assign]
+    await process.converge(port("a", identity=2), port("b", where="two"))
+    assert process.reconciler.layers["address"].unavailable
+    assert machine.content("flow")["a"].identity == 2
+
+
+async def test_numbers_are_freed_when_their_zone_is_empty() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+    runner = asyncio.create_task(process.facts.run())
+    (number,) = machine.numbers().values()
+    await process.converge()
+    await until(lambda: not process.inputs.issued.rows)
+    assert machine.flushed == [number, number]  # before it was opened, and after it went
+    runner.cancel()
+    await asyncio.gather(runner, return_exceptions=True)
+
+
+# -- any history, a crash anywhere
+
+names = st.sampled_from("abcd")
+worlds = st.dictionaries(names, st.tuples(st.sampled_from(["one", "two"]), st.integers(1, 3)), max_size=4).map(
+    lambda d: [port(uid, where=where, identity=identity) for uid, (where, identity) in d.items()]
+)
+
+
+def expected(ports: list[LocalPort]) -> dict[str, set[Hashable]]:
+    devices: set[Hashable] = {f"tn-{row.uid}" for row in ports}
+    return {
+        "netns": {row.where for row in ports},
+        "link": devices,
+        "guard": devices,
+        "ovsdb": {("port", device) for device in devices},
+        "address": devices,
+        "flow": {row.uid for row in ports},
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(worlds, min_size=1, max_size=6), st.data())
+def test_any_history_converges_whatever_is_interrupted(history: list[list[LocalPort]], data: st.DataObject) -> None:
+    asyncio.run(_any_history(history, data))
+
+
+async def _any_history(history: list[list[LocalPort]], data: st.DataObject) -> None:
+    machine = Machine()
+    process = Process(machine)
+    for ports in history:
+        how = data.draw(st.sampled_from(["whole", "hurried", "crash"]))
+        if how == "hurried":  # the next state comes before this one is reached
+            process.want(*ports)
+            await process.steps(data.draw(st.integers(0, 2)))
+            continue
+        if how == "crash":
+            machine.crash_at = len(machine.log) + data.draw(st.integers(0, 8))
+            try:
+                await process.converge(*ports)
+            except (Crash, BaseExceptionGroup):
+                process = Process(machine)
+            machine.crash_at = -1
+        applied = await process.converge(*ports)
+        assert applied == Applied(process.revision, {})
+        assert {layer: set(content) for layer, content in machine.everything().items()} == expected(ports)
+        assert len(set(machine.numbers().values())) == len(ports)
+        await process.finds_nothing_to_do()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(worlds, min_size=1, max_size=4), st.data())
+def test_any_history_converges_once_planned_errors_are_over(
+    history: list[list[LocalPort]], data: st.DataObject
+) -> None:
+    asyncio.run(_with_errors(history, data))
+
+
+async def _with_errors(history: list[list[LocalPort]], data: st.DataObject) -> None:
+    machine = Machine()
+    process = Process(machine)
+    for ports in history:
+        layer = data.draw(st.sampled_from(LAYERS))
+        keys = sorted(expected(ports)[layer] | machine.content(layer).keys(), key=str)
+        poison = data.draw(st.lists(st.sampled_from(keys), max_size=2)) if keys else []
+        for key in poison:
+            machine.devices[layer].plan_error(key, BROKEN)
+        machine.devices[data.draw(st.sampled_from(LAYERS))].unavailable = data.draw(st.booleans())
+        await process.converge(*ports)
+        for device in machine.devices.values():
+            device.errors.clear()
+            device.unavailable = False
+        process.now += 1000
+        await process.steps()
+        assert process.reconciler.applied() == Applied(process.revision, {})
+        assert {name: set(content) for name, content in machine.everything().items()} == expected(ports)
+        await process.finds_nothing_to_do()
