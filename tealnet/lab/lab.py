@@ -47,10 +47,7 @@ class Lab:
         self.parts = Parts(content["parts"])
         self.family = Family(content["family"])
         self.ready: bool = content["ready"]
-        self._hosts = {
-            name: self._host(name, number=row["number"], parts=Parts(row["parts"]))
-            for name, row in content["hosts"].items()
-        }
+        self._hosts = self._read_hosts(content)
         machines = directory / "machines"
         self.fabric = Fabric(machines / "fabric")
         self.controller = Controller(machines / CONTROLLER, lab=directory)
@@ -345,11 +342,17 @@ class Lab:
         where = self.directory / "machines" / name
         return Host(name, where, number=number, parts=parts, family=self.family)
 
+    def _read_hosts(self, content: dict[str, Any]) -> dict[str, Host]:
+        return {
+            name: self._host(name, number=row["number"], parts=Parts(row["parts"]))
+            for name, row in content["hosts"].items()
+        }
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Alone, and from what the file says now."""
         with place.locked(self.directory):
-            self.__init__(self.directory, json.loads((self.directory / "lab.json").read_text()))  # type: ignore[misc]
+            self._hosts = self._read_hosts(json.loads((self.directory / "lab.json").read_text()))
             yield
 
     def _save(self) -> None:
