@@ -36,14 +36,14 @@ class GuardDriver:
 
     async def read_some(self, devices: Collection[str]) -> dict[str, Guard]:
         """Those of these that are there."""
-        return await self._thread.run(lambda kernel: {k: v for k, v in _find(kernel).items() if k in devices})
+        return await self._thread.run(lambda kernel: _find(kernel, devices))
 
     async def changed(self, devices: Collection[str] | None = None) -> set[str]:
         """Which of these (None: of all) are not as they were last read or written by this driver."""
 
         def job(kernel: Kernel) -> set[str]:
-            found = _find(kernel)
-            return self._memory.differing(devices if devices is not None else self._memory.keys() | found.keys(), found)
+            found = _find(kernel, devices)
+            return self._memory.differing(self._memory.keys() | found.keys() if devices is None else devices, found)
 
         return await self._thread.run(job)
 
@@ -63,9 +63,9 @@ class GuardDriver:
         return await self._thread.run(job)
 
 
-def _find(kernel: Kernel) -> dict[str, Guard]:
+def _find(kernel: Kernel, devices: Collection[str] | None = None) -> dict[str, Guard]:
     with nftables.connect() as netlink:
-        chains = nftables.read_chains(netlink, TABLE) or []
+        chains = nftables.read_chains(netlink, TABLE, devices) or []
     return {chain.name: Guard(chain.name, flaw=_flaw(kernel, chain)) for chain in chains}
 
 
@@ -83,13 +83,13 @@ def _apply(kernel: Kernel, netlink: Netlink, write: set[str], delete: set[str]) 
     for device in write:
         if rtnetlink.link(kernel.host, device) is None:
             outcomes[device] = Failure("DeviceMissing", f"{device}: no such device")
-    chains = nftables.read_chains(netlink, TABLE)
+    chains = nftables.read_chains(netlink, TABLE, write | delete)
     if chains is None and write:  # no table, or one that somebody put to sleep
         nftables.change(netlink, TABLE, add=(), delete=())
-        chains = nftables.read_chains(netlink, TABLE)
+        chains = nftables.read_chains(netlink, TABLE, write | delete)
     there = {chain.name: chain for chain in chains or []}
-    good = {name for name, chain in there.items() if not _flaw(kernel, chain)}
-    add = {device for device in write if outcomes[device] is None} - good
+    wanted = {device for device in write if outcomes[device] is None}
+    add = {device for device in wanted if device not in there or _flaw(kernel, there[device])}
     gone = (delete | add) & there.keys()
     _set_down(kernel, delete & there.keys())
     if not add and not gone:

@@ -119,9 +119,16 @@ class Kernel:
         """Where a namespace of this name is mounted."""
         return f"{self.directory}/{name}"
 
+    def prepare_directory(self) -> None:
+        """Make the directory of names, as a shared mount point. Raises OSError."""
+        if not os.path.isdir(self.directory):
+            os.makedirs(self.directory, mode=0o755)
+        if not os.path.ismount(self.directory):
+            syscalls.share_mounts(self.directory)
+
     def create(self, name: str) -> None:
         """Make a namespace with its loopback device up. It is marked before it can be found. Raises OSError."""
-        self._prepare_directory()
+        self.prepare_directory()
         path = self.path(name)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
         syscalls.unshare_net()
@@ -193,12 +200,6 @@ class Kernel:
             if not same:
                 self.forget(path)
 
-    def _prepare_directory(self) -> None:
-        if not os.path.isdir(self.directory):
-            os.makedirs(self.directory, mode=0o755)
-        if not os.path.ismount(self.directory):
-            syscalls.share_mounts(self.directory)
-
     # -- by the host's ids of namespaces
 
     def where(self, nsid: int) -> NetnsRef | None:
@@ -250,8 +251,8 @@ class Kernel:
     def _learn_all(self) -> None:
         """Ask for the ids of all namespaces we can name; paths we were told win over names in the directory."""
         self._by_nsid = {nsid: entry for nsid, entry in self._by_nsid.items() if self._still(entry)}
-        told = {ref.path for ref in self.placed.values() if ref.path}
-        self.learn(*(self.path(name) for name in self.names()), *told)
+        told = (ref.path for ref in self.placed.values() if ref.path)
+        self.learn(*dict.fromkeys((*(self.path(name) for name in self.names()), *told)))
 
 
 def mark(name: str) -> str:

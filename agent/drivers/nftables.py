@@ -7,13 +7,14 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from agent.drivers.netlink import CREATE, NETFILTER, Message, Netlink, attribute, attributes, nested, text
+from agent.drivers.netlink import CREATE, NETFILTER, Message, Netlink, attribute, attributes, nested, split, text
 
 GROUP = 7  # NFNLGRP_NFTABLES: changes of tables, chains and rules
 FAMILY = 5  # NFPROTO_NETDEV
 _SUBSYSTEM = 10
 _NEW_TABLE, _GET_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN = 0, 1, 3, 4, 5
 _BEGIN, _END = 0x10, 0x11
+_TABLE_EVENTS, _CHAIN_EVENTS, _RULE_EVENTS = (0, 2), (3, 5), (6, 8)  # made or changed, deleted
 _TABLE_NAME, _TABLE_FLAGS = 1, 2
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE, _CHAIN_TYPE = 1, 3, 4, 5, 6, 7
 _HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE, _HOOK_DEVICES = 1, 2, 3, 4
@@ -29,18 +30,39 @@ class Chain:
     drops: bool  # all that comes in: policy drop, and no rules
 
 
-def read_chains(netlink: Netlink, table: str) -> list[Chain] | None:
-    """All chains of a `netdev` table; None if there is none or it is dormant. Raises OSError."""
-    try:
-        answer = netlink.get(_message(_GET_TABLE, text(_TABLE_NAME, table)))
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        raise
-    if _number(attributes(answer[4:]).get(_TABLE_FLAGS, b"")):
+def read_chains(netlink: Netlink, table: str, names: Collection[str] | None = None) -> list[Chain] | None:
+    """Chains of a `netdev` table, all or those of these names; None if there is no table or it is dormant.
+
+    Raises OSError.
+    """
+    answer = _get(netlink, _message(_GET_TABLE, text(_TABLE_NAME, table)))
+    if answer is None or _number(attributes(answer[4:]).get(_TABLE_FLAGS, b"")):
         return None
-    found = [attributes(body[4:]) for body in netlink.dump(_message(_GET_CHAIN, b""))]
-    return [_chain(attrs) for attrs in found if _string(attrs.get(_CHAIN_TABLE, b"")) == table]
+    if names is None:
+        found = netlink.dump(_message(_GET_CHAIN, b""))
+    else:
+        named = [_message(_GET_CHAIN, text(_CHAIN_TABLE, table) + text(_CHAIN_NAME, name)) for name in names]
+        found = [body for message in named if (body := _get(netlink, message)) is not None]
+    chains = [attributes(body[4:]) for body in found]
+    return [_chain(attrs) for attrs in chains if _string(attrs.get(_CHAIN_TABLE, b"")) == table]
+
+
+def chains_of_event(data: bytes, table: str) -> set[str] | None:
+    """Which chains of a `netdev` table a datagram of the group may be about; None: any."""
+    found: set[str] = set()
+    for kind, _, _, body in split(data):
+        attrs = attributes(body[4:])
+        # Table and chain names are attribute 1 of messages on both; a rule's chain is attribute 2.
+        if kind >> 8 != _SUBSYSTEM or body[:1] != bytes([FAMILY]) or _string(attrs.get(1, b"")) != table:
+            continue
+        what = kind & 0xFF
+        if what in _CHAIN_EVENTS:
+            found.add(_string(attrs.get(_CHAIN_NAME, b"")))
+        elif what in _RULE_EVENTS:
+            found.add(_string(attrs.get(2, b"")))
+        elif what in _TABLE_EVENTS:
+            return None
+    return found
 
 
 def change(netlink: Netlink, table: str, *, add: Collection[str], delete: Collection[str]) -> OSError | None:
@@ -58,6 +80,15 @@ def change(netlink: Netlink, table: str, *, add: Collection[str], delete: Collec
 def connect() -> Netlink:
     """A socket for the above, in the namespace of the thread."""
     return Netlink(NETFILTER)
+
+
+def _get(netlink: Netlink, message: Message) -> bytes | None:
+    try:
+        return netlink.get(message)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
 
 
 def _new_chain(table: str, device: str) -> bytes:

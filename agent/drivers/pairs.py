@@ -49,6 +49,7 @@ def find_end(kernel: Kernel, host: LinkInfo) -> Pair:
         told = kernel.placed.get(host.name)
         if told is not None and kernel.same(told.path, netns.path):
             netns = told  # the same place by another path
+        kernel.placed[host.name] = netns
         with kernel.enter(netns.path) as inside:
             return Pair(host, netns, rtnetlink.link_at(inside, host.peer))
     except (NetnsMissing, PlacementRefused):
