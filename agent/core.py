@@ -10,7 +10,7 @@ import asyncio
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from typing import Protocol
@@ -44,7 +44,7 @@ class Local:
     instance_uid: str
     boot_id: str
     vtep: str
-    datapath: str  # "netdev" or "system"; "" = not known yet
+    datapath: str  # "netdev" or "system"
     bridge: str
     tunnel: str
     tunnel_ofport: int
@@ -109,16 +109,9 @@ class Core:
         """The inputs are whole: a complete cut of resources, and who we are. Nothing is touched before."""
         return self.resources.complete and bool(self._inputs.this.rows)
 
-    def know_datapath(self, datapath: str) -> None:
-        """The kind of datapath has been found out."""
-        self.local = replace(self.local, datapath=datapath)
-        self._describe()
-        self._reconciler.settle()
-        self._reconciler.kick()
-
     def _describe(self) -> None:
         origin, local = self.resources.origin, self.local
-        if not origin.host_uid or not origin.vtep or not local.datapath:
+        if not origin.host_uid or not origin.vtep:
             return
         this = This(
             host_uid=origin.host_uid,

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
+from os.path import basename, exists
 from typing import Any
 
 import structlog
 
 from agent.desired import PlaceOf
+from agent.drivers.address import AddressDriver
+from agent.drivers.allow import Allowed
 from agent.drivers.base import DeviceUnavailable, Driver
+from agent.drivers.guard import GuardDriver
+from agent.drivers.link import LinkDriver
+from agent.drivers.netlinkevents import NetlinkEvents
+from agent.drivers.netns import NetnsDriver
+from agent.drivers.nsthread import NetnsThread
 from agent.drivers.openflow import FlowDriver
 from agent.drivers.openflow_session import RefusedError
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.unixctl import UnixctlError
+from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
-from agent.reconcile import Reconciler
+from agent.reconcile import Actual, Reconciler
 from agent.settings import Settings
 
 log = structlog.get_logger()
+
+KERNEL_MODULE = "/sys/module/openvswitch"
 
 
 def flow_place(key: Hashable, value: Any) -> Hashable:
@@ -26,24 +37,82 @@ def flow_place(key: Hashable, value: Any) -> Hashable:
     return (value.table, value.priority, value.match) if isinstance(value, Flow) else key
 
 
+def namespaces_in_use(actual: Mapping[str, Actual]) -> set[Hashable]:
+    """Names of our namespaces that links of ours are in."""
+    places = [link.netns for link in actual["link"].values() if isinstance(link, Link)]
+    return {basename(netns.path) for netns in places if netns.kind is NetnsKind.OURS}
+
+
+def find_datapath(setting: str) -> str:
+    """The datapath to use: for `auto` the kernel's where its module is loaded, else the userspace one."""
+    if setting != "auto":
+        return setting
+    return "system" if exists(KERNEL_MODULE) else "netdev"
+
+
 class Devices:
     """All drivers. `run` keeps their connections, `follow` has layers read back when something has changed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, datapath: str) -> None:
         self.run_dir = run_dir = str(settings.ovs_run_dir)
         self.ovsdb = OvsdbDriver(settings.ovsdb, run_dir=run_dir)
         self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir)
-        self.drivers: Mapping[str, Driver[Any, Any]] = {"ovsdb": self.ovsdb, "flow": self.flow}
+        self._thread = NetnsThread()
+        self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
+        self._address = AddressDriver(self._thread)
+        self._link = LinkDriver(
+            self._thread,
+            datapath_type=datapath,
+            allowed=Allowed(netns=settings.allow_netns, devices=settings.allow_device),
+            foreign_ovs_ports=self._foreign_ports,
+        )
+        self._events = NetlinkEvents(
+            self._thread, self._changed, netns=self._netns, link=self._link, guard=self._guard, address=self._address
+        )
+        self.drivers: Mapping[str, Driver[Any, Any]] = {
+            "netns": self._netns,
+            "link": self._link,
+            "guard": self._guard,
+            "ovsdb": self.ovsdb,
+            "address": self._address,
+            "flow": self.flow,
+        }
         self.places: Mapping[str, PlaceOf] = {"flow": flow_place}
+        self.in_use = {"netns": namespaces_in_use}
+        self.on_underlay: Callable[[], None] = lambda: None
+        self._reconciler: Reconciler | None = None
+
+    def start(self) -> None:
+        """Start the namespace thread: before anything is read or applied."""
+        self._thread.start(self._events)
+
+    def close(self) -> None:
+        """End the namespace thread when it has done what it was told; devices stay as they are."""
+        self._thread.close()
 
     async def run(self) -> None:
         """Stay connected for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.ovsdb.run(), name="ovsdb")
             tasks.create_task(self.flow.run(), name="openflow")
+            tasks.create_task(self._events.run(), name="netlink-events")
+
+    def _foreign_ports(self) -> Collection[str] | None:
+        facts = self.ovsdb.facts()
+        return facts.foreign_ports if facts.connections else None
+
+    def _changed(self, layer: str, key: str | None) -> None:
+        """A driver found something that is not as it knew it."""
+        if layer == "underlay":
+            self.on_underlay()
+        elif self._reconciler is not None and key is None:
+            self._reconciler.reread(layer)
+        elif self._reconciler is not None:
+            self._reconciler.reread_key(layer, key)
 
     async def follow(self, reconciler: Reconciler) -> None:
         """Tell the reconciler what to read back, for ever."""
+        self._reconciler = reconciler
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_ovsdb(reconciler), name="follow-ovsdb")
             tasks.create_task(self._follow_flows(reconciler), name="follow-flows")

@@ -145,7 +145,8 @@ class Facts:
     def observe(self, layer: str, actual: Mapping[Hashable, Any]) -> None:
         """What a layer holds now becomes facts."""
         if layer == "guard":
-            self._inputs.guarded.replace_all({g.device: True for g in actual.values() if isinstance(g, Guard)})
+            guards = [guard for guard in actual.values() if isinstance(guard, Guard) and not guard.flaw]
+            self._inputs.guarded.replace_all({guard.device: True for guard in guards})
         elif layer == "ovsdb":
             self._ports = {port.device: port for port in actual.values() if isinstance(port, OvsPort)}
             if not self._adopted:

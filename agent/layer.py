@@ -6,9 +6,9 @@ A layer never decides about order; `agent.reconcile` does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import structlog
 
@@ -20,6 +20,15 @@ log = structlog.get_logger()
 FIRST_RETRY, LAST_RETRY = 0.1, 30.0  # seconds; doubled each time
 FIRST_LOOK, LAST_LOOK = 0.05, 1.0  # … for a device that is out of reach
 NEVER = float("inf")
+
+
+@runtime_checkable
+class ReadsSome(Protocol):
+    """A driver that can read back single keys."""
+
+    async def read_some(self, keys: Collection[Any]) -> Mapping[Any, Any]:
+        """Those of these keys that are there and ours."""
+        ...
 
 
 @dataclass(slots=True)
@@ -52,8 +61,10 @@ class Layer:
         self.repairs = 0
         self.written: dict[Hashable, Any] = {}  # by the last apply
         self._driver = driver
+        self._reads_some = driver if isinstance(driver, ReadsSome) else None
         self._clock = clock
         self._stale = True
+        self._stale_keys: set[Hashable] = set()  # … or only these
         self._looks = 0  # failed in a row
         self._look_due = 0.0
 
@@ -80,22 +91,25 @@ class Layer:
 
     def next_due(self) -> float:
         """When something is to be tried again, loop time."""
-        times = [self._look_due] if self._stale else []
+        times = [self._look_due] if self._stale or self._stale_keys else []
         if self.usable():
             times += [trouble.due for trouble in self.troubles.values()]
         return min(times, default=NEVER)
 
     def must_look(self) -> bool:
         """Read back before doing anything?"""
-        return self._stale and self._look_due <= self._clock()
+        return (self._stale or bool(self._stale_keys)) and self._look_due <= self._clock()
 
     def usable(self) -> bool:
         """Read back and in reach."""
         return self.was_read and not self.unavailable
 
-    def reread(self) -> None:
-        """Something may have changed on the device."""
-        self._stale = True
+    def reread(self, keys: Collection[Hashable] | None = None) -> None:
+        """Something may have changed on the device; with `keys`, only these."""
+        if keys is None or self._reads_some is None:
+            self._stale = True
+        else:
+            self._stale_keys |= set(keys)
 
     def shelve(self, keys: Iterable[Hashable]) -> None:
         """These wait for another layer: what failed here before says nothing any more."""
@@ -116,10 +130,15 @@ class Layer:
     # -- the device
 
     async def look(self) -> None:
-        """Read back and compare."""
+        """Read back and compare: everything, or what is known to be in doubt."""
+        keys, self._stale_keys = (None if self._stale else self._stale_keys), set()
         self._stale = False
         try:
-            actual = await self._driver.read()
+            if keys is not None and self._reads_some is not None:
+                some = await self._reads_some.read_some(keys)
+                actual = {key: value for key, value in self.delta.actual.items() if key not in keys} | dict(some)
+            else:
+                actual = await self._driver.read()
         except DeviceUnavailable as error:
             self._out_of_reach(str(error))
             return

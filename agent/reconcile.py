@@ -113,6 +113,11 @@ class Reconciler:
             self.layers[name].reread()
         self.kick()
 
+    def reread_key(self, name: str, key: Hashable) -> None:
+        """One key of a layer may not be what it was."""
+        self.layers[name].reread({key})
+        self.kick()
+
     def resync(self) -> None:
         """Read back everything and try again what has failed."""
         for layer in self.layers.values():

@@ -29,6 +29,8 @@ class Reporter:
         self._core, self._reconciler, self._devices, self._inputs = core, reconciler, devices, inputs
         self._underlay = UnderlayFacts("")
         self._cold: dict[str, str] = {}  # VTEP → why its neighbour is not warm
+        self._underlay_changed = False
+        devices.on_underlay = self._note_underlay
         self._changed = asyncio.Event()
         core.on_resources = self._changed.set
 
@@ -37,6 +39,9 @@ class Reporter:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._report(), name="report")
             tasks.create_task(self._keep_warm(), name="tunnel-neighbours")
+
+    def _note_underlay(self) -> None:
+        self._underlay_changed = True
 
     def conditions(self) -> list[Condition]:
         """All conditions of this host that the agent knows of."""
@@ -66,7 +71,8 @@ class Reporter:
         while True:
             this = self._inputs.this.rows.get(THIS)
             vtep = str(this.vtep) if this else self._core.local.vtep
-            if vtep and (looks % UNDERLAY_EVERY == 0 or not self._underlay.device):
+            if vtep and (looks % UNDERLAY_EVERY == 0 or self._underlay_changed or not self._underlay.device):
+                self._underlay_changed = False
                 try:
                     self._underlay = await read_underlay(vtep, members=self._devices.ovsdb.members)
                 except OSError as error:

@@ -21,7 +21,7 @@ import structlog
 from agent.checkpoint import Checkpoint
 from agent.core import Core, Local
 from agent.desired import Desired
-from agent.devices import Devices
+from agent.devices import Devices, find_datapath
 from agent.facts import Facts
 from agent.features import FEATURES
 from agent.inputs import Inputs
@@ -35,7 +35,6 @@ from tealnet.core.tables import Graph
 
 log = structlog.get_logger()
 
-KERNEL_MODULE = "/sys/module/openvswitch"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -50,7 +49,8 @@ class Agent:
         graph = Graph()
         self.inputs = Inputs(graph)
         wants = [want for room in FEATURES for want in room.declare(graph, self.inputs)]
-        self.devices = Devices(settings)
+        datapath = find_datapath(settings.datapath)
+        self.devices = Devices(settings, datapath=datapath)
         self.desired = Desired(wants, places=self.devices.places)
         self.facts = Facts(
             self.inputs,
@@ -65,9 +65,10 @@ class Agent:
             watcher=self.facts,
             ready=lambda: self.core.ready(),
             clock=asyncio.get_running_loop().time,
+            in_use=self.devices.in_use,
         )
         self.core = Core(
-            local=_local(settings),
+            local=_local(settings, datapath=datapath),
             resources=Resources(),
             checkpoint=Checkpoint(settings.state_dir / "checkpoint"),
             inputs=self.inputs,
@@ -81,7 +82,8 @@ class Agent:
 
     async def run(self) -> None:
         """Serve what was wanted last, then follow the controller."""
-        log.info("agent starts", host=self.settings.host, instance=self.core.local.instance_uid)
+        local = self.core.local
+        log.info("agent starts", host=self.settings.host, instance=local.instance_uid, datapath=local.datapath)
         self.core.restore()
         status = StatusServer(
             Status(self.core, self.reconciler, conditions=self.reporter.conditions), self.settings.socket_path
@@ -89,7 +91,6 @@ class Agent:
         jobs: Mapping[str, Callable[[], Awaitable[Any]]] = {
             "devices": self.devices.run,
             "follow": lambda: self.devices.follow(self.reconciler),
-            "datapath": self._find_datapath,
             "reconcile": self.reconciler.run,
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
@@ -97,24 +98,15 @@ class Agent:
             "stream": self._talk,
             "status": status.run,
         }
+        self.devices.start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, job in jobs.items():
                     tasks.create_task(_named(job), name=name)
         finally:
+            self.devices.close()
             log.info("agent stops")
             os.close(self._lock)
-
-    async def _find_datapath(self) -> None:
-        """`system` where the kernel module is there, else `netdev`."""
-        if self.core.local.datapath:
-            return
-        async for facts in self.devices.ovsdb.changes():
-            if facts.datapath_types:
-                kernel = _has_kernel_module() and "system" in facts.datapath_types
-                self.core.know_datapath("system" if kernel else "netdev")
-                log.info("datapath chosen", datapath=self.core.local.datapath)
-                return
 
     async def _talk(self) -> None:
         while not self.core.local.vtep:
@@ -129,10 +121,6 @@ class Agent:
 
 async def _named(job: Callable[[], Awaitable[Any]]) -> None:
     await job()
-
-
-def _has_kernel_module() -> bool:
-    return os.path.exists(KERNEL_MODULE)
 
 
 def _discover_vtep(servers: Collection[str]) -> str:
@@ -150,12 +138,12 @@ def _discover_vtep(servers: Collection[str]) -> str:
     return ""
 
 
-def _local(settings: Settings) -> Local:
+def _local(settings: Settings, *, datapath: str) -> Local:
     return Local(
         instance_uid=_instance(settings.state_dir / "instance"),
         boot_id=BOOT_ID.read_text().strip(),
         vtep=settings.vtep,
-        datapath="" if settings.datapath == "auto" else settings.datapath,
+        datapath=datapath,
         bridge=settings.bridge,
         tunnel=settings.tunnel,
         tunnel_ofport=settings.tunnel_ofport,

@@ -338,15 +338,19 @@ async def test_flows_out_of_reach_keep_devices_from_being_deleted() -> None:
     assert not machine.content("ovsdb")
 
 
+@pytest.mark.parametrize("how", ["all", "only the key"])
 @pytest.mark.parametrize("layer", LAYERS)
-async def test_what_somebody_deletes_is_repaired_alone_and_counted(layer: str) -> None:
+async def test_what_somebody_deletes_is_repaired_alone_and_counted(layer: str, how: str) -> None:
     machine = Machine()
     process = Process(machine)
     await process.converge(port("a"), port("b", where="two"))
     key = next(iter(machine.content(layer)))
     lost = machine.content(layer).pop(key)
     before = len(machine.log)
-    process.reconciler.reread(layer)
+    if how == "all":
+        process.reconciler.reread(layer)
+    else:
+        process.reconciler.reread_key(layer, key)
     await process.steps()
     assert machine.content(layer)[key] == lost
     assert machine.log[before:] == [(layer, "write", key)]

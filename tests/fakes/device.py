@@ -39,6 +39,11 @@ class DictDevice:
         self.reads += 1
         return dict(self.content)
 
+    async def read_some(self, keys: Collection[Hashable]) -> dict[Hashable, Any]:
+        await asyncio.sleep(0)
+        self._check()
+        return {key: self.content[key] for key in keys if key in self.content}
+
     async def apply(self, write: Mapping[Hashable, Any], delete: Collection[Hashable]) -> Mapping[Hashable, Failure]:
         await asyncio.sleep(0)
         self._check()
