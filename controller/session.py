@@ -194,8 +194,8 @@ class Session:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._asked or not self.outbox.is_due:
-                continue
+            if self._over or self._asked or not self.outbox.is_due:
+                continue  # a host that was just fenced is not told that its ports are gone
             unit = self.outbox.cut(self.store.revision, self.store.lineage)
             self.metrics.units.inc()
             for part in unit.parts:

@@ -7,6 +7,7 @@ scope are told which keys changed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 
 SERVICE = "tealnet.agent.v1.AgentService"
 _HELLO = 5.0  # seconds until the first message must have come
-_CLOSE = 3.0  # seconds that ending all sessions may take
+_CLOSE = 3.0  # seconds that ending all sessions, or one agent's leave-taking, may take
 
 
 class Peer(NamedTuple):
@@ -167,19 +168,19 @@ class Sessions:
         except StoreError as error:
             await self._refuse(context, Refusal("NotReady", f"the store does not answer: {error}"))
             return
-        reason = "cancelled"
+        reason, told = "cancelled", None
         try:
             await session.run()
         except* SessionOver as group:
             over = group.exceptions[0]
             assert isinstance(over, SessionOver)
-            reason = over.reason
-            if over.refusal:
-                await self._refuse(context, over.refusal)
+            reason, told = over.reason, over.refusal
         except* StoreError as errors:
             reason = f"store: {errors.exceptions[0]}"
         finally:
             self._remove(session, reason)
+        if told:
+            await self._refuse(context, told)
 
     async def _hello(self, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Hello:
         try:
@@ -242,6 +243,11 @@ class Sessions:
         log.info("session refused", reason=refusal.reason, text=refusal.text)
         message = pb.Refused(reason=refusal.reason, text=refusal.text, retry_after_ms=refusal.retry_after_ms)
         await context.write(pb.ToAgent(refused=message).SerializeToString())
+        # The agent is to end the stream: if we did, while it is writing, gRPC would lose our words on its side.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE):
+                while isinstance(await context.read(), pb.FromAgent):
+                    pass
 
     def _spawn(self, work: Any) -> None:
         """Clean-up that must outlive the stream it belongs to."""

@@ -177,6 +177,7 @@ class FakeAgent:
                         self.lineage = message.welcome.lineage
                     case "refused":
                         self.refused = message.refused
+                        return
                     case "want_versions":
                         await self._versions(message.want_versions.scope)
                     case "update":

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -276,6 +275,7 @@ async def test_unknown_and_fenced_hosts_are_refused(place: Site, write: Writer) 
         await write(write.make.host("h1", 1, vtep="192.0.2.1", fenced=True))
         await asyncio.wait_for(agent.done.wait(), 5)
         assert agent.refused and agent.refused.reason == "Fenced"
+        assert LOCAL1 in keys_in(agent)  # and loses nothing
     tenant = FakeAgent("h1", "192.0.2.1")
     async with tenant.connected(place, place.ca.issue("tenant/acme/admin")):
         assert tenant.refused
@@ -328,15 +328,10 @@ async def test_sync_names_a_stopped_host(place: Site, write: Writer) -> None:
         await synced(place, agent, revision)
 
 
-def _scopes(units: Iterable[list[pb.Update]]) -> list[str]:
-    return [d.scope for unit in units for part in unit for d in part.scopes]
-
-
 async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
     store, make = place.controller.store, write.make
-    async with contextlib.AsyncExitStack() as stack:
-        old = await stack.enter_async_context(one().connected(place))
-        new = await stack.enter_async_context(two().connected(place))
+    await write(make.port(P3, NET, ["10.0.0.7"], host="h1"))
+    async with one().connected(place) as old, two().connected(place) as new:
         await synced(place, old, store.revision)
         await synced(place, new, store.revision)
         await until(lambda: uid_of(P1) in store.world.port_status.rows)
@@ -346,16 +341,21 @@ async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
             make.tombstone("h1", P1, moved_to="h2", network=NET),
         )
         await until(lambda: new.revision >= revision)
-        endpoint = pb.Endpoint.FromString(new.scopes[DOMAIN][f"endpoint/{uid_of(P1)}"])
-        assert endpoint.host_uid.hex() == uid_of("hosts/h1")
-        assert endpoint.previous_host_uid.hex() == uid_of("hosts/h2")
+
+        def hosts_of(agent: FakeAgent) -> tuple[str, str]:
+            endpoint = pb.Endpoint.FromString(agent.scopes[DOMAIN][f"endpoint/{uid_of(P1)}"])
+            return endpoint.host_uid.hex(), endpoint.previous_host_uid.hex()
+
+        h1, h2 = uid_of("hosts/h1"), uid_of("hosts/h2")
+        assert hosts_of(new) == (h1, h2)
         assert LOCAL1 in old.scopes[OWN] and LOCAL1 in new.scopes[OWN]
-        new.acks = True
+        old.acks, new.acks = False, True
         await new.ack()
-        flipped = await until(
-            lambda: (
-                pb.Endpoint.FromString(old.scopes[DOMAIN][f"endpoint/{uid_of(P1)}"]).host_uid.hex()
-                == uid_of("hosts/h2")
-            )
-        )
-        assert flipped
+        await until(lambda: hosts_of(old) == (h2, h1), "senders are told")
+        assert LOCAL1 in old.scopes[OWN]  # it has not said that it knows
+        old.acks = True
+        await old.ack()
+        await until(lambda: hosts_of(old) == (h2, "") and LOCAL1 not in old.scopes[OWN], "the old host lets go")
+        assert not old.unaccounted
+        await until(lambda: store.world.tombstones.rows[h1, uid_of(P1), ""].acked)
+        assert place.controller.status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE
