@@ -30,7 +30,9 @@ def bridges() -> Iterator[Sandbox]:
 def numbers(target: Field) -> st.SearchStrategy[tuple[int, int]]:
     """(value, mask) for a field."""
     full = (1 << target.bits) - 1
-    masks = st.one_of(st.just(full), st.integers(0, full), st.integers(0, target.bits).map(lambda n: full >> n << n))
+    masks = st.integers(0, target.bits).map(lambda n: full >> n << n)
+    if target.kind != "ipv6":  # ovs-ofctl takes the start of some IPv6 masks ("0:0:0:1::") for a prefix length
+        masks = st.one_of(st.just(full), st.integers(0, full), masks)
     return st.tuples(st.integers(0, full), masks).map(lambda pair: (pair[0] & pair[1], pair[1]))
 
 
