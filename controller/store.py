@@ -70,6 +70,7 @@ class Store:
         self.etcd, self.keys, self.replica = etcd, keys, replica
         self.graph = Graph()
         self.world = World(self.graph)
+        self.loads = 0  # how often everything was read; between two changes are known one by one
         self.revision = 0  # tables and everything derived are at this one
         self.broken: dict[str, str] = {}  # keys whose values do not parse → why
         self._subscribers: list[Subscriber] = []
@@ -129,6 +130,7 @@ class Store:
         for name, table in self._tables():
             changes.extend(_difference(name, table, tables.get(name, {}), revision))
             table.replace_all(tables.get(name, {}))
+        self.loads += 1
         self._settle(revision, changes)
         took = time.monotonic() - start
         log.info("store read", keys=len(found), revision=revision, seconds=round(took, 3), broken=len(self.broken))
