@@ -28,8 +28,8 @@ class Settings:
     host: str = ""  # name of this host, for logs; its identity is the certificate's
     servers: tuple[str, ...] = ()  # host:port of controllers, in no order
     server_name: str = ""  # to check the controllers' certificate against; default: the address in `servers`
-    ca: Path = Path("/etc/tealnet/ca.pem")
-    cert: Path = Path("/etc/tealnet/host.pem")
+    ca: Path = Path("/etc/tealnet/ca.crt")
+    cert: Path = Path("/etc/tealnet/host.crt")
     key: Path = Path("/etc/tealnet/host.key")
     vtep: str = ""  # address of this host's end of tunnels; default: the one packets to the controllers come from
     uplink: str = ""  # the underlay NIC; for documentation and checks, the agent never changes it
