@@ -85,8 +85,8 @@ class Host(Machine):
         self.create()
         cables.connect(self, self.number, network=Network.UNDERLAY, device="eth0", mtu=mtu)
         cables.connect(self, self.number, network=Network.MANAGEMENT, device="mgmt0")
-        # The card is the bridge's: did the kernel answer ARP on it too, peers would learn the card's MAC for the bridge's
-        # address, and Open vSwitch ends tunnels only at the bridge's own.
+        # The card belongs to the bridge: did the kernel answer ARP on it too, peers would learn its MAC for the
+        # address of the bridge, and Open vSwitch ends tunnels only at the MAC of the bridge.
         mute = ["link set eth0 addrgenmode none", "link set eth0 arp off"]
         card = self._addresses("eth0") if self.parts is Parts.BARE else mute
         self.ip(
