@@ -73,7 +73,8 @@ async def running(settings: Settings) -> AsyncIterator[Controller]:
     stop = asyncio.Event()
     started: asyncio.Future[Controller] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(server.run(settings, stop, started))
-    await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [task, started]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     try:
@@ -124,7 +125,7 @@ class FakeAgent:
         self.units, self.asked = [], []
         leaf = leaf or place.ca.issue(f"host/{self.name}")
         async with place.channel(leaf) as channel:
-            self.call = agent_pb2_grpc.AgentServiceStub(channel).Connect()  # type: ignore[no-untyped-call]
+            self.call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
             await self.call.write(pb.FromAgent(hello=self.hello()))
             tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
             try:
