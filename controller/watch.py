@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ class Watches:
                         for port in world.ports_by_host.keys(name):
                             yield Entry(change.revision, "port", world.ports.rows[port], world.ports.rows[port])
 
-    async def watch(self, interest: Interest, resume: int) -> AsyncIterator[system_pb2.WatchResponse]:
+    async def watch(self, interest: Interest, resume: int) -> AsyncGenerator[system_pb2.WatchResponse, None]:
         """What there is (unless `resume` says from where), then changes for ever. Raises ApiError."""
         if resume > self.store.revision:
             await self.store.passed(resume)
@@ -122,7 +122,7 @@ class Watches:
         finally:
             self._watchers.discard(watcher)
 
-    async def _changes(self, watcher: _Watcher) -> AsyncIterator[system_pb2.WatchResponse]:
+    async def _changes(self, watcher: _Watcher) -> AsyncGenerator[system_pb2.WatchResponse, None]:
         try:
             async with asyncio.timeout(BOOKMARK):
                 await watcher.wake.wait()
