@@ -131,6 +131,7 @@ class Layer:
 
     async def look(self) -> None:
         """Read back and compare: everything, or what is known to be in doubt."""
+        began = self._clock()
         keys, self._stale_keys = (None if self._stale else self._stale_keys), set()
         self._stale = False
         try:
@@ -153,12 +154,14 @@ class Layer:
             self._count_repairs(actual)
         self.was_read = True
         self.delta.saw_all(actual)
+        self._log("read", began, keys=len(actual) if keys is None else len(keys))
 
     async def apply(self, write: Collection[Hashable], delete: Collection[Hashable]) -> set[Hashable] | None:
         """Bring keys to what is wanted now; returns what succeeded, None if the device is out of reach.
 
         What succeeded is not yet `seen`: the caller may have something to do first.
         """
+        began = self._clock()
         values = {key: self.delta.desired[key] for key in write}
         try:
             failures = await self._driver.apply(values, delete)
@@ -171,6 +174,7 @@ class Layer:
             return None
         for key, failure in failures.items():
             self.fail(key, failure, value=values.get(key))
+        self._log("applied", began, write=len(values), delete=len(delete), failed=len(failures))
         done = {*values, *delete} - failures.keys()
         self.written = values
         return done
@@ -195,6 +199,9 @@ class Layer:
         self._stale = True  # half of it may have been done
         if before is None or before.failure.reason != failure.reason:
             log.warning("not applied", layer=self.name, key=str(key), reason=failure.reason, text=failure.text)
+
+    def _log(self, event: str, began: float, **numbers: int) -> None:
+        log.debug(event, layer=self.name, ms=round(1000 * (self._clock() - began), 1), **numbers)
 
     def _same(self, key: Hashable, trouble: Trouble) -> bool:
         if key in self.delta.to_write:

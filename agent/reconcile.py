@@ -188,7 +188,7 @@ class Reconciler:
         await look_at_all(self._devices)
         if not self._devices_passed:  # what a former process left is fact before anything is derived from its absence
             for layer in self._devices:
-                self._watcher.observe(layer.name, layer.delta.actual)
+                self._observe(layer)
         self.settle()
         broken: set[str] = set()  # whose left layers are not in place
         for layer in self._devices:
@@ -265,8 +265,12 @@ class Reconciler:
         since = layer.seen(done)
         for key in done:
             self._desired.forget(layer.name, key)
-        self._watcher.observe(layer.name, layer.delta.actual)
+        self._observe(layer)
         self.settle(since)
+
+    def _observe(self, layer: Layer) -> None:
+        if layer.was_read:  # before, nothing there is not a fact
+            self._watcher.observe(layer.name, layer.delta.actual)
 
     def _idents(self, layer: Layer, key: Hashable) -> set[str]:
         """Whose it is, as ids without the kind: a port and its endpoint are one. {""}: nobody's that is known."""

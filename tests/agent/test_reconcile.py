@@ -176,7 +176,14 @@ class Process:
     async def steps(self, rounds: int = 12) -> None:
         """Both lanes side by side, until there is nothing to do."""
         for _ in range(rounds):
-            await asyncio.gather(self.reconciler.devices_step(), self.reconciler.flow_step())
+            steps = self.reconciler.devices_step(), self.reconciler.flow_step()
+            lanes = [asyncio.ensure_future(step) for step in steps]
+            try:
+                await asyncio.gather(*lanes)
+            finally:  # a crash ends both
+                for lane in lanes:
+                    lane.cancel()
+                await asyncio.wait(lanes)
         assert self.machine.violations == []
 
     async def converge(self, *ports: LocalPort) -> Applied | None:
@@ -239,6 +246,23 @@ async def test_a_restart_changes_nothing_and_keeps_numbers_and_connections() -> 
     assert machine.log[changes:] == []
     assert machine.numbers() == numbers
     assert machine.flushed == flushed
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+async def test_a_restart_with_a_device_out_of_reach_changes_nothing_either(layer: str) -> None:
+    machine = Machine()
+    await Process(machine).converge(port("a"), port("b"))
+    before, changes = machine.everything(), len(machine.log)
+    machine.devices[layer].unavailable = True
+    again = Process(machine)
+    again.want(port("a"), port("b"))
+    await again.steps()
+    assert again.reconciler.applied() is None
+    machine.devices[layer].unavailable = False
+    again.now += 10
+    await again.steps()
+    assert again.reconciler.applied() == Applied(1, {})
+    assert machine.log[changes:] == [] and machine.everything() == before
 
 
 async def test_what_went_while_the_agent_was_down_is_closed_before_it_is_unplugged() -> None:
@@ -473,8 +497,18 @@ async def _any_history(history: list[list[LocalPort]], data: st.DataObject) -> N
             machine.crash_at = len(machine.log) + data.draw(st.integers(0, 8))
             try:
                 await process.converge(*ports)
-            except (Crash, BaseExceptionGroup):
+            except Crash:
+                machine.crash_at = -1
+                numbers = machine.numbers()
+                late = machine.devices[data.draw(st.sampled_from(LAYERS))]
+                late.unavailable = True  # as the process starts
                 process = Process(machine)
+                process.want(*ports)
+                await process.steps()
+                late.unavailable = False
+                process.now += 10
+                await process.steps()
+                assert {k: v for k, v in machine.numbers().items() if k in numbers}.items() <= numbers.items()
             machine.crash_at = -1
         applied = await process.converge(*ports)
         assert applied == Applied(process.revision, {})
