@@ -167,7 +167,7 @@ async def _serving(controller: Controller) -> AsyncIterator[None]:
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name], server)
-    credentials = controller.certificates.credentials()
+    credentials = controller.certificates.mutual()
     for address in settings.listen:
         if address.startswith("unix:"):
             with contextlib.suppress(FileNotFoundError):  # left by one that was killed

@@ -13,42 +13,47 @@ import grpc.aio
 import structlog
 
 from controller.admission import Refusal
+from controller.auth import party_of
+from controller.errors import Unauthenticated
 from controller.sessions import Peer
 from controller.settings import Settings
-from tealnet.core.identity import IdentityError, Kind, parse_identity
-from tealnet.core.pki import PkiError, load_certificate, uri_names
+from tealnet.core.identity import Kind
 
 log = structlog.get_logger()
 
 
 class Certificates:
-    """The controller's own certificate, key and CA, for one listener: each must be told of a change by itself."""
+    """The controller's own certificate, key and CA."""
 
     def __init__(self, settings: Settings) -> None:
         self._files: tuple[Path, Path, Path] = (settings.key, settings.cert, settings.ca)
-        self._stamp: tuple[tuple[int, int], ...] = ()
-        self._current: Any = None
 
-    def credentials(self) -> grpc.ServerCredentials:
-        """For listeners that ask for client certificates. Raises OSError for files that can't be read."""
-        self._stamp = self._now()
-        self._current = self._configuration()
-        return grpc.dynamic_ssl_server_credentials(self._current, self._fetch, require_client_authentication=True)
+    def mutual(self) -> grpc.ServerCredentials:
+        """For a listener that asks for client certificates. Raises OSError for files that can't be read."""
+        return self._credentials(require=True)
 
-    def _fetch(self) -> Any:
-        """Called by gRPC when a listener is added and at each handshake, in a thread of its own.
+    def anonymous(self) -> grpc.ServerCredentials:
+        """For the listener of those who have no certificate yet. Raises OSError."""
+        return self._credentials(require=False)
 
-        Never answers None ("not changed"): each listener asks for itself, and a second one would never hear of any.
-        """
-        try:
-            stamp = self._now()
-            if stamp != self._stamp:
-                self._current = self._configuration()
-                self._stamp = stamp
-                log.info("certificates read again")
-        except OSError as error:
-            log.error("certificates not read again", error=str(error))
-        return self._current
+    def _credentials(self, *, require: bool) -> grpc.ServerCredentials:
+        stamp, current = self._now(), self._configuration()
+
+        def fetch() -> Any:
+            """Called by gRPC when a listener is added and at each handshake, in a thread of its own.
+
+            Never answers None ("not changed"): a listener that is added later would never hear of any.
+            """
+            nonlocal stamp, current
+            try:
+                if (now := self._now()) != stamp:
+                    current, stamp = self._configuration(), now
+                    log.info("certificates read again")
+            except OSError as error:
+                log.error("certificates not read again", error=str(error))
+            return current
+
+        return grpc.dynamic_ssl_server_credentials(current, fetch, require_client_authentication=require)
 
     def _configuration(self) -> Any:
         key, cert, ca = (file.read_bytes() for file in self._files)
@@ -60,15 +65,11 @@ class Certificates:
 
 def host_of(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str) -> Peer:
     """The host that opened a stream, from its certificate alone. Raises Refusal."""
-    pem = b"".join(context.auth_context().get("x509_pem_cert", ()))
+    pem = b"".join((context.auth_context() or {}).get("x509_pem_cert", ()))
     try:
-        cert = load_certificate(pem, "client certificate")
-        uris = uri_names(cert)
-        if len(uris) != 1:
-            raise IdentityError(f"the certificate has {len(uris)} URI names, not one")
-        identity = parse_identity(uris[0], trust_domain)
-    except (PkiError, IdentityError) as error:
-        raise Refusal("Revoked", str(error), retry_after_ms=10_000) from error
-    if identity.kind is not Kind.HOST:
-        raise Refusal("Protocol", f"{identity.role} is not a host", retry_after_ms=10_000)
-    return Peer(identity.name, cert.not_valid_before_utc.timestamp())
+        party = party_of(pem, trust_domain)
+    except Unauthenticated as error:
+        raise Refusal("Revoked", error.text, retry_after_ms=10_000) from error
+    if party.identity.kind is not Kind.HOST:
+        raise Refusal("Protocol", f"{party.identity.role} is not a host", retry_after_ms=10_000)
+    return Peer(party.identity.name, party.issued)
