@@ -22,6 +22,7 @@ PENDING = 1000
 BOOKMARK = 10.0  # seconds
 _KINDS = {table: kind for kind, table in INTENTS.items()}
 _Type = system_pb2.WatchResponse.Type
+Responses = AsyncGenerator[system_pb2.WatchResponse, None]
 Render = Callable[[str, Intent[Any]], system_pb2.Object]
 """The API message of an object: (kind, row)."""
 
@@ -49,12 +50,12 @@ class Interest:
     parent: str
     kinds: frozenset[str]
     matches: Callable[[Labels], bool]
-    sees: Callable[[str], bool]  # by name: may the caller
+    sees: Callable[[str, Intent[Any]], bool]  # may the caller
     spec_only: bool
 
     def wants(self, kind: str, row: Intent[Any] | None) -> bool:
         """Whether a row is of interest."""
-        if row is None or (self.kinds and kind not in self.kinds) or not self.sees(row.name):
+        if row is None or (self.kinds and kind not in self.kinds) or not self.sees(kind, row):
             return False
         under = not self.parent or row.name == self.parent or row.name.startswith(self.parent + "/")
         return under and self.matches(row.labels)
@@ -63,8 +64,8 @@ class Interest:
 class Watches:
     """The ring, and all watchers of this replica."""
 
-    def __init__(self, store: Store, render: Render) -> None:
-        self.store, self.render = store, render
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self._ring: deque[Entry] = deque(maxlen=KEPT)
         self._floor = 0  # everything after this revision is in the ring
         self._loads = 0
@@ -100,7 +101,7 @@ class Watches:
                         for port in world.ports_by_host.keys(name):
                             yield Entry(change.revision, "port", world.ports.rows[port], world.ports.rows[port])
 
-    async def watch(self, interest: Interest, resume: int) -> AsyncGenerator[system_pb2.WatchResponse, None]:
+    async def watch(self, interest: Interest, resume: int, render: Render) -> Responses:
         """What there is (unless `resume` says from where), then changes for ever. Raises ApiError."""
         if resume > self.store.revision:
             await self.store.passed(resume)
@@ -114,15 +115,16 @@ class Watches:
         self._watchers.add(watcher)
         try:
             for kind, row in snapshot:
-                yield self._response(system_pb2.WatchResponse.TYPE_ADDED, row.mod_revision, kind, row)
+                added = system_pb2.WatchResponse.TYPE_ADDED
+                yield system_pb2.WatchResponse(type=added, revision=row.mod_revision, object=render(kind, row))
             yield system_pb2.WatchResponse(type=system_pb2.WatchResponse.TYPE_SYNCED, revision=revision)
             while True:
-                async for response in self._changes(watcher):
+                async for response in self._changes(watcher, render):
                     yield response
         finally:
             self._watchers.discard(watcher)
 
-    async def _changes(self, watcher: _Watcher) -> AsyncGenerator[system_pb2.WatchResponse, None]:
+    async def _changes(self, watcher: _Watcher, render: Render) -> Responses:
         try:
             async with asyncio.timeout(BOOKMARK):
                 await watcher.wake.wait()
@@ -131,7 +133,8 @@ class Watches:
             yield system_pb2.WatchResponse(type=bookmark, revision=self.store.revision)
             return
         for kind, entry in watcher.take():
-            yield self._response(kind, entry.revision, entry.kind, entry.row)
+            shown = render(entry.kind, entry.row)
+            yield system_pb2.WatchResponse(type=kind, revision=entry.revision, object=shown)
 
     def _present(self, interest: Interest) -> Iterable[tuple[str, Intent[Any]]]:
         for kind, table in INTENTS.items():
@@ -139,9 +142,6 @@ class Watches:
             for name in sorted(rows):
                 if interest.wants(kind, rows[name]):
                     yield kind, rows[name]
-
-    def _response(self, change: _Type, revision: int, kind: str, row: Intent[Any]) -> system_pb2.WatchResponse:
-        return system_pb2.WatchResponse(type=change, revision=revision, object=self.render(kind, row))
 
 
 class _Watcher:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
+from controller.api.filters import selector
+from controller.api.present import Presenter
 from controller.caller import current_caller
 from controller.decode import tenant_of
 from controller.errors import NotFound, PermissionDenied, invalid
 from controller.events import Events
 from controller.hosts import timestamp
-from controller.rows import Labels
 from controller.status import Status
 from controller.store import Store
 from controller.sync import Domains, Outcome, Sync
-from controller.watch import Interest, Render, Watches
+from controller.watch import Interest, Watches
 from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 
 _TIMEOUT = 10.0  # seconds, if a Sync does not say
@@ -33,8 +35,7 @@ class Parts(NamedTuple):
     sync: Sync
     watches: Watches
     events: Events
-    render: Render
-    select: Callable[[str], Callable[[Labels], bool]]  # a filter → whether labels match; raises ApiError
+    presenter: Presenter
     members: Callable[[], Awaitable[list[system_pb2.EtcdMember]]]
     version: str
     cluster: str
@@ -127,7 +128,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
 
     async def Watch(self, request: system_pb2.WatchRequest, context: Any) -> AsyncIterator[system_pb2.WatchResponse]:
         """What there is, then what changes."""
-        caller = current_caller()
+        caller, presenter = current_caller(), self.parts.presenter
         unknown = sorted(set(request.kinds) - set(_KINDS))
         if unknown:
             raise invalid("kinds", f"unknown: {', '.join(unknown)}; known are {', '.join(_KINDS)}")
@@ -139,18 +140,23 @@ class System(system_pb2_grpc.SystemServiceServicer):
         interest = Interest(
             parent=parent,
             kinds=frozenset(request.kinds),
-            matches=self.parts.select(request.filter),
-            sees=lambda name: caller.is_admin or (bool(caller.tenant) and tenant_of(name) == caller.tenant),
+            matches=selector(request.filter),
+            sees=lambda kind, row: presenter.sees(kind, row, caller),
             spec_only=request.spec_only,
         )
-        async for response in self.parts.watches.watch(interest, request.resume_revision):
-            yield response
+        responses = self.parts.watches.watch(
+            interest, request.resume_revision, lambda kind, row: presenter.render(kind, row, caller)
+        )
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield response
 
     # ---- one screen
 
     async def GetStatus(self, request: system_pb2.GetStatusRequest, context: Any) -> system_pb2.GetStatusResponse:
         """Store, replicas, hosts and counts; a tenant sees the counts of its own objects."""
-        world, own = self.world, current_caller().tenant
+        caller = current_caller()
+        world, own = self.world, caller.tenant
         response = system_pb2.GetStatusResponse(
             cluster=self.parts.cluster,
             cluster_uid=self.store.keys.cluster_uid,
@@ -168,7 +174,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
         response.etcd.extend(await self.parts.members())
         response.replicas.extend(self._replicas())
         for name in sorted(world.hosts.rows):
-            response.hosts.append(self.parts.render("host", world.hosts.rows[name]).host)
+            response.hosts.append(self.parts.presenter.message("host", world.hosts.rows[name], caller))
         return response
 
     def _port_states(self, tenant: str) -> list[system_pb2.PortCount]:

@@ -27,7 +27,7 @@ def interest(
         parent=parent,
         kinds=frozenset(kinds),
         matches=lambda labels: label is None or label in labels,
-        sees=more.get("sees", lambda name: True),
+        sees=more.get("sees", lambda kind, found: True),
         spec_only=more.get("spec_only", False),
     )
 
@@ -46,7 +46,9 @@ def test_only_what_is_of_interest() -> None:
     )
     assert told(watcher) == [("ADDED", A)]
     assert told(_with(interest("tenants/a"), Entry(2, "tenant", None, row("tenants/ab")))) == []
-    assert told(_with(interest(sees=lambda name: name == B), Entry(2, "port", None, row(B)))) == [("ADDED", B)]
+    assert told(_with(interest(sees=lambda kind, found: found.name == B), Entry(2, "port", None, row(B)))) == [
+        ("ADDED", B)
+    ]
 
 
 def _with(what: Interest, *entries: Entry) -> _Watcher:
@@ -113,9 +115,13 @@ TABLES = ("tenants", "hosts", "routers", "networks", "ports")
 
 async def test_snapshot_synced_changes_and_resume() -> None:
     store: Any = FakeStore()
-    watches = Watches(store, lambda kind, found: system_pb2.Object(tenant=tenant_pb2.Tenant(name=found.name)))
+    watches = Watches(store)
+
+    def render(kind: str, found: Intent[Any]) -> system_pb2.Object:
+        return system_pb2.Object(tenant=tenant_pb2.Tenant(name=found.name))
+
     store.change(10, Change("ports", A, None, row(A, 9), 10))
-    stream = watches.watch(interest(), 0)
+    stream = watches.watch(interest(), 0, render)
 
     async def some(count: int) -> list[tuple[str, str, int]]:
         got = [await anext(stream) for _ in range(count)]
@@ -126,13 +132,13 @@ async def test_snapshot_synced_changes_and_resume() -> None:
     assert await some(2) == [("ADDED", B, 12), ("MODIFIED", A, 12)]
     await stream.aclose()
 
-    stream = watches.watch(interest(), 11)
+    stream = watches.watch(interest(), 11, render)
     assert await some(3) == [("SYNCED", "", 12), ("ADDED", B, 12), ("MODIFIED", A, 12)]
     await stream.aclose()
     with pytest.raises(OutOfRange) as expired:
-        await anext(watches.watch(interest(), 9))
+        await anext(watches.watch(interest(), 9, render))
     assert expired.value.reason == "RESUME_EXPIRED"
     store.loads = 2
     store.change(20)
     with pytest.raises(OutOfRange):
-        await anext(watches.watch(interest(), 12))
+        await anext(watches.watch(interest(), 12, render))
