@@ -99,6 +99,10 @@ class AddressDriver:
                 routes = rtnetlink.routes(inside, workload.index)
         except (NetnsMissing, PlacementRefused):
             return None
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # it went away just now
+                raise
+            return None
         want = self._wanted.get(device)
         mine = {a.address for a in addresses if a.protocol == PROTOCOL or (want and a.address in want.addresses)}
         paths = {_plain(r) for r in routes if r.protocol == PROTOCOL or (want and _plain(r) in want.routes)}

@@ -173,9 +173,10 @@ class Kernel:
 
     def is_ours(self, path: str) -> bool:
         """Whether we made this namespace. Remembered: a workload may change the mark. Raises as `enter`."""
-        identity = _identity(os.stat(path)) if os.path.exists(path) else None
-        if identity is None:
-            raise NetnsMissing(f"{path}: no such namespace")
+        try:
+            identity = _identity(os.stat(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NetnsMissing(f"{path}: no such namespace") from error
         if self._marked.get(path) == identity:
             return True
         with self._inside(path), Netlink(ROUTE) as netlink:

@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 Report = Callable[[str, str | None], None]
 Names = frozenset[str] | set[str] | None  # None: any, events were lost
-_LINK_GROUP = 1  # RTNLGRP_LINK
+_HOST_GROUPS = (1, 12)  # RTNLGRP_LINK, RTNLGRP_IPV6_IFINFO (a device that speaks IPv6 again)
 _GATHER = 0.005  # seconds: what comes together is looked at together
 _FIRST_PAUSE = 0.02  # seconds between two looks at one source; doubled while it does not rest
 _LAST_PAUSE_HOST, _LAST_PAUSE_WORKLOAD = 0.3, 5.0
@@ -109,7 +109,7 @@ class NetlinkEvents:
             stack.callback(self._close)
             for source in (host, guards, spaces):
                 stack.callback(source.close)
-            links = stack.enter_context(listen(ROUTE, [_LINK_GROUP]))
+            links = stack.enter_context(listen(ROUTE, _HOST_GROUPS))
             chains = stack.enter_context(listen(NETFILTER, [nftables.GROUP]))
             names = Directory(await self._thread.run(_directory))
             stack.callback(names.close)

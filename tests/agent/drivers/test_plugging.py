@@ -1,0 +1,145 @@
+"""Namespaces, links, guards and addresses against the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.objects import Route
+
+pytestmark = pytest.mark.isolated
+Shell = Callable[[str], str]
+Until = Callable[..., Awaitable[None]]
+
+
+async def test_plugs_and_unplugs(stack: Any, sh: Shell) -> None:
+    one, two = stack.workload(1), stack.workload(2)
+    stack.want(one, two)
+    await stack.settle()
+    inside = sh("ip -n acme.w1 addr show eth0; ip -n acme.w1 route; ip -n acme.w1 -6 route; ip -n acme.w1 addr show lo")
+    for part in ("10.0.0.11/24", "fd00::11/64", "fe80::ff:fe00:1/64", "mtu 1430", mac_of(1), "default via 10.0.0.1"):
+        assert part in inside
+    assert "default via fe80::1 dev eth0" in inside and "127.0.0.1/8" in inside and "tentative" not in inside
+    assert "tx-checksum-ip-generic: off" in sh("ip netns exec acme.w1 ethtool -k eth0")
+    host = sh(f"ip -d addr show {one.device}")
+    assert (
+        "NOARP,UP" in host
+        and "mtu 1430" in host
+        and "inet " not in host
+        and "inet6 " not in host
+        and f"alias tealnet:{1:032x}" in host
+    )
+    stack.want_no(one, two)
+    await stack.settle()
+    assert sh("ls /run/netns; ip -o link show type veth; nft list table netdev tealnet | grep chain || true") == ""
+
+
+def mac_of(number: int) -> str:
+    return f"02:00:00:00:00:{number:02x}"
+
+
+async def test_what_is_wanted_no_more_goes_and_what_was_added_stays(stack: Any, stack_factory: Any, sh: Shell) -> None:
+    stack.want(stack.workload(1, addresses=("10.0.0.11/24", "10.0.0.12/24", "fd00::11/64")))
+    await stack.settle()
+    sh("ip -n acme.w1 addr add 10.9.9.9/24 dev eth0; ip -n acme.w1 route add 10.8.0.0/16 via 10.9.9.1")
+    await stack.look()
+    assert stack.pending() == set()
+    later = stack_factory()  # knows nothing but what the kernel says
+    later.want(later.workload(1, addresses=("10.0.0.12/24",), routes=()))
+    await later.settle()
+    inside = sh("ip -n acme.w1 -o addr show dev eth0; ip -n acme.w1 route; ip -n acme.w1 -6 route")
+    assert "10.0.0.12/24" in inside and "10.9.9.9/24" in inside and "10.8.0.0/16 via 10.9.9.1" in inside
+    assert "10.0.0.11/24" not in inside and "fd00::11" not in inside and "default" not in inside
+
+
+async def test_a_default_route_moves_between_interfaces(stack: Any) -> None:
+    first = stack.workload(1, "acme.multi", interface="eth0")
+    second = stack.workload(2, "acme.multi", interface="eth1", addresses=("10.0.1.5/24",), routes=())
+    stack.want(first, second)
+    await stack.settle()
+    moved = (Route("0.0.0.0/0", "10.0.1.1"),)
+    stack.want(replace(second, routes=moved), replace(first, routes=()))
+    await stack.settle()
+
+
+async def test_ports_with_host_prefixes_reach_their_gateway(stack: Any) -> None:
+    stack.want(stack.workload(1, addresses=("10.0.0.11/32", "fd00::11/128")))
+    await stack.settle()
+
+
+async def test_writing_again_is_harmless_and_deleting_the_absent_succeeds(stack: Any, sh: Shell) -> None:
+    w = stack.workload(1)
+    stack.want(w)
+    await stack.settle()
+    before = sh(f"ip -d link show {w.device}; ip -n acme.w1 -d addr; ip -n acme.w1 route; nft list ruleset")
+    for layer, driver in stack.drivers.items():
+        assert await driver.apply(stack.deltas[layer].desired, ()) == {}
+    assert before == sh(f"ip -d link show {w.device}; ip -n acme.w1 -d addr; ip -n acme.w1 route; nft list ruleset")
+    for driver in stack.drivers.values():
+        assert await driver.apply({}, ["tnffffffffffff", "acme.nothing"]) == {}
+
+
+async def test_a_process_without_memory_sees_the_same(stack: Any, stack_factory: Any) -> None:
+    stack.want(stack.workload(1), stack.workload(2))
+    await stack.settle()
+    other = stack_factory()
+    other.want(stack.workload(1), stack.workload(2))
+    await other.look()
+    assert other.pending() == set()
+    other.want_no(stack.workload(2))
+    assert other.pending() >= {("netns", "acme.w2"), ("link", stack.workload(2).device)}
+    await other.settle()
+
+
+TAMPERING = {
+    "address removed": "ip -n acme.w1 addr del 10.0.0.11/24 dev eth0",
+    "v6 address removed": "ip -n acme.w1 addr del fd00::11/64 dev eth0",
+    "link-local removed": "ip -n acme.w1 addr flush dev eth0 scope link",
+    "all flushed": "ip -n acme.w1 addr flush dev eth0",
+    "default route removed": "ip -n acme.w1 route del default",
+    "v6 default route removed": "ip -n acme.w1 -6 route del default",
+    "interface down": "ip -n acme.w1 link set eth0 down",
+    "loopback down": "ip -n acme.w1 link set lo down",
+    "loopback without mark": "ip -n acme.w1 link set lo alias nothing",
+    "renamed": "ip -n acme.w1 link set eth0 down name other",
+    "mac": "ip -n acme.w1 link set eth0 address 02:99:00:00:00:01",
+    "mtu": "ip -n acme.w1 link set eth0 mtu 1400",
+    "deleted": "ip -n acme.w1 link del eth0",
+    "moved away": "ip netns add elsewhere; ip -n acme.w1 link set eth0 netns elsewhere",
+    "moved to the host": "ip -n acme.w1 link set eth0 netns 1 || ip netns exec acme.w1 ip link set eth0 netns $$",
+    "host side down": "ip link set tn000000000001 down",
+    "host side mtu": "ip link set tn000000000001 mtu 1400",
+    "host side speaks ARP": "ip link set tn000000000001 arp on",
+    "host side speaks IPv6": "sysctl -qw net.ipv6.conf.tn000000000001.disable_ipv6=0",
+    "host side deleted": "ip link del tn000000000001",
+    "host side renamed": "ip link set tn000000000001 down name foo",
+    "host side without mark": "ip link set tn000000000001 alias ''",
+    "namespace deleted": "ip netns del acme.w1",
+    "ruleset flushed": "nft flush ruleset",
+    "guard lets pass": "nft add rule netdev tealnet tn000000000001 accept",
+    "guard with another policy": "nft add chain netdev tealnet tn000000000001 '{ policy accept; }'",
+    "guards asleep": "nft add table netdev tealnet '{ flags dormant; }'",
+    "a stray guard": "nft add chain netdev tealnet other",
+}
+
+
+@pytest.mark.parametrize("what", TAMPERING)
+async def test_tampering_is_repaired(stack: Any, sh: Shell, until: Until, what: str) -> None:
+    stack.want(stack.workload(1), stack.workload(2))
+    async with asyncio.TaskGroup() as tasks:
+        listening = tasks.create_task(stack.events.run())
+        await stack.settle()
+        await until(lambda: not stack.reports or stack.reports.clear() is None, "silence")
+        sh(TAMPERING[what])
+        await until(lambda: bool(stack.reports), "a report")
+        await stack.look()
+        assert stack.pending()
+        for _ in range(2):  # what is made anew may take other layers with it
+            await stack.step()
+        await stack.look()
+        assert stack.pending() == set(), {layer: delta.actual for layer, delta in stack.deltas.items()}
+        listening.cancel()
