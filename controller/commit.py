@@ -45,6 +45,7 @@ class Item:
 
     build: Callable[[Draft], None]
     proposals: Proposals
+    write_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))  # chosen before the first try
     draft: Draft | None = None
     error: Exception | None = None
 
@@ -63,7 +64,6 @@ class _Run:
 
     items: Sequence[Item]
     deadline: float
-    write_id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     tries: int = 0
     collisions: int = 0
     ambiguous: bool = False
@@ -121,11 +121,19 @@ class Committer:
 
     # ---- building
 
+    async def prepare(self, items: Sequence[Item]) -> None:
+        """Check and allocate without committing; `send` goes on from there. Raises Aborted, Unavailable."""
+        run = _Run(items, asyncio.get_running_loop().time())
+        try:
+            await self._prepare(run)
+        except StoreUnavailable as error:
+            raise Unavailable(f"the store does not answer, nothing was written: {error}") from error
+
     async def _prepare(self, run: _Run) -> None:
         """Build what needs building; what is refused is refused only if its view of the world was current."""
         for item in run.items:
             while item.error is None and item.draft is None:
-                draft = self._draft(item, run)
+                draft = self._draft(item)
                 try:
                     item.build(draft)
                     item.draft = draft
@@ -137,8 +145,8 @@ class Committer:
                         self._count(run)
                         item.proposals.release()
 
-    def _draft(self, item: Item, run: _Run) -> Draft:
-        return Draft(Reading(self.store.world, self.store.keys), item.proposals, run.write_id)
+    def _draft(self, item: Item) -> Draft:
+        return Draft(Reading(self.store.world, self.store.keys), item.proposals, item.write_id)
 
     async def _is_current(self, reading: Reading) -> bool:
         """Whether everything that was read is so in etcd; if not, wait until the tables have what is."""
@@ -162,12 +170,12 @@ class Committer:
             result = await self.store.etcd.txn(checks, then, [_look(check) for check in checks])
         except OutcomeUnknown:
             run.ambiguous = True
-            if (revision := await self._settled(run, written)) is None:
+            if (revision := await self._settled(run, drafts[0])) is None:
                 return None
             return await self._done(revision, written)
         if result.succeeded:
             return await self._done(result.revision, written) if then else Committed(0, written)
-        if run.ambiguous and (revision := await self._settled(run, written)) is not None:
+        if run.ambiguous and (revision := await self._settled(run, drafts[0])) is not None:
             return await self._done(revision, written)
         await self._failed(run, drafts, checks, result)
         return None
@@ -182,9 +190,9 @@ class Committer:
         await self.store.passed(revision)
         return Committed(revision, written)
 
-    async def _settled(self, run: _Run, written: tuple[Written, ...]) -> int | None:
+    async def _settled(self, run: _Run, draft: Draft) -> int | None:
         """After an answer that never came: the revision if the write was done, None if it is to be tried again."""
-        first = written[0]
+        first = draft.objects[0]
         while True:
             try:
                 page = await self.store.etcd.range(first.key)
@@ -199,7 +207,7 @@ class Committer:
             if stored is None or stored.uid != first.uid:
                 return await self.store.barrier()
             return None
-        return found.mod_revision if found and stored and stored.write_id == run.write_id else None
+        return found.mod_revision if found and stored and stored.write_id == draft.write_id else None
 
     # ---- when it failed
 

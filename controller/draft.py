@@ -195,6 +195,14 @@ class Draft:
         self.deletes.add(key)
         self.objects.append(Written(kind, row.name, row.uid, key, None, row.create_revision))
 
+    def discard(self) -> None:
+        """Nothing changes after all; what was read is still compared."""
+        self.claims.clear()
+        self.emptiness.clear()
+        self.puts.clear()
+        self.deletes.clear()
+        self.objects.clear()
+
     # ---- keys
 
     def claim(self, key: bytes, value: bytes, *, refuse: Refuse | None, lease: int = 0) -> None:

@@ -62,10 +62,9 @@ def choose(draft: Draft, network: Intent[NetworkSpec], *, value: bytes, context:
 def claim(draft: Draft, network: Intent[NetworkSpec], address: Address, *, name: str, uid: str) -> None:
     """An address that was asked for. One that the same port has just given up may be taken back."""
     key = draft.keys.ip(network.spec.segments[0].uid, address)
-    relative = draft.keys.relative(key)
     for place in draft.reading.world.tombstones_by_port.keys(uid):
         row = draft.reading.world.tombstones.rows[place]
-        if row.address == address_hex(address) and relative in row.address_keys:
+        if row.address == address_hex(address) and key.decode() in row.address_keys:
             tombstone = draft.keys.address_tombstone(host_uid=row.host_uid, port_uid=uid, address=address)
             draft.reading.checks[tombstone] = created(tombstone, row.revision)
             draft.delete(tombstone)
@@ -78,12 +77,11 @@ def release(
     draft: Draft, addresses: Iterable[Address], *, segment: str, tombstone: bytes, name: str, uid: str
 ) -> list[str]:
     """Put addresses into quarantine under a tombstone; returns their keys for it."""
-    relative = draft.keys.relative(tombstone)
-    value = store_pb2.Holder(name=name, uid=uid, tombstone=relative, released=True).SerializeToString()
+    value = store_pb2.Holder(name=name, uid=uid, tombstone=tombstone.decode(), released=True).SerializeToString()
     keys = [draft.keys.ip(segment, address) for address in addresses]
     for key in keys:
         draft.put(key, value)
-    return [draft.keys.relative(key) for key in keys]
+    return [key.decode() for key in keys]
 
 
 def choose_mac(draft: Draft, network: Intent[NetworkSpec], first: Address, *, value: bytes) -> str:
@@ -121,7 +119,7 @@ def _taken(draft: Draft, network: str, address: Address) -> Callable[[KeyValue],
 
 
 def _until(draft: Draft, held: store_pb2.Holder) -> str:
-    parts = held.tombstone.split("/")[2:]
+    parts = draft.keys.relative(held.tombstone.encode()).split("/")[2:]
     if len(parts) not in (2, 3):
         return ""
     row = draft.reading.world.tombstones.rows.get((parts[0], parts[1], parts[2] if len(parts) == 3 else ""))

@@ -1,0 +1,100 @@
+"""Forced deletes: what an object holds goes first, in order. Resumable: a call that was cut off is simply repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from controller import names
+from controller.api.standard import Parts, Standard
+from controller.caller import current_caller
+from controller.draft import Draft
+from controller.errors import Aborted, FailedPrecondition, NotFound
+from controller.intents.base import Writer, check_etag, stamp, stored_message
+from controller.intents.network import Networks
+from controller.intents.port import Ports
+from controller.intents.router import Routers
+from controller.intents.tenant import Tenants
+from tealnet.v1 import tenant_pb2
+
+_ROUNDS = 8
+_MOST = 50  # objects per transaction
+_COMPARES = 4  # per object, at most, of which etcd counts a limited number
+
+
+class Cascade:
+    """Deletes what stands in the way, then the object."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.world = parts, parts.store.world
+        context = parts.context
+        self._ports, self._networks, self._routers = Ports(context), Networks(context), Routers(context)
+        self._tenants = Tenants(context)
+
+    async def network(self, request: Any, standard: Standard[Any]) -> None:
+        """A network with its ports. Others may create ports meanwhile: they go, too, or the last try loses."""
+        name = names.check_name("network", request.name, "name")
+        await self._check(standard, name, request.etag)
+
+        def ports() -> list[str]:
+            return list(self.world.ports_by_network.keys(name))
+
+        for _ in range(_ROUNDS):
+            await self._delete_all(self._ports, ports)
+            try:
+                await standard.delete(request)
+                return
+            except FailedPrecondition as error:
+                if error.reason != "IN_USE":
+                    raise
+        raise Aborted(f"others create ports in {name} as fast as they are deleted; try again")
+
+    async def tenant(self, request: Any, standard: Standard[Any]) -> None:
+        """A tenant with all that it holds. It is DELETING first, and takes nothing new from then on."""
+        name = names.check_name("tenant", request.name, "name")
+        await self._mark(name, request.etag)
+        for writer, index in (
+            (self._ports, self.world.ports_by_tenant),
+            (self._networks, self.world.networks_by_tenant),
+            (self._routers, self.world.routers_by_tenant),
+        ):
+            await self._delete_all(writer, lambda index=index: list(index.keys(name)))  # type: ignore[misc]
+        last = type(request)()
+        last.CopyFrom(request)
+        last.etag = ""  # it was checked before DELETING changed it
+        await standard.delete(last)
+
+    async def _mark(self, name: str, etag: str) -> None:
+        def build(draft: Draft) -> None:
+            row = draft.reading.row("tenant", name)
+            if row is None:
+                raise NotFound(name)
+            if row.spec.deleting:
+                return
+            check_etag(row, etag)
+            message = stored_message(row, "tenant")
+            message.state = tenant_pb2.Tenant.STATE_DELETING
+            stamp(message, draft.now)
+            draft.replace("tenant", row, message=message)
+
+        await self.parts.committer.commit(build, patience=current_caller().time_left)
+
+    async def _check(self, standard: Standard[Any], name: str, etag: str) -> None:
+        """Before anything goes: the object is there, and the one that the caller means."""
+
+        def build(draft: Draft) -> None:
+            check_etag(standard.row(draft, name), etag)
+
+        await self.parts.committer.commit(build)
+
+    async def _delete_all(self, writer: Writer, left: Callable[[], list[str]]) -> None:
+        """Several objects per transaction, until the tables show none."""
+        size = max(1, min(_MOST, self.parts.committer.max_ops // _COMPARES))
+        while batch := left()[:size]:
+
+            def build(draft: Draft, batch: list[str] = batch) -> None:
+                for name in batch:
+                    if row := draft.reading.row(writer.kind, name):
+                        writer.delete(draft, row)
+
+            await self.parts.committer.commit(build, patience=current_caller().time_left)

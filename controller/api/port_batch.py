@@ -1,0 +1,194 @@
+"""BatchCreatePorts (A25): all items are checked and allocated first, then committed in order, as many at once as fit.
+
+A transaction is atomic, a batch is not, unless it was asked for and fits: so each item has its own result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from controller import names
+from controller.api.standard import Parts, Standard, row_of
+from controller.caller import Caller, current_caller
+from controller.commit import Item
+from controller.draft import Draft
+from controller.errors import ApiError, Invalid, NotFound, Violation, invalid
+from controller.requests import Replay, Ticket
+from tealnet.v1 import common_pb2, port_pb2
+
+MOST = 1000
+_BYTES = 1 << 20  # of a transaction's values; etcd takes 1.5 MiB with all overhead
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request of the batch: what is to be committed, or what came of it."""
+
+    name: str = ""
+    item: Item | None = None
+    port: port_pb2.Port | None = None
+    error: Exception | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is still to be committed."""
+        return self.item is not None and self.port is None and self.error is None
+
+
+class Batch:
+    """The method."""
+
+    def __init__(self, parts: Parts, standard: Standard[Any]) -> None:
+        self.parts, self.standard = parts, standard
+
+    async def create(self, request: port_pb2.BatchCreatePortsRequest) -> port_pb2.BatchCreatePortsResponse:
+        """Raises ApiError for the batch as a whole; errors of items stand in the answer."""
+        caller = current_caller()
+        parent = names.check_parent(request.parent, "parent")
+        if not 1 <= len(request.requests) <= MOST:
+            raise invalid("requests", f"1 to {MOST} requests in a batch, not {len(request.requests)}")
+        entries = [await self._entry(request, index, parent) for index in range(len(request.requests))]
+        try:
+            await self._prepare(request, entries)
+            revision = 0
+            for group in self._groups(entries):
+                revision = max(revision, await self._commit(group, caller))
+                self._raise_if_atomic(request, entries)
+        finally:
+            for entry in entries:
+                if entry.item is not None:
+                    entry.item.proposals.release()
+        return self._response(entries, revision)
+
+    # ---- preparing
+
+    async def _entry(self, batch: port_pb2.BatchCreatePortsRequest, index: int, parent: str) -> Entry:
+        request, entry = batch.requests[index], Entry()
+        try:
+            if request.parent not in ("", parent):
+                raise invalid("parent", f"is {request.parent[:200]!r}; that of the batch is {parent}")
+            if request.request_id or request.validate_only:
+                raise invalid("request_id" if request.request_id else "validate_only", "belongs to single requests")
+            ident = names.check_ident(request.port_id, "port_id")
+            entry.name = names.full_name("port", parent, ident)
+            body = self.standard.body(request.port, name=entry.name)
+            ticket = await self._ticket(batch, index, parent)
+            entry.item = self.parts.committer.item(self._build(entry.name, body, ticket))
+        except Replay as replay:
+            await self._replayed(entry, replay)
+        except ApiError as error:
+            entry.error = _located(error, index)
+        return entry
+
+    def _build(self, name: str, body: Any, ticket: Ticket | None) -> Any:
+        def build(draft: Draft) -> None:
+            message = port_pb2.Port()
+            message.CopyFrom(body)
+            self.standard.writer.create(draft, name, message)
+            if ticket:
+                ticket.enter(draft)
+
+        return build
+
+    async def _ticket(self, batch: port_pb2.BatchCreatePortsRequest, index: int, parent: str) -> Ticket | None:
+        if not batch.request_id:
+            return None
+        tenant = self.parts.store.world.tenants.rows.get(parent)
+        return await self.parts.requests.ticket(
+            batch.requests[index], scope=tenant.uid if tenant else "-", request_id=f"{batch.request_id}.{index}"
+        )
+
+    async def _replayed(self, entry: Entry, replay: Replay) -> None:
+        """Done by an earlier try of the same batch."""
+        rows = self.parts.store.world.ports.rows
+        if replay.record.name not in rows:
+            await self.parts.store.barrier()
+        row = rows.get(replay.record.name)
+        if row is None or row.uid != replay.record.uid:
+            entry.error = NotFound(replay.record.name)
+            return
+        entry.port = self.parts.presenter.message("port", row, current_caller())
+
+    async def _prepare(self, request: port_pb2.BatchCreatePortsRequest, entries: list[Entry]) -> None:
+        """Check and allocate everything; those who ask for certain addresses first, so that others leave them alone."""
+        waiting = [(index, entry) for index, entry in enumerate(entries) if entry.is_open]
+        waiting.sort(key=lambda pair: not request.requests[pair[0]].port.addresses)
+        for index, entry in waiting:
+            assert entry.item is not None
+            await self.parts.committer.prepare([entry.item])
+            if entry.item.error is not None:
+                entry.error = _located(entry.item.error, index)
+        self._raise_if_atomic(request, entries)
+        if request.atomic:
+            groups = self._groups(entries)
+            if len(groups) > 1:
+                text = f"does not fit in one transaction of the store; the first {len(groups[0])} would"
+                raise invalid("requests", text, reason="BATCH_TOO_LARGE")
+
+    def _raise_if_atomic(self, request: port_pb2.BatchCreatePortsRequest, entries: list[Entry]) -> None:
+        failed = next((entry.error for entry in entries if entry.error is not None), None)
+        if request.atomic and failed is not None:
+            raise failed
+
+    # ---- committing
+
+    def _groups(self, entries: list[Entry]) -> list[list[tuple[int, Entry]]]:
+        """Consecutive entries, as many at once as one transaction takes."""
+        groups: list[list[tuple[int, Entry]]] = []
+        compares = size = 0
+        most = self.parts.committer.max_ops
+        for index, entry in enumerate(entries):
+            if not entry.is_open or entry.item is None or entry.item.draft is None:
+                continue
+            draft = entry.item.draft
+            need = len(draft.checks())
+            weight = sum(len(op.key) * 3 + len(op.value) for op in draft.puts.values())
+            if not groups or compares + need > most or size + weight > _BYTES:
+                groups.append([])
+                compares = size = 0
+            groups[-1].append((index, entry))
+            compares, size = compares + need, size + weight
+        return groups
+
+    async def _commit(self, group: list[tuple[int, Entry]], caller: Caller) -> int:
+        """One transaction for a group; what is refused has its error, the others go on without it."""
+        items = [entry.item for _, entry in group if entry.item is not None]
+        try:
+            committed = await self.parts.committer.send(items, patience=caller.time_left)
+        except ApiError as error:
+            for index, entry in group:
+                entry.error = entry.error or _located(error, index)
+            return 0
+        written = {w.name: w for w in committed.written if w.kind == "port"} if committed else {}
+        for index, entry in group:
+            if (own := written.get(entry.name)) and entry.item and entry.item.error is None and committed:
+                row = row_of(own, committed.revision, self.parts.store)
+                entry.port = self.parts.presenter.message("port", row, caller)
+            elif entry.item and isinstance(entry.item.error, Replay):
+                await self._replayed(entry, entry.item.error)
+            elif entry.item and entry.item.error:
+                entry.error = _located(entry.item.error, index)
+        return committed.revision if committed else 0
+
+    def _response(self, entries: list[Entry], revision: int) -> port_pb2.BatchCreatePortsResponse:
+        response = port_pb2.BatchCreatePortsResponse(revision=revision)
+        for entry in entries:
+            result = response.results.add()
+            if entry.port is not None:
+                result.port.CopyFrom(entry.port)
+                response.revision = max(response.revision, entry.port.revision)
+            elif isinstance(entry.error, ApiError):
+                status = entry.error.status()
+                result.error.CopyFrom(
+                    common_pb2.Error(code=status.code, message=status.message, details=status.details)
+                )
+        return response
+
+
+def _located(error: Exception, index: int) -> Exception:
+    """An item's error with field paths as seen from the batch."""
+    if isinstance(error, Invalid):
+        violations = [Violation(f"requests[{index}].{v.field}", v.text) for v in error.violations]
+        return Invalid(violations, reason=error.reason)
+    return error

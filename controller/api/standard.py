@@ -1,0 +1,227 @@
+"""Create, Get, List, Update and Delete: the same for every kind; what differs is in its writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from controller import masks, names
+from controller.api import filters
+from controller.api.present import Presenter
+from controller.caller import Caller, current_caller
+from controller.commit import Committed, Committer, Effect
+from controller.decode import intent
+from controller.draft import Draft, Written
+from controller.errors import NotFound
+from controller.etcd.types import KeyValue
+from controller.fields import Violations, unknown
+from controller.intents.base import Context, Writer, check_etag, stored_message
+from controller.requests import Replay, Requests
+from controller.rows import Intent
+from controller.store import Store
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What all services need."""
+
+    store: Store
+    committer: Committer
+    requests: Requests
+    presenter: Presenter
+    context: Context
+
+
+class Standard(Generic[M]):
+    """The standard methods of one kind."""
+
+    def __init__(self, parts: Parts, writer: Writer) -> None:
+        self.parts, self.writer, self.kind = parts, writer, writer.kind
+        self.world = parts.store.world
+
+    # ---- writing
+
+    async def create(self, request: Any) -> M:
+        """Create, AIP-133."""
+        ident = names.check_ident(getattr(request, f"{self.kind}_id"), f"{self.kind}_id")
+        parent = names.check_parent(request.parent, "parent") if self.kind in names.OWNED else ""
+        name = names.full_name(self.kind, parent, ident)
+        body = self.body(getattr(request, self.kind), name=name)
+
+        def build(draft: Draft) -> None:
+            self.writer.create(draft, name, copy_of(body))
+
+        created: M = await self.write(request, build, name=name)
+        return created
+
+    async def update(self, request: Any) -> M:
+        """Update, AIP-134; with an etag only what the caller has seen is changed."""
+        given = getattr(request, self.kind)
+        name = names.check_name(self.kind, given.name, f"{self.kind}.name")
+        body = self.body(given, name=name)
+        paths = masks.paths_of(request.update_mask, given, self.writer.policy)
+        unchanged: list[Intent[Any]] = []
+
+        def build(draft: Draft) -> None:
+            unchanged.clear()
+            row = self.row(draft, name)
+            check_etag(row, given.etag)
+            message, before = stored_message(row, self.kind), stored_message(row, self.kind)
+            masks.merge(message, body, paths=paths, policy=self.writer.policy, prefix=self.kind)
+            self.writer.update(draft, row, message)
+            message.update_time.CopyFrom(before.update_time)
+            if message == before:
+                draft.discard()
+                unchanged.append(row)
+
+        updated: M = await self.write(request, build, name=name, unchanged=unchanged)
+        return updated
+
+    async def delete(self, request: Any) -> None:
+        """Delete, AIP-135."""
+        name = names.check_name(self.kind, request.name, "name")
+
+        def build(draft: Draft) -> None:
+            row = self.row(draft, name)
+            check_etag(row, request.etag)
+            self.writer.delete(draft, row)
+
+        await self.write(request, build, name=name)
+
+    def body(self, given: Any, *, name: str) -> Any:
+        """The object of a request in canonical form, without what only the server sets. Raises Invalid."""
+        found = Violations(self.kind)
+        unknown(given, "", found)
+        if given.name not in ("", name):
+            found.add("name", f"{given.name[:200]!r} is not {name}; leave it out")
+        body = copy_of(given)
+        for field in self.writer.policy.output:
+            body.ClearField(field)
+        self.writer.fields(body, found)
+        found.finish()
+        return body
+
+    def row(self, draft: Draft, name: str) -> Intent[Any]:
+        """The object as it is, compared whole. Raises NotFound."""
+        row = draft.reading.row(self.kind, name)
+        if row is None:
+            raise NotFound(name)
+        return row
+
+    async def write(
+        self, request: Any, build: Callable[[Draft], None], *, name: str, unchanged: list[Intent[Any]] | None = None
+    ) -> Any:
+        """Commit, once per request id, and answer with the object (None: it was deleted)."""
+        caller = current_caller()
+        effect = Effect.VALIDATE if request.validate_only else Effect.WRITE
+        try:
+            ticket = None
+            if effect is Effect.WRITE:
+                scope = self._scope(name)
+                ticket = await self.parts.requests.ticket(request, scope=scope, request_id=request.request_id)
+
+            def ticketed(draft: Draft) -> None:
+                build(draft)
+                if ticket and draft.objects:
+                    ticket.enter(draft)
+
+            committed = await self.parts.committer.commit(ticketed, effect=effect, patience=caller.time_left)
+        except Replay as replay:
+            return None if request.DESCRIPTOR.name.startswith("Delete") else await self._replayed(replay, caller)
+        if unchanged:
+            return self.parts.presenter.message(self.kind, unchanged[0], caller)
+        return self._answer(committed, caller)
+
+    def _answer(self, committed: Committed, caller: Caller) -> Any:
+        own = next(w for w in committed.written if w.kind == self.kind)
+        if own.value is None:
+            return None
+        row = row_of(own, committed.revision, self.parts.store)
+        return self.parts.presenter.message(self.kind, row, caller)
+
+    async def _replayed(self, replay: Replay, caller: Caller) -> Any:
+        await self.parts.store.barrier()
+        row = getattr(self.world, f"{self.kind}s").rows.get(replay.record.name)
+        if row is None or row.uid != replay.record.uid:
+            raise NotFound(replay.record.name)
+        return self.parts.presenter.message(self.kind, row, caller)
+
+    def _scope(self, name: str) -> str:
+        tenant = self.world.tenants.rows.get(names.tenant_of(name)) if self.kind in names.OWNED else None
+        return tenant.uid if tenant else "-"
+
+    # ---- reading
+
+    async def get(self, request: Any) -> M:
+        """Get, AIP-131."""
+        name, caller = names.check_name(self.kind, request.name, "name"), current_caller()
+        await filters.fresh(self.parts.store, request.read)
+        row = getattr(self.world, f"{self.kind}s").rows.get(name)
+        if row is None or not self.parts.presenter.sees(self.kind, row, caller):
+            raise NotFound(name)
+        message: M = self.parts.presenter.message(self.kind, row, caller)
+        return message
+
+    async def list(self, request: Any, response: R) -> R:
+        """List, AIP-132: pages by name; not a snapshot."""
+        caller = current_caller()
+        info = await filters.fresh(self.parts.store, request.read)
+        parent = request.parent if self.kind in names.OWNED else ""
+        candidates = self._candidates(parent, caller)
+        keeps = self.keeps(request.filter)
+        size = filters.page_size(request.page_size)
+        bound_to = f"{self.kind}\0{parent}\0{request.filter}"
+        ordered, token_after = filters.page(
+            candidates, size=request.page_size, token=request.page_token, bound_to=bound_to
+        )
+        answer: Any = response
+        found = getattr(answer, f"{self.kind}s")
+        rows = getattr(self.world, f"{self.kind}s").rows
+        for name in ordered:
+            row = rows[name]
+            if not self.parts.presenter.sees(self.kind, row, caller) or not keeps(row):
+                continue
+            if len(found) == size:
+                answer.next_page_token = token_after(found[-1].name)
+                break
+            found.append(self.parts.presenter.message(self.kind, row, caller))
+        answer.info.CopyFrom(info)
+        return response
+
+    def keeps(self, text: str) -> Callable[[Intent[Any]], bool]:
+        """A filter as a function of rows; ports override it. Raises Invalid."""
+        select = filters.selector(text)
+        return lambda row: select(row.labels)
+
+    def _candidates(self, parent: str, caller: Caller) -> Iterable[str]:
+        rows: dict[str, Any] = getattr(self.world, f"{self.kind}s").rows
+        if self.kind not in names.OWNED:
+            return rows
+        if parent == f"tenants/{names.ANY}":
+            parent = caller.tenant
+            if not parent:
+                return rows
+        elif names.check_parent(parent, "parent") not in self.world.tenants.rows:
+            raise NotFound(parent)
+        index = getattr(self.world, f"{self.kind}s_by_tenant")
+        return list(index.keys(parent))
+
+
+def copy_of(message: Any) -> Any:
+    """A message of its own."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def row_of(written: Written, revision: int, store: Store) -> Intent[Any]:
+    """The row of what was just written (or, with revision 0, of what would be)."""
+    assert written.value is not None
+    kv = KeyValue(written.key, written.value, written.create_revision or revision, revision, 1)
+    return intent(written.kind, kv, store.keys)

@@ -1,0 +1,91 @@
+"""Request ids: a create that is sent twice makes one object (T7).
+
+The record of a request lies under `k/i/` for 24 hours, on leases that nobody renews: one per replica and ten minutes,
+not one per write.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from controller.draft import Draft
+from controller.errors import invalid
+from controller.etcd import Etcd
+from controller.etcd.types import KeyValue
+from controller.keys import Keys
+from tealnet.store.v1 import store_pb2
+
+LIFE = 24 * 3600  # seconds
+_BUCKET = 600.0  # seconds
+_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class Replay(Exception):
+    """The request was carried out before; `record` says what came of it."""
+
+    def __init__(self, record: store_pb2.RequestRecord) -> None:
+        super().__init__(record.name)
+        self.record = record
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One request that may be sent again."""
+
+    key: bytes
+    fingerprint: bytes
+    lease: int
+
+    def answer(self, found: KeyValue) -> Exception:
+        """What it means that the request id is there already."""
+        record = store_pb2.RequestRecord.FromString(found.value)
+        if record.fingerprint != self.fingerprint:
+            text = "was used for another request within the last 24 hours; choose another"
+            return invalid("request_id", text, reason="REQUEST_ID_REUSED")
+        return Replay(record)
+
+    def enter(self, draft: Draft) -> None:
+        """Claim the id in the transaction, for the first object of the draft."""
+        written = draft.objects[0]
+        record = store_pb2.RequestRecord(fingerprint=self.fingerprint, name=written.name, uid=written.uid)
+        draft.claim(self.key, record.SerializeToString(), refuse=self.answer, lease=self.lease)
+
+
+class Requests:
+    """Makes tickets for one replica."""
+
+    def __init__(self, etcd: Etcd, keys: Keys) -> None:
+        self.etcd, self.keys = etcd, keys
+        self._lease, self._lease_until = 0, 0.0
+
+    async def ticket(self, request: Any, *, scope: str, request_id: str) -> Ticket | None:
+        """A ticket for a request with an id, None for one without. `scope`: the tenant's uid, "-" for global objects.
+
+        Raises Invalid, and Replay if it was carried out before.
+        """
+        if not request_id:
+            return None
+        if not _FORM.fullmatch(request_id):
+            raise invalid("request_id", "letters, digits, '.', '_' and '-', at most 63; for example a UUID")
+        ticket = Ticket(self.keys.request(scope, request_id), fingerprint(request), await self._bucket())
+        found = await self.etcd.range(ticket.key)
+        if found.kvs:
+            raise ticket.answer(found.kvs[0])
+        return ticket
+
+    async def _bucket(self) -> int:
+        now = time.monotonic()
+        if now >= self._lease_until:
+            self._lease = await self.etcd.grant(LIFE)
+            self._lease_until = now + _BUCKET
+        return self._lease
+
+
+def fingerprint(request: Any) -> bytes:
+    """Of what is asked, its method included."""
+    text = f"{request.DESCRIPTOR.full_name}\0".encode()
+    return blake2b(text + request.SerializeToString(deterministic=True), digest_size=16).digest()
