@@ -1,4 +1,4 @@
-"""`teal-agent [run] --config FILE` and `teal-agent join …`."""
+"""`teal-agent [run] --config FILE`, `teal-agent join …` and `teal-agent underlay …`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import structlog
 from agent.join import Files, JoinError, Ticket, join
 from agent.server import serve
 from agent.settings import Settings, SettingsError, load
+from agent.underlay import command as underlay
 
 
 def main() -> None:
@@ -32,7 +33,10 @@ def run(argv: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _run_arguments(commands.add_parser("run", help="work (the default)"))
     _join_arguments(commands.add_parser("join", help="get this host's certificate with a one-time token"))
+    commands.add_parser("underlay", help="the bridge that carries the tunnel address (netdev): set up, undo, show")
     words = list(argv)
+    if words and words[0] == "underlay":
+        return underlay.run(words[1:])
     if not words or words[0] not in ("run", "join", "-h", "--help"):
         words.insert(0, "run")
     arguments = parser.parse_args(words)
