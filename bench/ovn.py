@@ -17,7 +17,7 @@ from bench.inside import Inside
 from bench.ovn_packages import Ovn
 from bench.ovsdb import Op, Ovsdb, Switch
 from bench.plug import Plug
-from bench.prober import Prober, probe_all
+from bench.prober import Prober, close_all, probe_all
 from tealnet.lab import Host, Lab, LabError, Parts
 from tealnet.lab.wait import wait_for
 
@@ -180,9 +180,8 @@ class Cloud:
         for done in inner:
             done.result()
         ready = time.monotonic()
-        if reach:
-            self._reach(plugs)
-        times = (intended, committed, ready, time.monotonic())
+        last = self._reach(plugs) if reach else ready
+        times = (intended, committed, ready, last)
         return Bulk(*(at - started for at in times))
 
     def _start(self, number: int, plugs: Sequence[Plug]) -> Future[float]:
@@ -197,15 +196,15 @@ class Cloud:
 
         return inside.start(work)
 
-    def _reach(self, plugs: Sequence[Plug]) -> None:
+    def _reach(self, plugs: Sequence[Plug]) -> float:
         far = {self.insides[0]: self.references[1].address, self.insides[1]: self.references[0].address}
         futures = [Prober.start(one.where, far[one.inside]) for one in plugs]
         probers = [prober for future in futures if (prober := future.result()) is not None]
-        missing = probe_all(probers, every=0.2, seconds=60)
-        for prober in probers:
-            prober.close()
+        missing = probe_all(probers, every=0.1, seconds=60)
+        close_all(probers)
         if missing or len(probers) < len(plugs):
             raise BenchError(f"OVN: {len(missing)} of {len(plugs)} workloads are not reached")
+        return max(prober.echo_at for prober in probers)
 
     def remove(self, plugs: Sequence[Plug]) -> None:
         """Away with them, until all hosts know."""

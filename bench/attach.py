@@ -1,0 +1,170 @@
+"""`make bench-attach`: from the API call to the first ping of a workload on the other host, at 10 and at 500 ports.
+
+Ours, the hand-written floor (on the same two vswitchds) and OVN (on two more hosts of the same lab) take turns, so
+that whatever else the machine does meets all of them alike. Afterwards, where each millisecond of ours goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from dataclasses import dataclass
+
+from bench import ovn_packages
+from bench.common import BenchError, Neighbours, Report, bounded, ms, say, table
+from bench.floor import Floor
+from bench.inside import Inside
+from bench.ovn import Cloud
+from bench.teal import Teal
+from bench.trace import LAYERS, Trace, moments
+from tealnet.client import ApiError
+from tealnet.lab import Lab, LabError
+
+SECONDS = 600
+LAB = "bench-attach"
+
+
+@dataclass
+class Attach:
+    """The benchmark under way."""
+
+    report: Report
+    neighbours: Neighbours
+    teal: Teal
+    floor: Floor
+    cloud: Cloud | None
+
+    def case(self, ports: int, repetitions: int) -> None:
+        """All systems with so many existing ports, one after the other, again and again."""
+        say(f"{ports} ports: ours after {self.teal.fill(ports):.1f} s")
+        if self.cloud:
+            say(f"{ports} ports: OVN after {self.cloud.fill(ports):.1f} s")
+        rows: dict[str, list[float]] = {"attach": [], "floor": [], "ovn": []}
+        raw: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+        others = []
+        for number in range(repetitions + 1):  # the first one warms up
+            others.append(self.neighbours.wait_quiet())
+            ours, floor = self.teal.attach(), self.floor.attach()
+            found = {"attach": ours.total, "floor": floor.total}
+            steps = {
+                "attach": {"call": ours.call, "card": ours.card, "arp": ours.arp, "total": ours.total},
+                "floor": {"card": floor.card, "port": floor.port, "total": floor.total},
+            }
+            if self.cloud:
+                theirs = self.cloud.attach()
+                found["ovn"] = theirs.total
+                steps["ovn"] = {"intent": theirs.intent, "card": theirs.card, "total": theirs.total}
+            for name, value in found.items() if number else ():
+                rows[name].append(value)
+                raw[name].append({step: round(at, 2) for step, at in steps[name].items()})
+        self._figures(ports, rows)
+        self.report.raw[f"steps_{ports}_ms"] = raw
+        self.report.put(f"others_{ports}_cores", statistics.median(others))
+
+    def _figures(self, ports: int, rows: dict[str, list[float]]) -> None:
+        for name, values in rows.items():
+            self.report.put_stat(f"{name}_{ports}", values, unit="ms")
+        ours = f"attach_{ports}_p50_ms"
+        self.report.put_ratio(f"attach_{ports}_vs_ovn_ratio", ours, f"ovn_{ports}_p50_ms")
+        self.report.put_ratio(f"attach_{ports}_vs_floor_ratio", ours, f"floor_{ports}_p50_ms")
+
+    def breakdown(self, ports: int, repetitions: int) -> None:
+        """Where each millisecond goes, with agents that note the moments."""
+        rows: list[dict[str, float]] = []
+        with self.teal.debugging():
+            trace = Trace(self.teal.hosts[0].disk("/var/log/tealnet") / "agent.log")
+            self.teal.attach()
+            for _ in range(repetitions):
+                self.neighbours.wait_quiet()
+                trace.events()
+                one = self.teal.attach()
+                found = moments(trace.events(), started=one.started, ended=one.started + one.total / 1000)
+                rows.append({**found, "call": one.call, "card": one.card, "arp": one.arp, "ping": one.total})
+        steps = sorted({step for row in rows for step in row})
+        medians = {step: statistics.median(row[step] for row in rows if step in row) for step in steps}
+        for step, value in medians.items():
+            self.report.put(f"step_{ports}_{step}_ms", value, 2)
+        _print_breakdown(ports, medians)
+
+
+def _print_breakdown(ports: int, medians: dict[str, float]) -> None:
+    named = [
+        ("commit: CreatePort has returned", "call", ""),
+        ("stream: the unit has arrived", "received", ""),
+        ("unit is on disk and derived", "taken", ""),
+        *((f"layer {layer}", f"{layer}_end", f"{layer}_busy") for layer in LAYERS),
+        ("the workload's card has its address", "card", ""),
+        ("ARP answered", "arp", ""),
+        ("first ping answered", "ping", ""),
+    ]
+    lines = [(text, ms(medians[at]), ms(medians[busy]) if busy else "") for text, at, busy in named if at in medians]
+    ordered = sorted(lines, key=lambda line: float(line[1]))
+    table(f"Where the time goes at {ports} ports (medians, ms)", ("step", "done at", "of it busy"), ordered)
+
+
+def run(report: Report, *, counts: list[int], repetitions: int, with_ovn: bool) -> None:
+    """The whole benchmark; the lab is gone at the end."""
+    ovn = None
+    if with_ovn:
+        try:
+            ovn = ovn_packages.find()
+        except ovn_packages.NoOvn as error:
+            report.remark(f"OVN is left out: {error}")
+    neighbours = Neighbours()
+    try:
+        with Lab.up(LAB, hosts=2, note=say) as lab:
+            insides = [Inside(host) for host in lab.hosts]
+            teal = Teal(lab, insides)
+            floor = Floor(lab.hosts, insides)
+            cloud = Cloud(lab, ovn) if ovn else None
+            bench = Attach(report, neighbours, teal, floor, cloud)
+            try:
+                for count in counts:
+                    bench.case(count, repetitions)
+                    bench.breakdown(count, min(repetitions, 10))
+            finally:
+                for part in (teal, floor, cloud, *insides):
+                    if part is not None:
+                        part.close()
+    finally:
+        neighbours.close()
+
+
+def print_table(report: Report, counts: list[int]) -> None:
+    """Times by system."""
+    figures = report.figures
+    rows = []
+    for count in counts:
+        for name, text in (("attach", "Tealnet"), ("floor", "by hand, no control plane"), ("ovn", "OVN")):
+            values = [figures.get(f"{name}_{count}_{what}_ms") for what in ("min", "p50", "p95")]
+            if values[1] is not None:
+                ratio = values[1] / figures[f"floor_{count}_p50_ms"]
+                rows.append((f"{count} ports: {text}", *(ms(v) for v in values if v is not None), f"{ratio:.2f}"))
+    table("From the call to the first ping (ms)", ("", "min", "median", "p95", "÷ floor"), rows)
+
+
+def main() -> int:
+    """Exit code 0, or 1 with the reason."""
+    parser = argparse.ArgumentParser(prog="make bench-attach", description=__doc__)
+    parser.add_argument("--ports", default="10,500", help="numbers of existing ports")
+    parser.add_argument("--repetitions", type=int, default=25)
+    parser.add_argument("--no-ovn", action="store_true", help="leave OVN out")
+    arguments = parser.parse_args()
+    counts = [int(word) for word in arguments.ports.split(",")]
+    report = Report("attach", {"ports": counts, "repetitions": arguments.repetitions})
+    code = 0
+    try:
+        with bounded(SECONDS):
+            run(report, counts=counts, repetitions=arguments.repetitions, with_ovn=not arguments.no_ovn)
+    except (BenchError, LabError, ApiError) as error:
+        say(f"error: {error}")
+        code = 1
+    if report.figures:
+        print_table(report, counts)
+        print(f"figures: {report.write()}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
