@@ -48,7 +48,7 @@ class GuardDriver:
         return await self._thread.run(job)
 
     async def apply(self, write: Mapping[str, Guard], delete: Collection[str]) -> Mapping[str, Failure]:
-        """One transaction. A device whose guard is deleted is set down first.
+        """One transaction (per 100). A device whose guard is deleted is set down first.
 
         Reasons: DeviceMissing, GuardRefused (by the kernel).
         """
@@ -92,16 +92,22 @@ def _apply(kernel: Kernel, netlink: Netlink, write: set[str], delete: set[str]) 
     add = {device for device in wanted if device not in there or _flaw(kernel, there[device])}
     gone = (delete | add) & there.keys()
     _set_down(kernel, delete & there.keys())
-    if not add and not gone:
-        return outcomes
-    error = nftables.change(netlink, TABLE, add=sorted(add), delete=sorted(gone))
+    keys = sorted(add | gone)
+    for start in range(0, len(keys), nftables.LIMIT):
+        outcomes |= _change(netlink, set(keys[start : start + nftables.LIMIT]), add, gone)
+    return outcomes
+
+
+def _change(netlink: Netlink, keys: set[str], add: set[str], gone: set[str]) -> dict[str, Failure | None]:
+    """One transaction, or if that fails one for each: one of them may have spoilt it for all."""
+    error = nftables.change(netlink, TABLE, add=sorted(keys & add), delete=sorted(keys & gone))
     if error is None:
-        return outcomes
-    if len(add | gone) == 1:
-        return outcomes | {device: Failure("GuardRefused", str(error)) for device in add | gone}
-    for device in add | gone:  # one of them spoilt it for all
-        single = nftables.change(netlink, TABLE, add=sorted({device} & add), delete=sorted({device} & gone))
-        outcomes[device] = Failure("GuardRefused", str(single)) if single is not None else None
+        return dict.fromkeys(keys)
+    if len(keys) == 1:
+        return {key: Failure("GuardRefused", str(error)) for key in keys}
+    outcomes: dict[str, Failure | None] = {}
+    for key in keys:
+        outcomes |= _change(netlink, {key}, add, gone)
     return outcomes
 
 

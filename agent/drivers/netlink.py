@@ -142,20 +142,23 @@ class Netlink:
         return found
 
     def batch(self, begin: Message, messages: Sequence[Message], end: Message) -> OSError | None:
-        """A transaction of nfnetlink: all or nothing; returns the first error."""
-        data = b"".join([self._pack(begin, REQUEST), *(self._pack(m, REQUEST | ACK) for m in messages)])
+        """A transaction of nfnetlink: all or nothing; returns the first error.
+
+        Answers wait in the receive buffer until all is decided: only the last message is acknowledged. At most 200
+        messages, which may all fail.
+        """
+        packed = [self._pack(message, REQUEST) for message in (begin, *messages[:-1])]
+        packed.append(self._pack(messages[-1], REQUEST | ACK))
         first, last = self._sequence - len(messages) + 1, self._sequence
-        self._socket.send(data + self._pack(end, REQUEST))
-        missing = set(range(first, last + 1))
+        self._socket.send(b"".join(packed) + self._pack(end, REQUEST))
         failed: OSError | None = None
-        while missing:
+        while True:
             for kind, flags, number, body in self._receive():
                 error = _error(flags, body) if kind == _ERROR else None
                 failed = failed or error
-                missing.discard(number)
-                if error is not None and number not in range(first, last + 1):
-                    return failed  # the transaction itself: no more acks come
-        return failed
+                # An error outside is the transaction's own: no more answers come.
+                if number == last or (error is not None and number < first):
+                    return failed
 
     def _dump(self, message: Message) -> tuple[list[bytes], bool]:
         sequence = self._send([message], REQUEST | DUMP)

@@ -11,6 +11,7 @@ from agent.drivers.netlink import CREATE, NETFILTER, Message, Netlink, attribute
 
 GROUP = 7  # NFNLGRP_NFTABLES: changes of tables, chains and rules
 FAMILY = 5  # NFPROTO_NETDEV
+LIMIT = 100  # chains in one transaction
 _SUBSYSTEM = 10
 _NEW_TABLE, _GET_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN = 0, 1, 3, 4, 5
 _BEGIN, _END = 0x10, 0x11
@@ -68,7 +69,7 @@ def chains_of_event(data: bytes, table: str) -> set[str] | None:
 def change(netlink: Netlink, table: str, *, add: Collection[str], delete: Collection[str]) -> OSError | None:
     """One transaction: delete chains, then add chains that drop what the device of their name receives.
 
-    Deletes only what is there. Returns why nothing was done at all, or None.
+    At most `LIMIT` chains, and the deleted ones must be there. Returns why nothing was done at all, or None.
     """
     named = text(_TABLE_NAME, table)
     messages = [_message(_NEW_TABLE, named + _be32(_TABLE_FLAGS, 0), CREATE)]

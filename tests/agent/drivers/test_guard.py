@@ -12,6 +12,7 @@ import pytest
 
 from agent.drivers import nftables
 from agent.drivers.netlink import NETFILTER, Netlink
+from agent.objects import Guard
 
 pytestmark = pytest.mark.isolated
 Shell = Callable[[str], str]
@@ -161,3 +162,17 @@ async def test_a_failed_transaction_changes_nothing(stack: Any) -> None:
         assert not nftables.read_chains(netlink, "tealnet")
         assert nftables.change(netlink, "tealnet", add=["lo"], delete=[]) is None
         assert [chain.device for chain in nftables.read_chains(netlink, "tealnet") or []] == ["lo"]
+
+
+async def test_many_at_once(stack: Any, sh: Shell) -> None:
+    pairs = "".join(f"link add tna{n} type veth peer name tnb{n}\n" for n in range(160))
+    sh(f"printf '{pairs}' | ip -batch -")
+    devices = [f"tn{side}{n}" for side in "ab" for n in range(160)]
+    guards = {device: Guard(device) for device in devices}
+    assert await stack.guard.apply(guards, ()) == {}
+    assert await stack.guard.read() == guards
+    assert await stack.guard.apply({}, devices) == {}
+    assert await stack.guard.read() == {}
+    with Netlink(NETFILTER) as netlink:
+        error = nftables.change(netlink, "tealnet", add=(), delete=devices[: nftables.LIMIT])
+        assert error is not None and error.errno == errno.ENOENT
