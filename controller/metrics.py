@@ -33,10 +33,3 @@ class Metrics:
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2),
             registry=self.registry,
         )
-        self.calls = Histogram(
-            "tealnet_call_seconds",
-            "Time of API calls",
-            ["method", "code"],
-            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10),
-            registry=self.registry,
-        )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import structlog
 
 from controller.etcd import OutcomeUnknown, StoreError, StoreUnavailable
-from controller.etcd.types import Put, delete, modified, prefix_end, put, value_is
+from controller.etcd.types import Page, Put, delete, get, modified, prefix_end, put, value_is
 from controller.hosts import clear_conditions, edit_host_status, set_condition, timestamp
 from controller.outbox import Unit
 from controller.store import Store
@@ -22,9 +22,18 @@ from tealnet.store.v1 import store_pb2
 log = structlog.get_logger()
 
 _DELAY = 0.05  # seconds
+_AGAIN = 0.5  # seconds until a write that failed is tried again
 _BATCH = 100  # puts per transaction
 _LOCALPORT = "localport/"
 _UNACCOUNTED = "Unaccounted"
+
+
+class _Replaced(Exception):
+    """The host has another session."""
+
+
+class _KeyGone(Exception):
+    """The session key went with its lease; it will be written again."""
 
 
 class Result(NamedTuple):
@@ -119,18 +128,24 @@ class Report:
             while self._queue:
                 batch = {uid: self._queue.pop(uid) for uid in list(self._queue)[:_BATCH]}
                 try:
-                    if not await self._write(batch):
-                        return
-                except (StoreUnavailable, OutcomeUnknown) as error:
+                    await self._write(batch)
+                except _Replaced:
+                    return
+                except (StoreUnavailable, OutcomeUnknown, _KeyGone) as error:
                     log.warning("port status not written yet", host_uid=self.host_uid, error=str(error))
                     self._queue = {**batch, **self._queue}
-                    await asyncio.sleep(1)
+                    await asyncio.sleep(_AGAIN)
 
-    async def _write(self, batch: dict[str, Result | None]) -> bool:
+    async def _write(self, batch: dict[str, Result | None]) -> None:
         for uid in (uid for uid, result in batch.items() if result is None):
             await self._forget(uid)
         puts = [self._put(uid, result) for uid, result in batch.items() if result]
-        return not puts or (await self.store.etcd.txn([self._mine], puts)).succeeded
+        if not puts:
+            return
+        result = await self.store.etcd.txn([self._mine], puts, [get(self._mine.key)])
+        if not result.succeeded:
+            found = result.responses[0]
+            raise _Replaced if isinstance(found, Page) and found.kvs else _KeyGone("the lease was lost")
 
     async def _forget(self, uid: str) -> None:
         """The port lives and left this host; its status row goes unless another host has spoken since."""

@@ -10,10 +10,12 @@ import contextlib
 import gc
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import grpc.aio
@@ -24,10 +26,14 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from controller.admission import Admission
+from controller.api import Api, Errors, interceptors
+from controller.api import build as build_api
+from controller.api.system import Parts, System
 from controller.chores import Chores
 from controller.derive import declare
-from controller.etcd import Etcd, Tls
+from controller.etcd import Etcd, StoreError, Tls
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
+from controller.etcd.limits import max_txn_ops
 from controller.events import Events
 from controller.metrics import Metrics
 from controller.replica import Replica
@@ -37,6 +43,9 @@ from controller.status import Status
 from controller.store import Store, bootstrap
 from controller.sync import Sync
 from controller.tls import Certificates, host_of
+from controller.watch import Watches
+from tealnet.core.pki import Ca
+from tealnet.v1 import system_pb2, system_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -45,6 +54,12 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
+]
+_SERVICES = [
+    SERVICE,
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    *(f"tealnet.v1.{name}Service" for name in ("Tenant", "Network", "Router", "Port", "Host", "System")),
+    reflection.SERVICE_NAME,
 ]
 
 
@@ -71,6 +86,8 @@ class Controller:
     events: Events
     metrics: Metrics
     certificates: Certificates
+    watches: Watches
+    api: Api
     ports: list[int] = field(default_factory=list)  # of the TCP listeners, when it serves
 
 
@@ -83,12 +100,16 @@ async def _etcd(settings: Settings) -> AsyncIterator[Etcd]:
             await stack.enter_async_context(embedded)
             yield await stack.enter_async_context(Etcd([embedded.endpoint]))
             return
-        tls = None
-        if settings.etcd_ca:
-            cert = Path(settings.etcd_cert) if settings.etcd_cert else None
-            key = Path(settings.etcd_key) if settings.etcd_key else None
-            tls = Tls(Path(settings.etcd_ca), cert, key)
-        yield await stack.enter_async_context(Etcd(settings.etcd, tls))
+        yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings)))
+
+
+def etcd_tls(settings: Settings) -> Tls | None:
+    """How to speak to an external etcd."""
+    if not settings.etcd_ca:
+        return None
+    cert = Path(settings.etcd_cert) if settings.etcd_cert else None
+    key = Path(settings.etcd_key) if settings.etcd_key else None
+    return Tls(Path(settings.etcd_ca), cert, key)
 
 
 async def build(settings: Settings, etcd: Etcd) -> Controller:
@@ -115,6 +136,9 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     status = Status(store.world, resources, synced_of)
     sync = Sync(store, sessions, replica)
     chores = Chores(store, sync, replica=replica, events=events, settings=settings)
+    watches = Watches(store)
+    ca = Ca.load(Path(settings.ca_key).parent) if settings.ca_key else None
+    api = build_api(store, settings, status=status, ca=ca, max_ops=await max_txn_ops(etcd))
     await store.load()
     return Controller(
         settings=settings,
@@ -128,6 +152,8 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         events=events,
         metrics=metrics,
         certificates=Certificates(settings),
+        watches=watches,
+        api=api,
     )
 
 
@@ -160,26 +186,21 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
 @contextlib.asynccontextmanager
 async def _serving(controller: Controller) -> AsyncIterator[None]:
     """The listeners."""
-    settings = controller.settings
-    server = grpc.aio.server(options=_OPTIONS)
-    server.add_generic_rpc_handlers((controller.sessions.handler(),))
-    names = [SERVICE]
-    health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection([*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name], server)
-    credentials = controller.certificates.mutual()
+    settings, health = controller.settings, health_aio.HealthServicer()
+    server = await _api_server(controller, health)
     for address in settings.listen:
         if address.startswith("unix:"):
             with contextlib.suppress(FileNotFoundError):  # left by one that was killed
                 os.unlink(address.removeprefix("unix:"))
-        port = server.add_secure_port(address, credentials)
+        port = server.add_secure_port(address, controller.certificates.mutual())
         if not address.startswith("unix:"):
             controller.ports.append(port)
-    metrics = None
-    if settings.metrics_listen:
-        host, _, number = settings.metrics_listen.rpartition(":")
-        metrics, _ = start_http_server(int(number), addr=host, registry=controller.metrics.registry)
-    await server.start()
+    servers = [server]
+    if controller.api.join and settings.join_listen:
+        servers.append(_join_server(controller))
+    metrics = _metrics_server(controller)
+    for one in servers:
+        await one.start()
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
     log.info(
         "serving", listen=settings.listen, replica=controller.replica.id, cluster=controller.store.keys.cluster_uid
@@ -188,7 +209,84 @@ async def _serving(controller: Controller) -> AsyncIterator[None]:
         yield
     finally:
         await health.enter_graceful_shutdown()
-        await server.stop(GRACE)
+        await asyncio.gather(*(one.stop(GRACE) for one in servers))
         if metrics is not None:
-            metrics.shutdown()
+            await asyncio.to_thread(metrics.shutdown)
             metrics.server_close()
+
+
+async def _api_server(controller: Controller, health: health_aio.HealthServicer) -> grpc.aio.Server:
+    """Everything for those who have a certificate."""
+    settings = controller.settings
+    server = grpc.aio.server(options=_OPTIONS, interceptors=interceptors(controller.store, settings))
+    server.add_generic_rpc_handlers((controller.sessions.handler(),))
+    for add, servicer in controller.api.servicers:
+        add(servicer, server)
+    system = System(
+        Parts(
+            store=controller.store,
+            status=controller.status,
+            sync=controller.sync,
+            watches=controller.watches,
+            events=controller.events,
+            presenter=controller.api.presenter,
+            planner=controller.api.planner,
+            members=lambda: etcd_members(controller.etcd, settings),
+            version=version(),
+            cluster=settings.cluster,
+        )
+    )
+    system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(_SERVICES, server)
+    return server
+
+
+def _join_server(controller: Controller) -> grpc.aio.Server:
+    """For those who want a certificate."""
+    server = grpc.aio.server(options=_OPTIONS, interceptors=[Errors()])
+    for add, servicer in controller.api.join:
+        add(servicer, server)
+    server.add_secure_port(controller.settings.join_listen, controller.certificates.anonymous())
+    return server
+
+
+def _metrics_server(controller: Controller) -> WSGIServer | None:
+    settings, metrics, store = controller.settings, controller.metrics, controller.store
+    if not settings.metrics_listen:
+        return None
+    metrics.stale.set_function(lambda: time.time() - since if (since := store.stale_since) else 0.0)
+    metrics.low_water.set_function(lambda: controller.sessions.low_water)
+    metrics.broken.set_function(lambda: len(store.broken))
+    metrics.errors.set_function(lambda: len(store.graph.errors()))
+    metrics.unaccounted.set_function(
+        lambda: sum(len(row.unaccounted) for row in list(store.world.host_status.rows.values()))
+    )
+    host, _, number = settings.metrics_listen.rpartition(":")
+    server, _ = start_http_server(int(number), addr=host.strip("[]"), registry=metrics.registry)
+    return server
+
+
+async def etcd_members(etcd: Etcd, settings: Settings) -> list[system_pb2.EtcdMember]:
+    """Every endpoint that is configured, asked by itself."""
+    if settings.is_embedded:
+        return [await _member(etcd)]
+    found = []
+    for endpoint in settings.etcd:
+        async with Etcd([endpoint], etcd_tls(settings), timeout=1.0) as one:
+            try:
+                found.append(await _member(one))
+            except StoreError:
+                found.append(system_pb2.EtcdMember(endpoint=endpoint))
+    return found
+
+
+async def _member(etcd: Etcd) -> system_pb2.EtcdMember:
+    status = await etcd.status()
+    return system_pb2.EtcdMember(
+        endpoint=status.endpoint,
+        healthy=bool(status.leader) and not status.errors,
+        version=status.version,
+        db_size_bytes=status.db_size,
+        leader=status.leader == status.member_id,
+    )

@@ -50,7 +50,9 @@ class Settings:
     ca: Path = field(default=_ETC / "ca.crt", metadata={"help": "PEM file of the CA of this site"})
     cert: Path = field(default=_ETC / "controller.crt", metadata={"help": "PEM file of the controller's certificate"})
     key: Path = field(default=_ETC / "controller.key", metadata={"help": "PEM file of its key"})
-    ca_key: str = _key("", "PEM file of the CA's key, if this controller is to sign hosts' certificates (join tokens)")
+    ca_key: str = _key(
+        "", "ca.key, with ca.crt beside it, if this controller is to sign hosts' certificates (join tokens)"
+    )
     trust_domain: str = _key("tealnet.local", "of the identities in certificates: spiffe://<trust domain>/…")
     cluster: str = _key("default", "name of the cluster in etcd; several can share one etcd")
 

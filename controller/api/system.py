@@ -1,4 +1,4 @@
-"""SystemService but for Plan: Sync, Watch, status, events, version."""
+"""SystemService: Sync, Watch, status, events, version; Plan is `plan`'s."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from google.protobuf.duration_pb2 import Duration
 
 from controller.api.filters import selector
+from controller.api.plan import Planner
 from controller.api.present import Presenter
 from controller.caller import current_caller
 from controller.decode import tenant_of
@@ -36,6 +37,7 @@ class Parts(NamedTuple):
     watches: Watches
     events: Events
     presenter: Presenter
+    planner: Planner
     members: Callable[[], Awaitable[list[system_pb2.EtcdMember]]]
     version: str
     cluster: str
@@ -224,3 +226,9 @@ class System(system_pb2_grpc.SystemServiceServicer):
     async def GetVersion(self, request: system_pb2.GetVersionRequest, context: Any) -> system_pb2.GetVersionResponse:
         """Of this program and its API."""
         return system_pb2.GetVersionResponse(version=self.parts.version, api="tealnet.v1")
+
+    # ---- Plan
+
+    async def Plan(self, request: system_pb2.PlanRequest, context: Any) -> system_pb2.PlanResponse:
+        """What a list of documents would do."""
+        return await self.parts.planner.plan(request)

@@ -1,0 +1,233 @@
+"""Several replicas on one etcd: Sync over all, one does the chores, a lost lease costs no session."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from controller.etcd import Etcd
+from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
+from controller.etcd.types import Op, Put, created, delete, put
+from controller.release import Release
+from controller.rows import Term
+from controller.server import Controller
+from tealnet.store.v1 import store_pb2
+from tealnet.v1 import host_pb2
+from tests.controller.making import Maker, uid_of
+from tests.controller.running import FakeAgent, Site, prepare, running, until
+
+NET = "tenants/acme/networks/web"
+P1, P2, P3 = (f"tenants/acme/ports/p{n}" for n in (1, 2, 3))
+H1, H2 = uid_of("hosts/h1"), uid_of("hosts/h2")
+DOMAIN = frozenset({1001})
+
+
+@dataclass
+class Pair:
+    sites: list[Site]
+    stack: contextlib.AsyncExitStack
+    etcd: Etcd
+
+    @property
+    def controllers(self) -> list[Controller]:
+        return [place.controller for place in self.sites]
+
+    @property
+    def make(self) -> Maker:
+        return Maker(self.controllers[0].store.keys)
+
+    async def write(self, *ops: Op) -> int:
+        result = await self.etcd.txn((), ops)
+        for controller in self.controllers:
+            await controller.store.passed(result.revision)
+        return result.revision
+
+
+@pytest.fixture
+async def etcd() -> AsyncIterator[tuple[Etcd, str]]:
+    with tempfile.TemporaryDirectory(prefix="tn") as name:
+        options = Options(Path(name) / "etcd", durability=Durability.MEMORY)
+        async with EmbeddedEtcd(options) as server, Etcd([server.endpoint]) as client:
+            yield client, server.endpoint
+
+
+async def start(etcd: tuple[Etcd, str], stack: contextlib.AsyncExitStack, names: str) -> Pair:
+    sites = []
+    for name in names:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tn")))
+        ca, settings = prepare(directory, replica=name, etcd=(etcd[1],), lost_after=3)
+        sites.append(Site(directory, ca, settings, await stack.enter_async_context(running(settings))))
+    pair = Pair(sites, stack, etcd[0])
+    await pair.write(
+        pair.make.tenant("acme"),
+        pair.make.host("h1", 1, vtep="192.0.2.1"),
+        pair.make.host("h2", 2, vtep="192.0.2.2"),
+        pair.make.network(NET, 1),
+        pair.make.port(P1, NET, ["10.0.0.5"], host="h1"),
+        pair.make.port(P2, NET, ["10.0.0.6"], host="h2"),
+    )
+    return pair
+
+
+@pytest.fixture
+async def pair(etcd: tuple[Etcd, str]) -> AsyncIterator[Pair]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield await start(etcd, stack, "ab")
+
+
+@pytest.fixture
+async def single(etcd: tuple[Etcd, str]) -> AsyncIterator[Pair]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield await start(etcd, stack, "a")
+
+
+async def test_sync_asks_all_replicas(pair: Pair) -> None:
+    one, two = FakeAgent("h1", "192.0.2.1"), FakeAgent("h2", "192.0.2.2", instance="instance-2")
+    sync = pair.controllers[0].sync
+    async with one.connected(pair.sites[0]), two.connected(pair.sites[1]):
+        revision = await pair.write(pair.make.port(P3, NET, ["10.0.0.7"], host="h1"))
+        outcome = await sync.ask(revision=revision, domains=DOMAIN, timeout=5)
+        assert outcome.complete and outcome.synced == {H1, H2}
+        two.acks = False
+        revision = await pair.write(pair.make.port(P3, NET, ["10.0.0.8"], host="h1"))
+        outcome = await sync.ask(revision=revision, domains=DOMAIN, timeout=0.5)
+        assert outcome.synced == {H1} and outcome.behind.keys() == {H2} and outcome.slowest == H2
+        assert not outcome.disconnected
+        world = pair.controllers[0].store.world
+        await until(lambda: not [b for b in world.barriers.rows.values() if not b.mark], "the question is gone")
+        await until(lambda: not world.answers.rows, "the answers are gone")
+
+
+async def test_one_replica_does_the_chores_and_another_follows(pair: Pair) -> None:
+    worlds = [controller.store.world for controller in pair.controllers]
+    first = (await until(lambda: worlds[0].terms.rows.get("chores"))).replica
+    assert isinstance(worlds[1].terms.rows["chores"], Term)
+    leader, other = (0, 1) if first == "a" else (1, 0)
+    lineage = pair.controllers[other].store.lineage[0]
+    await pair.etcd.revoke(pair.controllers[leader].replica.lease_id)
+    await until(lambda: (t := worlds[other].terms.rows.get("chores")) and t.replica != first, "another term")
+    await until(lambda: pair.controllers[other].store.lineage[0] > lineage, "a new lineage for each term")
+
+
+async def test_a_lost_lease_costs_no_session(single: Pair) -> None:
+    controller = single.controllers[0]
+    agent = FakeAgent("h1", "192.0.2.1")
+    async with agent.connected(single.sites[0]):
+        await until(lambda: H1 in controller.store.world.sessions.rows)
+        before, lease = controller.store.world.sessions.rows[H1], controller.replica.lease_id
+        await single.etcd.revoke(lease)
+        await until(lambda: H1 not in controller.store.world.sessions.rows, "the key goes with the lease")
+        await until(lambda: controller.store.world.sessions.rows.get(H1) == before, "and comes back")
+        assert controller.replica.lease_id != lease and not agent.done.is_set()
+        revision = await single.write(single.make.port(P3, NET, ["10.0.0.7"], host="h1"))
+        await until(lambda: controller.sessions.by_host[H1].synced >= revision)
+        await until(lambda: uid_of(P3) in controller.store.world.port_status.rows, "status is accepted")
+
+
+async def test_a_silent_host_is_lost_and_returns(single: Pair) -> None:
+    controller, agent = single.controllers[0], FakeAgent("h1", "192.0.2.1")
+    async with agent.connected(single.sites[0]):
+        await until(lambda: H1 in controller.sessions.by_host)
+    status = controller.status
+    await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_DISCONNECTED)
+    await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_LOST)
+    outcome = await controller.sync.ask(revision=0, domains=DOMAIN, timeout=1)
+    assert outcome.lost == {H1} and outcome.disconnected == {H2}  # never seen
+    async with agent.connected(single.sites[0]):
+        await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_READY)
+
+
+async def release_of(single: Pair) -> Release:
+    store = single.controllers[0].store
+    term = await until(lambda: store.world.terms.rows.get("chores"))
+    return Release(store, created(store.keys.chores, term.create_revision))
+
+
+def buried(single: Pair, *, acked: bool, quarantine: int = 0) -> list[Put]:
+    keys = single.make.keys
+    tombstone, address = keys.tombstone(H1, uid_of(P1)), keys._key(f"k/u/ip/{'5' * 32}/{'0' * 32}")
+    holder = store_pb2.Holder(name=P1, tombstone=tombstone.decode(), released=True).SerializeToString()
+    row = store_pb2.Tombstone(address_keys=[address.decode()], acked=acked, quarantine_seconds=quarantine)
+    return [put(tombstone, row.SerializeToString()), put(address, holder)]
+
+
+async def test_addresses_are_freed_after_ack_and_quarantine(single: Pair) -> None:
+    release = await release_of(single)
+
+    async def left() -> int:
+        await release.tombstones()
+        return len((await single.etcd.range(address)).kvs)
+
+    ops = buried(single, acked=False)
+    address = ops[1].key
+    await single.write(*ops)
+    assert await left() == 1  # its host has not said that it is gone
+    await single.write(buried(single, acked=True, quarantine=3600)[0])
+    assert await left() == 1
+    await single.write(buried(single, acked=True)[0])
+    assert await left() == 0
+    await until(lambda: not single.controllers[0].store.world.tombstones.rows)
+
+
+async def test_an_address_with_a_new_holder_is_not_freed(single: Pair) -> None:
+    release = await release_of(single)
+    tombstone, address = buried(single, acked=True)
+    await single.write(tombstone)
+    await single.etcd.txn((), [put(address.key, store_pb2.Holder(name=P2).SerializeToString())])
+    await release.tombstones()
+    assert len((await single.etcd.range(address.key)).kvs) == 1
+
+
+async def test_a_fenced_host_frees_what_waits_for_it(single: Pair) -> None:
+    release = await release_of(single)
+    await single.write(*buried(single, acked=False), single.make.host("h1", 1, fenced=True))
+    await release.tombstones()
+    await until(lambda: not single.controllers[0].store.world.tombstones.rows)
+
+
+async def test_numbers_wait_for_every_host(single: Pair) -> None:
+    release, controller = await release_of(single), single.controllers[0]
+    key = single.make.keys.vni(77)
+    agent = FakeAgent("h1", "192.0.2.1")
+    async with agent.connected(single.sites[0]):
+        await until(lambda: controller.sessions.by_host[H1].synced > 0)
+    await until(lambda: H1 not in controller.store.world.sessions.rows)
+    await single.etcd.txn((), [put(key, store_pb2.Holder(released=True).SerializeToString())])
+
+    async def rounds() -> int:
+        world = controller.store.world
+        mark = (await single.etcd.range(key)).kvs[0].mod_revision if (await single.etcd.range(key)).kvs else 0
+        await until(lambda: min(r.low_water for r in world.replicas.rows.values()) > mark, "a new low water mark")
+        await release.numbers()
+        await release.numbers()
+        return len((await single.etcd.range(key)).kvs)
+
+    assert await rounds() == 1  # h1 is away and has seen nothing since
+    async with agent.connected(single.sites[0]):
+        await until(lambda: controller.sessions.by_host[H1].synced == controller.store.revision)
+        assert await rounds() == 0
+
+
+async def test_old_terms_change_nothing(single: Pair) -> None:
+    store = single.controllers[0].store
+    await until(lambda: store.world.terms.rows.get("chores"))
+    await single.write(*buried(single, acked=True))
+    await Release(store, created(store.keys.chores, 1)).tombstones()
+    await store.barrier()
+    assert store.world.tombstones.rows
+
+
+async def test_reading_everything_anew_changes_nothing(single: Pair) -> None:
+    store = single.controllers[0].store
+    seen: list[str] = []
+    await until(lambda: store.world.terms.rows.get("chores"))
+    store.subscribe(lambda _, changes: seen.extend(change.table for change in changes))
+    await store.load()
+    assert not set(seen) - {"replicas", "terms", "lineages"}
+    await single.write(delete(store.keys.intent(P2)))
+    assert P2 not in store.world.ports.rows
