@@ -134,8 +134,8 @@ class LinkDriver:
             with kernel.enter(want.netns.path) as inside:
                 _create(kernel, inside, want)
                 self._offload(want)
-            kernel.learn(want.netns.path)
-        _silence(kernel, want)
+        _silence(kernel, want)  # to be asked for its other end gives that namespace an id
+        kernel.learn(want.netns.path)
 
     def _offload(self, want: Link) -> None:
         if self._netdev:
