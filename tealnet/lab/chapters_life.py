@@ -7,7 +7,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tealnet import kinds
 from tealnet.lab.host import Host
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import port_pb2
@@ -56,23 +55,21 @@ def _killed(story: Story, victims: list[tuple[str, str]]) -> str:
         for machine, process in victims:
             story.lab.kill(machine, process)
             story.lab.start(machine, process)
-        wait_for(lambda: _ready(story), seconds=30, what="every host in session again")
-        story.synced()
+        wait_for(lambda: _complete(story), seconds=40, what="everything on every host again")
     for ping in (first, second):
         story.expect(ping.result["lost"] == 0, f"{ping.what}: {ping.result}")
     sent = first.result["sent"] + second.result["sent"]
     return f"{', '.join(sorted({p for _, p in victims}))} killed and back; 0 of {sent} pings lost"
 
 
-def _ready(story: Story) -> bool:
+def _complete(story: Story) -> bool:
+    """Whether every host has everything; the controller may not even answer yet."""
     from tealnet.client import ApiError
-    from tealnet.v1 import host_pb2
 
     try:
-        hosts = list(story.client.list_all(kinds.HOST))
+        return story.client.sync(timeout=5).complete
     except ApiError:
         return False
-    return all(host.status.state == host_pb2.Host.STATE_READY for host in hosts)
 
 
 def delete(story: Story) -> str:

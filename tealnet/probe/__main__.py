@@ -37,7 +37,7 @@ def ping(address: str, *, interval: float, count: int) -> dict[str, object]:
     target = ip_address(address)
     family, protocol = (socket.AF_INET, 1) if target.version == 4 else (socket.AF_INET6, 58)
     sock = socket.socket(family, socket.SOCK_RAW, protocol)
-    sock.connect((address, 0))
+    sock.connect(socket.getaddrinfo(address, None, family, flags=socket.AI_NUMERICHOST)[0][4])  # also fe80::1%eth0
     ident = os.getpid() & 0xFFFF
     sent: dict[int, float] = {}
     seen: dict[int, float] = {}
