@@ -171,6 +171,7 @@ class Core:
 
     async def take(self, unit: Unit) -> pb.Taken:
         """See `agent.stream.Core`. On disk before anything is changed by it."""
+        began = time.monotonic()
         merged = self.resources.merge(unit.parts)
         if merged.mismatched:
             self.mismatches += 1
@@ -185,6 +186,8 @@ class Core:
         if not self._inputs.this.rows:
             self._describe()
         self.on_resources()
+        took = 1000 * (time.monotonic() - began)
+        log.debug("unit taken", unit=unit.number, began=round(began, 6), ms=round(took, 2))
         return pb.Taken(unit=unit.number, mismatched=merged.mismatched)
 
     def versions(self, scope: str) -> pb.Versions:

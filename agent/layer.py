@@ -201,7 +201,8 @@ class Layer:
             log.warning("not applied", layer=self.name, key=str(key), reason=failure.reason, text=failure.text)
 
     def _log(self, event: str, began: float, **numbers: int) -> None:
-        log.debug(event, layer=self.name, ms=round(1000 * (self._clock() - began), 1), **numbers)
+        took = 1000 * (self._clock() - began)
+        log.debug(event, layer=self.name, began=round(began, 6), ms=round(took, 2), **numbers)
 
     def _same(self, key: Hashable, trouble: Trouble) -> bool:
         if key in self.delta.to_write:
