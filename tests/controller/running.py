@@ -116,6 +116,7 @@ class FakeAgent:
     pings: bool = True
     spoil: set[str] = field(default_factory=set)  # scopes to claim a digest mismatch for, once
     call: Any = None
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     @contextlib.asynccontextmanager
@@ -126,7 +127,7 @@ class FakeAgent:
         leaf = leaf or place.ca.issue(f"host/{self.name}")
         async with place.channel(leaf) as channel:
             self.call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
-            await self.call.write(pb.FromAgent(hello=self.hello()))
+            await self.say(pb.FromAgent(hello=self.hello()))
             tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._ping())]
             try:
                 await until(lambda: self.welcome or self.refused or self.done.is_set(), "an answer to Hello")
@@ -153,19 +154,24 @@ class FakeAgent:
             scopes=digests,
         )
 
+    async def say(self, message: pb.FromAgent) -> None:
+        """One at a time: gRPC takes no second message of a stream while one is being sent."""
+        async with self.writing:
+            await self.call.write(message)
+
     async def ack(self) -> None:
         ack = pb.Ack(revision=self.revision, applied_at=time.time_ns(), failures=self.failures)
         ack.unaccounted.extend(sorted(self.unaccounted))
-        await self.call.write(pb.FromAgent(ack=ack))
+        await self.say(pb.FromAgent(ack=ack))
 
     async def taken(self) -> None:
         """Take the last unit, if it was held back."""
-        await self.call.write(pb.FromAgent(taken=pb.Taken(unit=self.units[-1][0].unit)))
+        await self.say(pb.FromAgent(taken=pb.Taken(unit=self.units[-1][0].unit)))
 
     async def _ping(self) -> None:
         while True:
             if self.pings:
-                await self.call.write(pb.FromAgent(ping=pb.Ping(number=1)))
+                await self.say(pb.FromAgent(ping=pb.Ping(number=1)))
             await asyncio.sleep(0.3)
 
     async def _read(self) -> None:
@@ -197,7 +203,7 @@ class FakeAgent:
         if scope == "host":
             held |= self.unaccounted
         found = [pb.KeyVersion(key=key, version=version(body)) for key, body in held.items()]
-        await self.call.write(pb.FromAgent(versions=pb.Versions(scope=scope, versions=found)))
+        await self.say(pb.FromAgent(versions=pb.Versions(scope=scope, versions=found)))
 
     async def _merge(self, parts: list[pb.Update]) -> None:
         deltas = [delta for part in parts for delta in part.scopes]
@@ -230,7 +236,7 @@ class FakeAgent:
         self.units.append(parts)
         mismatched = [d.scope for d in deltas if d.HasField("digest") and not self._agrees(d)]
         if self.takes:
-            await self.call.write(pb.FromAgent(taken=pb.Taken(unit=parts[0].unit, mismatched=mismatched)))
+            await self.say(pb.FromAgent(taken=pb.Taken(unit=parts[0].unit, mismatched=mismatched)))
         if self.acks and not mismatched:
             await self.ack()
 
