@@ -14,10 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+import structlog
+
 from agent.drivers import allow, rtnetlink, syscalls
 from agent.drivers.netlink import ROUTE, Netlink, listen
 from agent.names import NETNS_DIRECTORY
 from agent.objects import Marks, NetnsKind, NetnsRef
+
+log = structlog.get_logger()
 
 Identity = tuple[int, int]  # device and inode of a namespace file
 _OWN = "/proc/thread-self/ns/net"
@@ -53,8 +57,10 @@ class Kernel:
         self.placed: dict[str, NetnsRef] = {}  # device → where its workload side was put: paths are not on the device
         self.lost = False  # could not get back: this thread must not do anything any more
         self._never = {_identity(os.fstat(self.host_fd))}
-        with suppress(PermissionError):  # in a container that may not see it
+        try:
             self._never.add(_identity(os.stat(_FIRST_PROCESS)))
+        except PermissionError as error:  # in a container that may not see it
+            log.warning("cannot recognise the first process's network namespace", error=str(error))
         self._watched: dict[str, Identity] = {}
         self._marked: dict[str, Identity] = {}
         self._by_nsid: dict[int, tuple[str, Identity]] = {}
