@@ -1,0 +1,160 @@
+"""The write path on a real etcd, called directly: several replicas in one process, without listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controller import api
+from controller.caller import Caller, set_caller
+from controller.derive import declare
+from controller.errors import ApiError
+from controller.etcd import Etcd
+from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
+from controller.replica import Replica
+from controller.settings import Settings
+from controller.status import Status
+from controller.store import Store, bootstrap
+from tealnet.core.identity import Identity, Kind
+from tealnet.core.pki import Ca
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+
+
+def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
+    """From now on calls of this task are this party's."""
+    set_caller(Caller(Identity(kind, name), time.time(), time.monotonic() + 30))
+
+
+@dataclass
+class Replicated:
+    """One replica: its store and its services by kind."""
+
+    store: Store
+    api: api.Api
+    tenants: Any
+    networks: Any
+    routers: Any
+    ports: Any
+    hosts: Any
+    join: Any
+
+    async def tenant(self, ident: str, **body: Any) -> Any:
+        request = tenant_pb2.CreateTenantRequest(tenant_id=ident, tenant=tenant_pb2.Tenant(**body))
+        return await self.tenants.CreateTenant(request, None)
+
+    async def host(self, ident: str, **body: Any) -> Any:
+        request = host_pb2.CreateHostRequest(host_id=ident, host=host_pb2.Host(**body))
+        return await self.hosts.CreateHost(request, None)
+
+    async def network(self, name: str, **body: Any) -> Any:
+        """`name` is acme/web."""
+        tenant, ident = name.split("/")
+        request = network_pb2.CreateNetworkRequest(
+            parent=f"tenants/{tenant}", network_id=ident, network=network_pb2.Network(**body)
+        )
+        return await self.networks.CreateNetwork(request, None)
+
+    async def router(self, name: str, **body: Any) -> Any:
+        tenant, ident = name.split("/")
+        request = router_pb2.CreateRouterRequest(
+            parent=f"tenants/{tenant}", router_id=ident, router=router_pb2.Router(**body)
+        )
+        return await self.routers.CreateRouter(request, None)
+
+    async def port(self, name: str, network: str = "web", **body: Any) -> Any:
+        tenant, ident = name.split("/")
+        port = port_pb2.Port(network=f"tenants/{tenant}/networks/{network}", **body)
+        request = port_pb2.CreatePortRequest(parent=f"tenants/{tenant}", port_id=ident, port=port)
+        return await self.ports.CreatePort(request, None)
+
+    async def delete_port(self, name: str, **more: Any) -> None:
+        await self.ports.DeletePort(port_pb2.DeletePortRequest(name=name, **more), None)
+
+    async def delete_network(self, name: str, **more: Any) -> None:
+        await self.networks.DeleteNetwork(network_pb2.DeleteNetworkRequest(name=name, **more), None)
+
+    async def update_port(self, name: str, *mask: str, **body: Any) -> Any:
+        request = port_pb2.UpdatePortRequest(port=port_pb2.Port(name=name, **body))
+        request.update_mask.paths.extend(mask)
+        return await self.ports.UpdatePort(request, None)
+
+    async def update_network(self, name: str, *mask: str, **body: Any) -> Any:
+        request = network_pb2.UpdateNetworkRequest(network=network_pb2.Network(name=name, **body))
+        request.update_mask.paths.extend(mask)
+        return await self.networks.UpdateNetwork(request, None)
+
+
+@dataclass
+class Writing:
+    """An etcd with replicas on it."""
+
+    etcd: Etcd
+    endpoint: str
+    ca: Ca
+    replicas: list[Replicated]
+
+    @property
+    def one(self) -> Replicated:
+        return self.replicas[0]
+
+    async def keys(self, prefix: str) -> dict[str, bytes]:
+        """What is in the store below a relative prefix."""
+        start = self.one.store.keys.watched[:-2] + prefix.encode()
+        _, found = await self.etcd.scan(start, start + b"\xff")
+        return {self.one.store.keys.relative(kv.key): kv.value for kv in found}
+
+
+def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Replicated:
+    status = Status(store.world, declare(store.world, default_mtu=settings.default_mtu), lambda _: 0)
+    built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
+    servicers = [servicer for _, servicer in built.servicers]
+    return Replicated(store, built, *servicers, join=built.join[0][1])
+
+
+@contextlib.asynccontextmanager
+async def writing(*, replicas: int = 1, max_ops: int = 4096, **settings: Any) -> AsyncIterator[Writing]:
+    """Replicas with everything they need in the background."""
+    become()
+    ca = Ca.create("tealnet.local")
+    async with contextlib.AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tn"))) / "etcd"
+        options = Options(directory, durability=Durability.MEMORY)
+        endpoint = (await stack.enter_async_context(EmbeddedEtcd(options))).endpoint
+        etcd = await stack.enter_async_context(Etcd([endpoint]))
+        keys = await bootstrap(etcd, "default")
+        jobs, made = [], []
+        for number in range(replicas):
+            replica = Replica(etcd, keys, f"replica-{number}")
+            store = Store(etcd, keys, replica=replica.id)
+            made.append(services(store, Settings(**settings), ca, max_ops=max_ops))
+            await store.load()
+            jobs += [asyncio.create_task(store.run()), asyncio.create_task(replica.run())]
+        try:
+            yield Writing(etcd, endpoint, ca, made)
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+
+
+async def refusal(call: Any) -> ApiError:
+    """The error that a call ends with."""
+    try:
+        answer = await call
+    except ApiError as error:
+        return error
+    raise AssertionError(f"not refused, but {answer}")
+
+
+async def outcome(call: Any) -> Any:
+    """The answer, or the error."""
+    try:
+        return await call
+    except ApiError as error:
+        return error
