@@ -160,10 +160,11 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
 async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[Controller] | None = None) -> None:
     """Serve until `stop` is set; `started` is told when it serves. Raises what makes going on impossible."""
     async with _etcd(settings) as etcd:
+        # What is read at the start stays for long: the collector need not look at it, now or ever.
+        gc.disable()
         controller = await build(settings, etcd)
-        # What was read at the start stays for long: the collector need not look at it again and again.
-        gc.collect()
         gc.freeze()
+        gc.enable()
         async with asyncio.TaskGroup() as group:
             jobs = [
                 group.create_task(controller.store.run(), name="store"),
@@ -202,9 +203,8 @@ async def _serving(controller: Controller) -> AsyncIterator[None]:
     for one in servers:
         await one.start()
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
-    log.info(
-        "serving", listen=settings.listen, replica=controller.replica.id, cluster=controller.store.keys.cluster_uid
-    )
+    cluster_uid = controller.store.keys.cluster_uid
+    log.info("serving", listen=settings.listen, replica=controller.replica.id, cluster_uid=cluster_uid)
     try:
         yield
     finally:
