@@ -34,13 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run an isolated test in another process, and report what came of it."""
     if item.get_closest_marker("isolated") is None or INSIDE in os.environ:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     item.ihook.pytest_runtest_logreport(report=_run_isolated(item))
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # Nothing was set up for this item, but what is left from the one before may not fit the next one.
+    item.session._setupstate.teardown_exact(nextitem)
     return True
 
 
