@@ -112,11 +112,14 @@ class Watches:
             watcher.add(entry for entry in self._ring if entry.revision > resume)
         revision = self.store.revision
         snapshot = [] if resume else list(self._present(interest))
+        backlog = watcher.take()
         self._watchers.add(watcher)
         try:
             for kind, row in snapshot:
                 added = system_pb2.WatchResponse.TYPE_ADDED
                 yield system_pb2.WatchResponse(type=added, revision=row.mod_revision, object=render(kind, row))
+            for change, entry in backlog:
+                yield _response(change, entry, render)
             yield system_pb2.WatchResponse(type=system_pb2.WatchResponse.TYPE_SYNCED, revision=revision)
             while True:
                 async for response in self._changes(watcher, render):
@@ -132,9 +135,8 @@ class Watches:
             bookmark = system_pb2.WatchResponse.TYPE_BOOKMARK
             yield system_pb2.WatchResponse(type=bookmark, revision=self.store.revision)
             return
-        for kind, entry in watcher.take():
-            shown = render(entry.kind, entry.row)
-            yield system_pb2.WatchResponse(type=kind, revision=entry.revision, object=shown)
+        for change, entry in watcher.take():
+            yield _response(change, entry, render)
 
     def _present(self, interest: Interest) -> Iterable[tuple[str, Intent[Any]]]:
         for kind, table in INTENTS.items():
@@ -142,6 +144,11 @@ class Watches:
             for name in sorted(rows):
                 if interest.wants(kind, rows[name]):
                     yield kind, rows[name]
+
+
+def _response(change: _Type, entry: Entry, render: Render) -> system_pb2.WatchResponse:
+    shown = render(entry.kind, entry.row)
+    return system_pb2.WatchResponse(type=change, revision=entry.revision, object=shown)
 
 
 class _Watcher:

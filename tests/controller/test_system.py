@@ -17,6 +17,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from controller.etcd.types import delete
 from tealnet.core.pki import Ca
 from tealnet.v1 import (
     host_pb2,
@@ -141,10 +142,9 @@ async def test_watch(place: Site, admin: Client, acme: Client) -> None:
             response = await asyncio.wait_for(call.read(), 5)
             states[response.object.port.name] = response.object.port.status.state
     call.cancel()
-    again = acme.system.Watch(
-        system_pb2.WatchRequest(kinds=["port"], resume_revision=created.revision - 1, spec_only=True)
-    )
-    assert await some(2, again) == [("SYNCED", ""), ("ADDED", "tenants/acme/ports/p2")]
+    resume = system_pb2.WatchRequest(kinds=["port"], resume_revision=created.revision - 1, spec_only=True)
+    again = acme.system.Watch(resume)
+    assert await some(2, again) == [("ADDED", "tenants/acme/ports/p2"), ("SYNCED", "")]
     again.cancel()
     async with refused(grpc.StatusCode.INVALID_ARGUMENT):
         await acme.system.Watch(system_pb2.WatchRequest(kinds=["gateway"])).read()
@@ -182,9 +182,6 @@ async def test_accepted_and_fenced_by_the_api(place: Site, admin: Client) -> Non
     store = place.controller.store
     async with agent.connected(place):
         await until(lambda: agent.scopes.get("host"))
-        await store.etcd.txn((), [])
-        from controller.etcd.types import delete
-
         await store.etcd.txn((), [delete(store.keys.intent(port.name))])
         await until(lambda: agent.unaccounted, "a port without proof is kept")
         await until(lambda: place.controller.status.host("hosts/h1").unaccounted)

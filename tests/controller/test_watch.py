@@ -133,7 +133,7 @@ async def test_snapshot_synced_changes_and_resume() -> None:
     await stream.aclose()
 
     stream = watches.watch(interest(), 11, render)
-    assert await some(3) == [("SYNCED", "", 12), ("ADDED", B, 12), ("MODIFIED", A, 12)]
+    assert await some(3) == [("ADDED", B, 12), ("MODIFIED", A, 12), ("SYNCED", "", 12)]
     await stream.aclose()
     with pytest.raises(OutOfRange) as expired:
         await anext(watches.watch(interest(), 9, render))
