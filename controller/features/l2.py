@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from controller.messages import mac_bytes, prefix_message
 from controller.resources import Resource
 from controller.rows import Address, Attach, PortSpec, Prefix
 from controller.scopes import Scopes
@@ -28,16 +29,6 @@ class EndpointBody(NamedTuple):
 
     vni: int
     body: bytes
-
-
-def prefix_message(prefix: Prefix) -> pb.Prefix:
-    """A prefix as it travels."""
-    return pb.Prefix(address=prefix.network_address.packed, length=prefix.prefixlen)
-
-
-def mac_bytes(mac: str) -> bytes:
-    """Six bytes."""
-    return bytes.fromhex(mac.replace(":", ""))
 
 
 class L2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.features.l2 import prefix_message
+from controller.messages import prefix_message
 from controller.resources import Resource
 from controller.rows import Intent, Prefix, RouterSpec
 from controller.world import World
