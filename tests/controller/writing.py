@@ -113,8 +113,8 @@ class Writing:
 def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Replicated:
     status = Status(store.world, declare(store.world, default_mtu=settings.default_mtu), lambda _: 0)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
-    servicers = [servicer for _, servicer in built.servicers]
-    return Replicated(store, built, *servicers, join=built.join[0][1])
+    tenants, networks, routers, ports, hosts = (servicer for _, servicer in built.servicers)
+    return Replicated(store, built, tenants, networks, routers, ports, hosts, built.join[0][1])
 
 
 @contextlib.asynccontextmanager
