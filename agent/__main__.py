@@ -9,6 +9,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # before gRPC is imported: its han
 import argparse
 import asyncio
 import logging
+import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -66,6 +67,9 @@ def _run(arguments: argparse.Namespace) -> int:
     flags = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
     settings = load(arguments.config, environ=os.environ, flags=flags)
     set_up_logs(settings)
+    # One event socket stays open per workload namespace: the usual soft limit of 1,024 would be the limit of ports.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     asyncio.run(serve(settings))
     return 0
 

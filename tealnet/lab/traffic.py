@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,9 +39,7 @@ class Workload:
 
     def argv(self, word: str, *rest: str) -> list[str]:
         """A probe inside the workload."""
-        env = [f"{key}={value}" for key, value in python_env().items()]
-        probe = ["env", *env, sys.executable, "-m", "tealnet.probe", word, *rest]
-        return self.host.argv(probe, netns=self.netns)
+        return probe_argv(self.host, word, *rest, netns=self.netns)
 
     def probe(self, word: str, *rest: str, seconds: float = 60.0) -> dict[str, Any]:
         """Run a probe to its end and take its answer."""
@@ -56,22 +54,37 @@ class Workload:
             probe.wait()
         return probe.result
 
-    @contextmanager
-    def running(self, word: str, *rest: str) -> Iterator[Running]:
+    def running(self, word: str, *rest: str) -> AbstractContextManager[Running]:
         """A long-running probe: ready at entry, ended at exit, its answer in `.result`."""
-        process = subprocess.Popen(
-            self.argv(word, *rest),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,  # so that what readline leaves is still there for communicate
-        )
-        running = Running(process, f"{word} in {self.name}")
-        try:
-            running.ready()
-            yield running
-        finally:
-            running.end()
+        return _running(self.argv(word, *rest), f"{word} in {self.name}")
+
+
+def capture(host: Host, interface: str) -> AbstractContextManager[Running]:
+    """All frames that arrive on a device of the host itself; `.result["frames"]` after the end, as hex."""
+    return _running(probe_argv(host, "sniff", interface), f"capture on {interface} of {host.name}")
+
+
+def probe_argv(host: Host, word: str, *rest: str, netns: str = "") -> list[str]:
+    """The command line of a probe on a host, or in one of its namespaces."""
+    env = [f"{key}={value}" for key, value in python_env().items()]
+    return host.argv(["env", *env, sys.executable, "-m", "tealnet.probe", word, *rest], netns=netns)
+
+
+@contextmanager
+def _running(argv: list[str], what: str) -> Iterator[Running]:
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,  # so that what readline leaves is still there for communicate
+    )
+    running = Running(process, what)
+    try:
+        running.ready()
+        yield running
+    finally:
+        running.end()
 
 
 @dataclass
