@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def move(story: Story) -> str:
-    """acme/web-3 goes from h3 to h2 under a 10 ms ping from a third host (h1); afterwards h3 gets none of its packets."""
+    """acme/web-3 goes from h3 to h2 under a 10 ms ping from h1; afterwards h3 gets none of its packets."""
     watcher, before = story.workload("acme/web-1"), story.workload("acme/web-3")
     with watcher.running("ping", before.v4) as ping:
         watcher.ping(before.v6, count=20, interval=0.02)  # for a while before
