@@ -6,7 +6,8 @@ Acks and revisions are never written: who needs them asks by a barrier (A16).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import structlog
@@ -48,14 +49,24 @@ class Result(NamedTuple):
 class Report:
     """The results of one session's ports. `run` writes what `acked` finds changed."""
 
-    def __init__(self, store: Store, *, host_uid: str, session: bytes) -> None:
+    def __init__(self, store: Store, *, host_uid: str, session: bytes, progressed: Callable[[], None]) -> None:
         self.store, self.host_uid = store, host_uid
+        self._progressed, self._writing = progressed, False
         self._mine = value_is(store.keys.session(host_uid), session)
         self.failures: dict[str, pb.KeyFailure] = {}
         self._sent: dict[str, bytes] = {}  # port uid → version of the newest acked unit
         self._told: dict[str, Result] = {}  # port uid → what is written or about to be
         self._queue: dict[str, Result | None] = {}
-        self._wake = asyncio.Event()
+        self._wake, self._hurry = asyncio.Event(), asyncio.Event()
+
+    @property
+    def is_written(self) -> bool:
+        """All that the host has said stands in the tables."""
+        return not self._queue and not self._writing
+
+    def hurry(self) -> None:
+        """Somebody waits until all is written."""
+        self._hurry.set()
 
     # ---- taking in
 
@@ -123,8 +134,8 @@ class Report:
         """Write, until cancelled; returns when this is not the host's session any more."""
         while True:
             await self._wake.wait()
-            await asyncio.sleep(_DELAY)
             self._wake.clear()
+            self._writing = True
             while self._queue:
                 batch = {uid: self._queue.pop(uid) for uid in list(self._queue)[:_BATCH]}
                 try:
@@ -135,6 +146,12 @@ class Report:
                     log.warning("port status not written yet", host_uid=self.host_uid, error=str(error))
                     self._queue = {**batch, **self._queue}
                     await asyncio.sleep(_AGAIN)
+            self._writing = False
+            self._progressed()
+            # The first is written at once, what follows closely together, unless somebody waits for it.
+            self._hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), _DELAY)
 
     async def _write(self, batch: dict[str, Result | None]) -> None:
         for uid in (uid for uid, result in batch.items() if result is None):
@@ -143,7 +160,9 @@ class Report:
         if not puts:
             return
         result = await self.store.etcd.txn([self._mine], puts, [get(self._mine.key)])
-        if not result.succeeded:
+        if result.succeeded:
+            await self.store.passed(result.revision)
+        else:
             found = result.responses[0]
             raise _Replaced if isinstance(found, Page) and found.kvs else _KeyGone("the lease was lost")
 

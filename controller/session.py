@@ -62,7 +62,7 @@ class Session:
         self.host_uid, self.name = admitted.host.uid, admitted.name
         self.key_value = admitted.session
         self.outbox = Outbox(resources, self.host_uid)
-        self.report = Report(store, host_uid=self.host_uid, session=self.key_value)
+        self.report = Report(store, host_uid=self.host_uid, session=self.key_value, progressed=progressed)
         self._progressed = progressed
         self.unaccounted: list[str] = []
         self._asked: set[str] = set()  # scopes whose versions are awaited

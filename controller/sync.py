@@ -8,6 +8,7 @@ replica that vanishes leaves its hosts disconnected until another one has them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from controller.admission import LOST
 from controller.etcd import StoreError
 from controller.etcd.types import delete, prefix_end, put
 from controller.replica import Replica
+from controller.report import Report
 from controller.sessions import Sessions
 from controller.store import Store
 from tealnet.store.v1 import store_pb2
@@ -81,6 +83,7 @@ class Sync:
         hosts = self.hosts_in(domains)
         if hosts - self.sessions.by_host.keys() & self.store.world.sessions.rows.keys():
             await self._ask_all(outcome, domains=domains, deadline=deadline)
+            await self.store.barrier()  # what the other replicas have written about their hosts
         else:
             own = await self._own(revision, domains, deadline)
             self._merge(outcome, own)
@@ -194,6 +197,7 @@ class Sync:
                     await self.sessions.progress()
         except TimeoutError:
             pass
+        await self._written(domains)
         behind = self._behind(revision, domains)
         hosts = self.hosts_in(domains) & self.sessions.by_host.keys()
         answer.synced.extend(sorted(hosts - behind.keys()))
@@ -202,6 +206,19 @@ class Sync:
         )
         answer.failed.extend(list(self._failures(hosts, domains))[:MOST])
         return answer
+
+    async def _written(self, domains: Domains) -> None:
+        """Let what the hosts have said reach the tables: who asks next for a port's state is to see it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE):
+                while waiting := [report for report in self._reports(domains) if not report.is_written]:
+                    for report in waiting:
+                        report.hurry()
+                    await self.sessions.progress()
+
+    def _reports(self, domains: Domains) -> list[Report]:
+        sessions = self.sessions.by_host
+        return [sessions[host].report for host in self.hosts_in(domains) & sessions.keys()]
 
     def _behind(self, revision: int, domains: Domains) -> dict[str, int]:
         sessions = self.sessions.by_host

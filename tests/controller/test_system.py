@@ -106,6 +106,8 @@ async def test_sync_by_parent(place: Site, admin: Client, acme: Client) -> None:
                 response = await admin.sync(parent, theirs.revision)
                 assert response.complete and response.synced == response.hosts, parent
         assert (await acme.sync("", theirs.revision)).complete
+        seen = await acme.ports.GetPort(port_pb2.GetPortRequest(name=mine.name))
+        assert seen.status.state == port_pb2.PortStatus.STATE_ACTIVE  # synced: at once, without waiting
         response = await admin.sync("tenants/globex")
         assert not response.complete and response.disconnected == ["hosts/h2"]
         await admin.ports.DeletePort(port_pb2.DeletePortRequest(name=mine.name))
