@@ -68,7 +68,10 @@ class Chores:
         key = self.store.keys.chores
         while True:
             self._moved.clear()
-            if "chores" not in self.store.world.terms.rows:
+            row = self.store.world.terms.rows.get("chores")
+            if row and row.replica == self.replica.id:  # elected by a write that was not answered
+                return created(key, row.create_revision)
+            if row is None:
                 await self.replica.ready.wait()
                 try:
                     write = put(key, self.replica.id.encode(), self.replica.lease_id)

@@ -21,7 +21,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from controller import decode, decode_status
-from controller.etcd import Compacted, Etcd, LeaseNotFound, OutcomeUnknown, StoreUnavailable
+from controller.etcd import Compacted, Etcd, HistoryLost, StoreError, StoreUnavailable
 from controller.etcd.types import Event, EventKind, KeyValue, absent, get, prefix_end, put
 from controller.keys import Keys, cluster_key
 from controller.world import World
@@ -31,6 +31,7 @@ from tealnet.store.v1 import store_pb2
 log = structlog.get_logger()
 
 STALE_AFTER = 2.0  # seconds without the own heartbeat
+_CANCELLED = 1000  # waits that were given up, after which they are cleared away
 _BARRIER_GAP = 0.005  # seconds between two marks
 FORMAT = 1
 
@@ -75,7 +76,7 @@ class Store:
         self.broken: dict[str, str] = {}  # keys whose values do not parse → why
         self._subscribers: list[Subscriber] = []
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._ticket = itertools.count()
+        self._ticket, self._cancelled = itertools.count(), 0
         self._beat_key = keys.beat(replica)
         self._beat_seen = time.monotonic()
         self._asked: list[asyncio.Future[int]] = []
@@ -103,7 +104,19 @@ class Store:
         if revision > self.revision:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             heapq.heappush(self._waiting, (revision, next(self._ticket), future))
-            await future
+            try:
+                await future
+            except asyncio.CancelledError:
+                self._forget_cancelled()
+                raise
+
+    def _forget_cancelled(self) -> None:
+        """Keep the heap small when callers wait for revisions that never come and give up."""
+        self._cancelled += 1
+        if self._cancelled > _CANCELLED:
+            self._cancelled = 0
+            self._waiting = [waiting for waiting in self._waiting if not waiting[2].done()]
+            heapq.heapify(self._waiting)
 
     async def barrier(self) -> int:
         """Wait until the tables have everything that was committed before this call; returns their revision.
@@ -152,7 +165,10 @@ class Store:
                 log.warning("watch fell behind compaction", compacted=error.compact_revision, revision=self.revision)
             try:
                 await self.load()
-            except StoreUnavailable:
+            except HistoryLost:
+                raise
+            except StoreError as error:
+                log.warning("store not read again yet", error=str(error))
                 await asyncio.sleep(1)
 
     def _apply(self, revision: int, events: Iterable[Event]) -> None:
@@ -224,7 +240,7 @@ class Store:
         try:
             # One key per replica, written over and over: nothing is left to collect but one key when the process ends.
             result = await self.etcd.txn((), [put(self.keys.barrier(self.replica), mark)])
-        except (StoreUnavailable, OutcomeUnknown, LeaseNotFound) as error:
+        except StoreError as error:
             for future in asked:
                 if not future.done():
                     future.set_exception(StoreUnavailable(str(error)))

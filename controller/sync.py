@@ -145,23 +145,27 @@ class Sync:
     def hosts_in(self, domains: Domains) -> set[str]:
         """Hosts with a port in the domains, and those that still have to let one go; without fenced ones."""
         world, scopes = self.store.world, self.sessions.resources.of_hosts
-        leaving = {
-            row.host_uid
-            for row in world.tombstones.rows.values()
-            if not row.acked and not row.address and (domains is None or self._domains_of(row.network_uid) & domains)
-        }
+        rows = world.tombstones.rows
         if domains is None:
             found = set(scopes.domains_of_host.rows) | set(world.sessions.rows)
+            waiting: Iterable[tuple[str, str, str]] = rows
         else:
             found = {host for domain in domains for host in scopes.hosts_of_domain.rows.get(domain, ())}
-        fenced = {host.uid for host in world.hosts.rows.values() if host.spec.fenced}
-        known = {host.uid for host in world.hosts.rows.values()}
-        return ((found | leaving) & known) - fenced
+            networks = {uid for domain in domains for uid in self._networks_in(domain)}
+            waiting = [key for uid in networks for key in world.tombstones_by_network.keys(uid)]
+        found |= {rows[key].host_uid for key in waiting if not rows[key].acked and not rows[key].address}
+        return {uid for uid in found if self._counts(uid)}
 
-    def _domains_of(self, network_uid: str) -> set[int]:
-        domains = self.sessions.resources.of_hosts.domain_of_network.rows
-        rows = self.store.world.networks.rows
-        return {domains[name] for name in domains if rows[name].uid == network_uid}
+    def _networks_in(self, domain: int) -> Iterable[str]:
+        world = self.store.world
+        for vni in self.sessions.resources.of_hosts.vnis_by_domain.keys(domain):
+            for name in world.networks_by_vni.keys(vni):
+                yield world.networks.rows[name].uid
+
+    def _counts(self, host_uid: str) -> bool:
+        """The host exists and is not fenced."""
+        world = self.store.world
+        return any(not world.hosts.rows[name].spec.fenced for name in world.hosts_by_uid.keys(host_uid))
 
     # ---- answering
 

@@ -104,7 +104,10 @@ class Watches:
     async def watch(self, interest: Interest, resume: int, render: Render) -> Responses:
         """What there is (unless `resume` says from where), then changes for ever. Raises ApiError."""
         if resume > self.store.revision:
-            await self.store.passed(resume)
+            await self.store.barrier()
+        if resume > self.store.revision:
+            text = f"the store is at revision {self.store.revision}, before {resume}: is it the same cluster?"
+            raise OutOfRange(text, reason="REVISION_AHEAD")
         if resume and resume < self._floor:
             raise OutOfRange("changes since then are no longer kept; list again", reason="RESUME_EXPIRED")
         watcher = _Watcher(interest)
