@@ -238,8 +238,8 @@ class Core:
             await self._progress.wait()
             self._progress.clear()
             applied = self._reconciler.applied()
-            if applied is None:
-                continue
+            if applied is None or (self._ack is not None and applied.revision < self._ack.revision):
+                continue  # at work on something that was said to be done or to have failed: say nothing until it is so
             repeat, self._repeat = self._repeat, False
             if self._reconciler.take_narrowed():
                 await self._reconciler.revalidated()
@@ -252,10 +252,8 @@ class Core:
 
     def _say(self, applied: Applied, *, repeat: bool) -> None:
         last = self._ack
-        # Repairs do not take back what was said.
-        said = last.revision if last is not None else 0
         ack = pb.Ack(
-            revision=max(applied.revision, said),
+            revision=applied.revision,
             failures=[
                 pb.KeyFailure(
                     key=key,

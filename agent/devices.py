@@ -21,7 +21,9 @@ from agent.drivers.nsthread import NetnsThread
 from agent.drivers.openflow import FlowDriver
 from agent.drivers.openflow_session import RefusedError
 from agent.drivers.ovsdb import OvsdbDriver
-from agent.drivers.unixctl import UnixctlError
+from agent.drivers.plug import PlugDriver
+from agent.drivers.unixctl import UnixctlError, unixctl
+from agent.drivers.vswitchd import control_socket
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
 from agent.reconcile import Actual, Reconciler
@@ -69,11 +71,13 @@ class Devices:
         self._events = NetlinkEvents(
             self._thread, self._changed, netns=self._netns, link=self._link, guard=self._guard, address=self._address
         )
+        # The kernel's datapath notices by itself that a device was made again.
+        self._plug = PlugDriver(self.ovsdb, self._thread) if datapath == "netdev" else None
         self.drivers: Mapping[str, Driver[Any, Any]] = {
             "netns": self._netns,
             "link": self._link,
             "guard": self._guard,
-            "ovsdb": self.ovsdb,
+            "ovsdb": self._plug or self.ovsdb,
             "address": self._address,
             "flow": self.flow,
         }
@@ -82,8 +86,9 @@ class Devices:
         self.on_underlay: Callable[[], None] = lambda: None
         self._reconciler: Reconciler | None = None
 
-    def start(self) -> None:
+    def start(self, reconciler: Reconciler) -> None:
         """Start the namespace thread: before anything is read or applied."""
+        self._reconciler = reconciler
         self._thread.start(self._events)
 
     def close(self) -> None:
@@ -101,8 +106,16 @@ class Devices:
         facts = self.ovsdb.facts()
         return facts.foreign_ports if facts.connections else None
 
+    def made(self, devices: Collection[str] | None) -> None:
+        """These devices (None: any) may have been made again: are they still plugged?"""
+        if self._plug is not None and self._reconciler is not None:
+            self._plug.doubt(devices)
+            self._reconciler.reread("ovsdb")
+
     def _changed(self, layer: str, key: str | None) -> None:
         """A driver found something that is not as it knew it."""
+        if layer == "link":
+            self.made(None if key is None else {key})
         if layer == "underlay":
             self.on_underlay()
         elif self._reconciler is not None and key is None:
@@ -110,9 +123,17 @@ class Devices:
         elif self._reconciler is not None:
             self._reconciler.reread_key(layer, key)
 
+    async def ovs_version(self) -> str:
+        """The version of Open vSwitch; OVSDB says it only if the start scripts have put it there."""
+        if version := self.ovsdb.facts().ovs_version:
+            return version
+        try:
+            return (await unixctl(control_socket(self.run_dir), "version")).split()[-1]  # … (Open vSwitch) 3.1.0
+        except (DeviceUnavailable, UnixctlError, OSError, ValueError, IndexError):
+            return ""
+
     async def follow(self, reconciler: Reconciler) -> None:
         """Tell the reconciler what to read back, for ever."""
-        self._reconciler = reconciler
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_ovsdb(reconciler), name="follow-ovsdb")
             tasks.create_task(self._follow_flows(reconciler), name="follow-flows")

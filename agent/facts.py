@@ -61,7 +61,7 @@ class Facts:
     """The reconciler's watcher (`agent.reconcile.Watcher`).
 
     `ovs()` is what OVSDB says now, `flush(zones)` empties conntrack zones, `revalidate()` returns when the datapath has
-    caught up with the flows; both raise DeviceUnavailable.
+    caught up with the flows; both raise DeviceUnavailable. `made(devices)` hears of plugged devices that were written.
     """
 
     def __init__(
@@ -71,9 +71,10 @@ class Facts:
         ovs: Callable[[], OvsView],
         flush: Callable[[Collection[int]], Awaitable[None]],
         revalidate: Callable[[], Awaitable[None]],
+        made: Callable[[Collection[str]], None] = lambda devices: None,
     ) -> None:
         self._inputs = inputs
-        self._ovs, self._flush, self._revalidate = ovs, flush, revalidate
+        self._ovs, self._flush, self._revalidate, self._made = ovs, flush, revalidate, made
         self._ports: dict[str, OvsPort] = {}  # by device: what is plugged
         self._adopted = False  # the numbers of a former process have been read back
         self._empty: set[int] = set()  # zones that hold nothing of a former port, or belong to a port in use
@@ -128,6 +129,8 @@ class Facts:
 
     async def prepare(self, layer: str, write: Mapping[Hashable, Any]) -> Mapping[Hashable, Failure]:
         """Before a new port is known to be plugged, its zone is emptied: it may have been another port's."""
+        if layer == "link" and (again := {str(device) for device in write} & self._ports.keys()):
+            self._made(again)
         if layer != "ovsdb":
             return {}
         ports = {key: value for key, value in write.items() if isinstance(value, OvsPort)}

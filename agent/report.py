@@ -67,8 +67,12 @@ class Reporter:
             yield Condition("TunnelNeighbour", text, "check the underlay between the hosts")
 
     async def _report(self) -> None:
-        looks = 0
+        looks, starts, version = 0, 0, ""
+        await self._first_contact()
         while True:
+            ovs = self._devices.ovsdb.facts()
+            if ovs.vswitchd_up and (ovs.vswitchd_starts != starts or not version):
+                starts, version = ovs.vswitchd_starts, await self._devices.ovs_version()
             this = self._inputs.this.rows.get(THIS)
             vtep = str(this.vtep) if this else self._core.local.vtep
             if vtep and (looks % UNDERLAY_EVERY == 0 or self._underlay_changed or not self._underlay.device):
@@ -78,12 +82,18 @@ class Reporter:
                 except OSError as error:
                     log.warning("underlay not read", error=str(error))
             looks += 1
-            self._core.report(
-                underlay_mtu=self._underlay.mtu,
-                ovs_version=self._devices.ovsdb.facts().ovs_version,
-                conditions=self.conditions(),
-            )
+            self._core.report(underlay_mtu=self._underlay.mtu, ovs_version=version, conditions=self.conditions())
             await asyncio.sleep(LOOK_EVERY)
+
+    async def _first_contact(self) -> None:
+        """A moment for connections to come up, so that a start does not look like a fault."""
+        try:
+            async with asyncio.timeout(LOOK_EVERY):
+                async for facts in self._devices.ovsdb.changes():
+                    if facts.connected and facts.vswitchd_up:
+                        return
+        except TimeoutError:
+            return
 
     async def _keep_warm(self) -> None:
         """The way to every VTEP in scope stays resolved: when one appears, after vswitchd starts, and in time."""

@@ -57,6 +57,7 @@ class Agent:
             ovs=self.devices.ovsdb.facts,
             flush=self.devices.flush_zones,
             revalidate=self.devices.revalidated,
+            made=self.devices.made,
         )
         self.reconciler = Reconciler(
             graph=graph,
@@ -98,7 +99,7 @@ class Agent:
             "stream": self._talk,
             "status": status.run,
         }
-        self.devices.start()
+        self.devices.start(self.reconciler)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, job in jobs.items():

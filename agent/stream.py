@@ -199,7 +199,7 @@ class Stream:
 
     async def _session(self, channel: grpc.aio.Channel, helpers: list[asyncio.Task[None]], *, server: str) -> Never:
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            await channel.channel_ready()
+            await _connect(channel, server)
         call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
         conversation = Conversation()
         outbox = Outbox()
@@ -244,6 +244,16 @@ class Stream:
         if files.server_name:
             options.append(("grpc.ssl_target_name_override", files.server_name))
         return grpc.aio.secure_channel(server, credentials, options)
+
+
+async def _connect(channel: grpc.aio.Channel, server: str) -> None:
+    """Wait for the connection; gRPC would go on trying, but there are other servers."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            raise SessionOver("Unreachable", f"{server}: no connection, or no trust in one another's certificate")
+        await channel.wait_for_state_change(state)
+        state = channel.get_state()
 
 
 async def _write(call: grpc.aio.StreamStreamCall[pb.FromAgent, pb.ToAgent], outbox: Outbox) -> None:
