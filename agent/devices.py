@@ -84,6 +84,7 @@ class Devices:
         self.places: Mapping[str, PlaceOf] = {"flow": flow_place}
         self.in_use = {"netns": namespaces_in_use}
         self.on_underlay: Callable[[], None] = lambda: None
+        self.on_ovs: Callable[[], None] = lambda: None  # OVSDB has changed, or vswitchd has started
         self._reconciler: Reconciler | None = None
 
     def start(self, reconciler: Reconciler) -> None:
@@ -145,6 +146,7 @@ class Devices:
             if seen != last:
                 last = seen
                 reconciler.reread("ovsdb")
+                self.on_ovs()
 
     async def _follow_flows(self, reconciler: Reconciler) -> None:
         last = None

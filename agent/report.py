@@ -32,7 +32,7 @@ class Reporter:
         self._underlay_changed = False
         devices.on_underlay = self._note_underlay
         self._changed = asyncio.Event()
-        core.on_resources = self._changed.set
+        core.on_resources = devices.on_ovs = self._changed.set
 
     async def run(self) -> None:
         """Report for ever."""
@@ -102,6 +102,7 @@ class Reporter:
         due = 0.0
         keeper: TunnelNeighbours | None = None
         while True:
+            self._changed.clear()
             this = self._inputs.this.rows.get(THIS)
             ovs = self._devices.ovsdb.facts()
             if this is not None and ovs.vswitchd_up:
@@ -115,8 +116,7 @@ class Reporter:
             await self._told(LOOK_EVERY)
 
     async def _told(self, seconds: float) -> None:
-        """Wait until resources change, at most so long."""
-        self._changed.clear()
+        """Wait until resources or Open vSwitch change, at most so long."""
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
