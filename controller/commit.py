@@ -39,6 +39,15 @@ class Effect(Enum):
     """Everything is compared in etcd, nothing is written."""
 
 
+class Atomicity(Enum):
+    """What becomes of the others when an item is refused."""
+
+    EACH = "each"
+    """They are committed."""
+    ALL = "all"
+    """Nothing is."""
+
+
 @dataclass(slots=True)
 class Item:
     """One object's part of a commit. `build` fills a draft or raises ApiError; it runs again after each conflict."""
@@ -95,7 +104,12 @@ class Committer:
         return committed
 
     async def send(
-        self, items: Sequence[Item], *, effect: Effect = Effect.WRITE, patience: float = PATIENCE
+        self,
+        items: Sequence[Item],
+        *,
+        effect: Effect = Effect.WRITE,
+        patience: float = PATIENCE,
+        atomicity: Atomicity = Atomicity.EACH,
     ) -> Committed | None:
         """Commit the items in one transaction, without those that get an `error`. None: nothing was left to commit.
 
@@ -105,6 +119,8 @@ class Committer:
         try:
             while True:
                 await self._prepare(run)
+                if atomicity is Atomicity.ALL and any(item.error is not None for item in items):
+                    return None
                 drafts = [item.draft for item in items if item.error is None and item.draft is not None]
                 if not drafts:
                     return None
@@ -225,7 +241,7 @@ class Committer:
                 item.draft = None
                 item.proposals.release()
                 continue
-            errors = [*_taken(item, draft, pages, run), *_occupied(draft.emptiness, pages)]
+            errors = [*_occupied(draft.emptiness, pages), *_taken(item, draft, pages, run)]
             if errors:
                 item.error = errors[0]
                 item.proposals.release()

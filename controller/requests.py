@@ -14,9 +14,8 @@ from typing import Any
 
 from controller.draft import Draft
 from controller.errors import invalid
-from controller.etcd import Etcd
 from controller.etcd.types import KeyValue
-from controller.keys import Keys
+from controller.store import Store
 from tealnet.store.v1 import store_pb2
 
 LIFE = 24 * 3600  # seconds
@@ -58,12 +57,12 @@ class Ticket:
 class Requests:
     """Makes tickets for one replica."""
 
-    def __init__(self, etcd: Etcd, keys: Keys) -> None:
-        self.etcd, self.keys = etcd, keys
+    def __init__(self, store: Store) -> None:
+        self.store, self.etcd = store, store.etcd
         self._lease, self._lease_until = 0, 0.0
 
-    async def ticket(self, request: Any, *, scope: str, request_id: str) -> Ticket | None:
-        """A ticket for a request with an id, None for one without. `scope`: the tenant's uid, "-" for global objects.
+    async def ticket(self, request: Any, *, tenant: str, request_id: str) -> Ticket | None:
+        """A ticket for a request with an id, None for one without. `tenant`: its resource name, "" for global objects.
 
         Raises Invalid, and Replay if it was carried out before.
         """
@@ -71,11 +70,27 @@ class Requests:
             return None
         if not _FORM.fullmatch(request_id):
             raise invalid("request_id", "letters, digits, '.', '_' and '-', at most 63; for example a UUID")
-        ticket = Ticket(self.keys.request(scope, request_id), fingerprint(request), await self._bucket())
+        key = self.store.keys.request(await self._scope(tenant), request_id)
+        ticket = Ticket(key, fingerprint(request), await self._bucket())
         found = await self.etcd.range(ticket.key)
         if found.kvs:
             raise ticket.answer(found.kvs[0])
         return ticket
+
+    async def _scope(self, tenant: str) -> str:
+        """The uid of a tenant: a name that is used again does not know its predecessor's requests."""
+        tenants = self.store.world.tenants.rows
+        if tenant and tenant not in tenants:
+            await self.store.barrier()  # this replica may be behind the one that created it
+        row = tenants.get(tenant)
+        return row.uid if row else "-"
+
+    async def explain(self, ticket: Ticket | None, error: Exception) -> Exception:
+        """An error of a request, unless the request was carried out meanwhile, by somebody who sent it, too."""
+        if ticket is None or isinstance(error, Replay):
+            return error
+        found = await self.etcd.range(ticket.key)
+        return ticket.answer(found.kvs[0]) if found.kvs else error
 
     async def _bucket(self) -> int:
         now = time.monotonic()

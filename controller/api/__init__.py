@@ -47,7 +47,7 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
     parts = Parts(
         store=store,
         committer=Committer(store, max_ops=max_ops),
-        requests=Requests(store.etcd, store.keys),
+        requests=Requests(store),
         presenter=presenter,
         context=Context(settings, random.Random()),
     )

@@ -11,9 +11,10 @@ from typing import Any
 from controller import names
 from controller.api.standard import Parts, Standard, row_of
 from controller.caller import Caller, current_caller
-from controller.commit import Item
+from controller.commit import Atomicity, Item
 from controller.draft import Draft
 from controller.errors import ApiError, Invalid, NotFound, Violation, invalid
+from controller.etcd.types import KeyValue
 from controller.requests import Replay, Ticket
 from tealnet.v1 import common_pb2, port_pb2
 
@@ -27,6 +28,7 @@ class Entry:
 
     name: str = ""
     item: Item | None = None
+    ticket: Ticket | None = None
     port: port_pb2.Port | None = None
     error: Exception | None = None
 
@@ -51,9 +53,9 @@ class Batch:
         entries = [await self._entry(request, index, parent) for index in range(len(request.requests))]
         try:
             await self._prepare(request, entries)
-            revision = 0
+            revision, atomicity = 0, Atomicity.ALL if request.atomic else Atomicity.EACH
             for group in self._groups(entries):
-                revision = max(revision, await self._commit(group, caller))
+                revision = max(revision, await self._commit(group, caller, atomicity))
                 self._raise_if_atomic(request, entries)
         finally:
             for entry in entries:
@@ -73,8 +75,8 @@ class Batch:
             ident = names.check_ident(request.port_id, "port_id")
             entry.name = names.full_name("port", parent, ident)
             body = self.standard.body(request.port, name=entry.name)
-            ticket = await self._ticket(batch, index, parent)
-            entry.item = self.parts.committer.item(self._build(entry.name, body, ticket))
+            entry.ticket = await self._ticket(batch, index, parent)
+            entry.item = self.parts.committer.item(self._build(entry.name, body, entry.ticket))
         except Replay as replay:
             await self._replayed(entry, replay)
         except ApiError as error:
@@ -92,12 +94,8 @@ class Batch:
         return build
 
     async def _ticket(self, batch: port_pb2.BatchCreatePortsRequest, index: int, parent: str) -> Ticket | None:
-        if not batch.request_id:
-            return None
-        tenant = self.parts.store.world.tenants.rows.get(parent)
-        return await self.parts.requests.ticket(
-            batch.requests[index], scope=tenant.uid if tenant else "-", request_id=f"{batch.request_id}.{index}"
-        )
+        request_id = f"{batch.request_id}.{index}" if batch.request_id else ""
+        return await self.parts.requests.ticket(batch.requests[index], tenant=parent, request_id=request_id)
 
     async def _replayed(self, entry: Entry, replay: Replay) -> None:
         """Done by an earlier try of the same batch."""
@@ -114,11 +112,14 @@ class Batch:
         """Check and allocate everything; those who ask for certain addresses first, so that others leave them alone."""
         waiting = [(index, entry) for index, entry in enumerate(entries) if entry.is_open]
         waiting.sort(key=lambda pair: not request.requests[pair[0]].port.addresses)
+        claimed: dict[bytes, bytes] = {}
         for index, entry in waiting:
             assert entry.item is not None
             await self.parts.committer.prepare([entry.item])
+            if entry.item.draft is not None:
+                entry.item.error = _claimed_twice(entry.item.draft, claimed)
             if entry.item.error is not None:
-                entry.error = _located(entry.item.error, index)
+                await self._refused(entry, index, entry.item.error)
         self._raise_if_atomic(request, entries)
         if request.atomic:
             groups = self._groups(entries)
@@ -151,11 +152,11 @@ class Batch:
             compares, size = compares + need, size + weight
         return groups
 
-    async def _commit(self, group: list[tuple[int, Entry]], caller: Caller) -> int:
+    async def _commit(self, group: list[tuple[int, Entry]], caller: Caller, atomicity: Atomicity) -> int:
         """One transaction for a group; what is refused has its error, the others go on without it."""
         items = [entry.item for _, entry in group if entry.item is not None]
         try:
-            committed = await self.parts.committer.send(items, patience=caller.time_left)
+            committed = await self.parts.committer.send(items, patience=caller.time_left, atomicity=atomicity)
         except ApiError as error:
             for index, entry in group:
                 entry.error = entry.error or _located(error, index)
@@ -165,11 +166,16 @@ class Batch:
             if (own := written.get(entry.name)) and entry.item and entry.item.error is None and committed:
                 row = row_of(own, committed.revision, self.parts.store)
                 entry.port = self.parts.presenter.message("port", row, caller)
-            elif entry.item and isinstance(entry.item.error, Replay):
-                await self._replayed(entry, entry.item.error)
             elif entry.item and entry.item.error:
-                entry.error = _located(entry.item.error, index)
+                await self._refused(entry, index, entry.item.error)
         return committed.revision if committed else 0
+
+    async def _refused(self, entry: Entry, index: int, error: Exception) -> None:
+        why = await self.parts.requests.explain(entry.ticket, error)
+        if isinstance(why, Replay):
+            await self._replayed(entry, why)
+        else:
+            entry.error = _located(why, index)
 
     def _response(self, entries: list[Entry], revision: int) -> port_pb2.BatchCreatePortsResponse:
         response = port_pb2.BatchCreatePortsResponse(revision=revision)
@@ -184,6 +190,15 @@ class Batch:
                     common_pb2.Error(code=status.code, message=status.message, details=status.details)
                 )
         return response
+
+
+def _claimed_twice(draft: Draft, claimed: dict[bytes, bytes]) -> Exception | None:
+    """What it means that an earlier item of the batch has claimed the same key: a name, an address, an interface."""
+    for claim in draft.claims.values():
+        if claim.key in claimed and claim.refuse:
+            return claim.refuse(KeyValue(claim.key, claimed[claim.key], 0, 0, 0))
+    claimed.update({key: draft.puts[key].value for key in draft.claims if key in draft.puts})
+    return None
 
 
 def _located(error: Exception, index: int) -> Exception:

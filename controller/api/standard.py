@@ -15,11 +15,11 @@ from controller.caller import Caller, current_caller
 from controller.commit import Committed, Committer, Effect
 from controller.decode import intent
 from controller.draft import Draft, Written
-from controller.errors import NotFound
+from controller.errors import ApiError, NotFound
 from controller.etcd.types import KeyValue
 from controller.fields import Violations, unknown
 from controller.intents.base import Context, Writer, check_etag, stored_message
-from controller.requests import Replay, Requests
+from controller.requests import Replay, Requests, Ticket
 from controller.rows import Intent
 from controller.store import Store
 
@@ -120,20 +120,23 @@ class Standard(Generic[M]):
         """Commit, once per request id, and answer with the object (None: it was deleted)."""
         caller = current_caller()
         effect = Effect.VALIDATE if request.validate_only else Effect.WRITE
+        ticket: Ticket | None = None
+
+        def ticketed(draft: Draft) -> None:
+            build(draft)
+            if ticket and draft.objects:
+                ticket.enter(draft)
+
         try:
-            ticket = None
             if effect is Effect.WRITE:
-                scope = self._scope(name)
-                ticket = await self.parts.requests.ticket(request, scope=scope, request_id=request.request_id)
-
-            def ticketed(draft: Draft) -> None:
-                build(draft)
-                if ticket and draft.objects:
-                    ticket.enter(draft)
-
+                tenant = names.tenant_of(name) if self.kind in names.OWNED else ""
+                ticket = await self.parts.requests.ticket(request, tenant=tenant, request_id=request.request_id)
             committed = await self.parts.committer.commit(ticketed, effect=effect, patience=caller.time_left)
-        except Replay as replay:
-            return None if request.DESCRIPTOR.name.startswith("Delete") else await self._replayed(replay, caller)
+        except (ApiError, Replay) as error:
+            why = await self.parts.requests.explain(ticket, error)
+            if not isinstance(why, Replay):
+                raise why from None
+            return None if request.DESCRIPTOR.name.startswith("Delete") else await self._replayed(why, caller)
         if unchanged:
             return self.parts.presenter.message(self.kind, unchanged[0], caller)
         return self._answer(committed, caller)
@@ -151,10 +154,6 @@ class Standard(Generic[M]):
         if row is None or row.uid != replay.record.uid:
             raise NotFound(replay.record.name)
         return self.parts.presenter.message(self.kind, row, caller)
-
-    def _scope(self, name: str) -> str:
-        tenant = self.world.tenants.rows.get(names.tenant_of(name)) if self.kind in names.OWNED else None
-        return tenant.uid if tenant else "-"
 
     # ---- reading
 

@@ -1,0 +1,184 @@
+"""Networks and routers: live changes, overlaps, MTU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controller.errors import FailedPrecondition, Invalid, NotFound
+from controller.etcd.types import put
+from tealnet.store.v1 import store_pb2
+from tealnet.v1 import network_pb2, router_pb2
+from tests.controller.writing import Replicated, refusal, writing
+
+_BAD: list[tuple[dict[str, Any], str]] = [
+    ({"cidrs": []}, "network.cidrs"),
+    ({"cidrs": ["10.0.0.1/24"]}, "network.cidrs[0]"),
+    ({"cidrs": ["10.0.0.0"]}, "network.cidrs[0]"),
+    ({"cidrs": ["10.0.0.0/31"]}, "network.cidrs[0]"),
+    ({"cidrs": ["0.0.0.0/0"]}, "network.cidrs[0]"),
+    ({"cidrs": ["224.0.0.0/24"]}, "network.cidrs[0]"),
+    ({"cidrs": ["127.0.0.0/24"]}, "network.cidrs[0]"),
+    ({"cidrs": ["169.254.0.0/24"]}, "network.cidrs[0]"),
+    ({"cidrs": ["fe80::/64"]}, "network.cidrs[0]"),
+    ({"cidrs": ["ff00::/64"]}, "network.cidrs[0]"),
+    ({"cidrs": ["fd00::/127"]}, "network.cidrs[0]"),
+    ({"cidrs": ["::ffff:10.0.0.0/120"]}, "network.cidrs[0]"),
+    ({"cidrs": ["10.0.0.0/24", "10.0.0.128/25"]}, "network.cidrs[1]"),
+    ({"cidrs": ["10.0.0.0/24"] * 17}, "network.cidrs"),
+    ({"cidrs": ["10.0.0.0/24"], "gateways": ["10.0.1.1"]}, "network.gateways[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "gateways": ["10.0.0.0"]}, "network.gateways[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "gateways": ["10.0.0.1", "10.0.0.2"]}, "network.gateways[1]"),
+    ({"cidrs": ["10.0.0.0/24"], "reserved_ranges": ["10.0.0.9-10.0.0.2"]}, "network.reserved_ranges[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "reserved_ranges": ["10.0.0.9-10.0.1.2"]}, "network.reserved_ranges[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "reserved_ranges": ["many"]}, "network.reserved_ranges[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "router": "main"}, "network.router"),
+    ({"cidrs": ["10.0.0.0/24"], "router": "tenants/globex/routers/main"}, "network.router"),
+    ({"cidrs": ["10.0.0.0/24"], "mtu": 575}, "network.mtu"),
+    ({"cidrs": ["10.0.0.0/24"], "mtu": 9001}, "network.mtu"),
+    ({"cidrs": ["fd00::/64"], "mtu": 1279}, "network.mtu"),
+    ({"cidrs": ["10.0.0.0/24"], "policy": 2}, "network.policy"),
+    ({"cidrs": ["10.0.0.0/24"], "policy": 77}, "network.policy"),
+    ({"cidrs": ["10.0.0.0/24"], "dns": {"servers": ["x"]}}, "network.dns.servers[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "dns": {"search_domains": ["a b"]}}, "network.dns.search_domains[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "address_quarantine": {"seconds": -1}}, "network.address_quarantine"),
+    ({"cidrs": ["10.0.0.0/24"], "address_quarantine": {"nanos": 5}}, "network.address_quarantine"),
+]
+
+
+async def test_fields_that_are_refused() -> None:
+    async with writing() as site:
+        await site.one.tenant("acme")
+        for body, field in _BAD:
+            error = await refusal(site.one.network("acme/web", **body))
+            assert isinstance(error, Invalid), (body, error)
+            assert field in [violation.field for violation in error.violations], (body, error)
+        assert not await site.keys("k/")
+
+
+async def test_the_same_addresses_in_two_tenants() -> None:
+    async with writing() as site:
+        for tenant in ("acme", "globex"):
+            await site.one.tenant(tenant)
+            await site.one.network(f"{tenant}/web", cidrs=["10.0.0.0/24", "fd00::/64"])
+        vnis = [row.spec.segments[0].vni for row in site.one.store.world.networks.rows.values()]
+        assert len(set(vnis)) == 2
+
+
+async def test_attach_and_detach() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        await one.router("acme/main")
+        web = await one.network("acme/web", cidrs=["10.0.0.0/24"], router="tenants/acme/routers/main")
+        db = await one.network("acme/db", cidrs=["10.0.0.0/24"])
+        error = await refusal(one.update_network(db.name, "router", router="tenants/acme/routers/main"))
+        assert isinstance(error, FailedPrecondition)
+        assert error.blockers[0].subject == web.name
+        missing = await refusal(one.update_network(db.name, "router", router="tenants/acme/routers/none"))
+        assert isinstance(missing, NotFound)
+        detached = await one.update_network(web.name, "router")
+        assert not detached.router
+        assert not await site.keys("k/r/router")
+        await one.update_network(db.name, "router", router="tenants/acme/routers/main")
+        assert len(await site.keys("k/r/router")) == 1
+        router = await one.routers.GetRouter(router_pb2.GetRouterRequest(name="tenants/acme/routers/main"), None)
+        assert list(router.networks) == [db.name]
+        error = await refusal(one.update_network(web.name, "router", "mtu", router=router.name, mtu=1300))
+        assert error.reason == "CIDR_OVERLAP"
+        await one.network("acme/third", cidrs=["10.0.2.0/24"], router=router.name)
+        error = await refusal(one.network("acme/fourth", cidrs=["10.0.3.0/24"], router=router.name, mtu=1300))
+        assert error.reason == "MTU_DIFFERS"
+
+
+async def test_cidrs_of_a_live_network() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        web = await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        port = await one.port("acme/p", addresses=["10.0.0.200"])
+        await one.port("acme/q", addresses=["10.0.0.127"])
+        error = await refusal(one.update_network(web.name, "cidrs", cidrs=["10.0.0.0/25"]))
+        assert error.reason == "CIDR_IN_USE"
+        assert port.name in error.text
+        wider = await one.update_network(web.name, "cidrs", cidrs=["10.0.0.0/23"])
+        assert list(wider.gateways) == ["10.0.0.1"]
+        error = await refusal(one.update_network(web.name, "gateways", gateways=["10.0.0.200"]))
+        assert error.reason == "ADDRESS_IN_USE"
+        other = await one.update_network(web.name, "gateways", gateways=["10.0.0.254"])
+        assert list(other.gateways) == ["10.0.0.254"]
+        await one.delete_port(port.name)
+        error = await refusal(one.update_network(web.name, "cidrs", cidrs=["10.0.0.0/25"]))
+        assert "quarantine" in error.text
+
+
+async def test_the_mtu_that_underlays_carry() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        host = await one.host("h1", vtep="192.0.2.1")
+        status = store_pb2.HostStatusRow(underlay_mtu=1500).SerializeToString()
+        result = await site.etcd.txn((), [put(one.store.keys.host_status(host.uid), status)])
+        await one.store.passed(result.revision)
+        error = await refusal(one.network("acme/web", cidrs=["10.0.0.0/24"], mtu=1451))
+        assert isinstance(error, Invalid)
+        assert "1450" in error.text and "hosts/h1" in error.text
+        await one.network("acme/web", cidrs=["10.0.0.0/24"], mtu=1450)
+
+
+async def set_routes(one: Replicated, *routes: tuple[str, str]) -> Any:
+    request = router_pb2.UpdateRouterRequest(router=router_pb2.Router(name="tenants/acme/routers/main"))
+    for prefix, hop in routes:
+        request.router.routes.add(prefix=prefix, next_hop=hop)
+    request.update_mask.paths.append("routes")
+    return await one.routers.UpdateRouter(request, None)
+
+
+async def test_static_routes() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        await one.router("acme/main", routes=[{"prefix": "10.8.0.0/16", "next_hop": "10.0.0.9"}])
+        await one.network("acme/web", cidrs=["10.0.0.0/24"], router="tenants/acme/routers/main")
+        for route in (
+            ("10.9.0.1/16", "10.0.0.9"),
+            ("10.9.0.0/16", "x"),
+            ("10.9.0.0/16", "fd00::9"),
+            ("10.9.0.0/16", "10.9.0.1"),
+        ):
+            assert isinstance(await refusal(set_routes(one, route)), Invalid)
+        twice = await refusal(set_routes(one, ("10.9.0.0/16", "10.0.0.9"), ("10.9.0.0/16", "10.0.0.8")))
+        assert isinstance(twice, Invalid)
+        assert (await refusal(set_routes(one, ("10.0.0.0/16", "10.1.0.9")))).reason == "PREFIX_OVERLAP"
+        assert (await refusal(set_routes(one, ("10.9.0.0/16", "10.0.0.1")))).reason == "NEXT_HOP_IS_GATEWAY"
+        assert (await refusal(set_routes(one, ("10.0.0.128/25", "10.0.0.9")))).reason == "PREFIX_OVERLAP"
+        router = await set_routes(one, ("10.9.0.0/16", "10.0.0.9"), ("10.9.1.0/24", "10.0.0.8"))
+        assert len(router.routes) == 2
+        overlap = await refusal(one.network("acme/db", cidrs=["10.9.4.0/24"], router=router.name))
+        assert overlap.reason == "PREFIX_OVERLAP"
+
+
+async def test_pages_and_filters() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        for number in range(7):
+            await one.network(f"acme/n{number}", cidrs=["10.0.0.0/24"], labels={"parity": str(number % 2)})
+        request = network_pb2.ListNetworksRequest(parent="tenants/acme", page_size=3)
+        seen: list[str] = []
+        while True:
+            answer = await one.networks.ListNetworks(request, None)
+            seen += [n.name[-2:] for n in answer.networks]
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                break
+        assert seen == [f"n{number}" for number in range(7)]
+        request = network_pb2.ListNetworksRequest(parent="tenants/acme", page_size=3, filter="parity=1")
+        answer = await one.networks.ListNetworks(request, None)
+        assert [n.name[-2:] for n in answer.networks] == ["n1", "n3", "n5"]
+        assert not answer.next_page_token
+        request.page_token, request.page_size, request.filter = "", 1, ""
+        request.page_token = (await one.networks.ListNetworks(request, None)).next_page_token
+        request.filter = "parity=0"
+        assert isinstance(await refusal(one.networks.ListNetworks(request, None)), Invalid)
+        request.page_token = "%%%"
+        assert isinstance(await refusal(one.networks.ListNetworks(request, None)), Invalid)
