@@ -37,7 +37,7 @@ class Certificates:
         return self._credentials(require=False)
 
     def _credentials(self, *, require: bool) -> grpc.ServerCredentials:
-        stamp, current = self._now(), self._configuration()
+        stamp, current = self._now(), self._configuration(require=require)
 
         def fetch() -> Any:
             """Called by gRPC when a listener is added and at each handshake, in a thread of its own.
@@ -47,7 +47,7 @@ class Certificates:
             nonlocal stamp, current
             try:
                 if (now := self._now()) != stamp:
-                    current, stamp = self._configuration(), now
+                    current, stamp = self._configuration(require=require), now
                     log.info("certificates read again")
             except OSError as error:
                 log.error("certificates not read again", error=str(error))
@@ -55,9 +55,11 @@ class Certificates:
 
         return grpc.dynamic_ssl_server_credentials(current, fetch, require_client_authentication=require)
 
-    def _configuration(self) -> Any:
+    def _configuration(self, *, require: bool) -> Any:
         key, cert, ca = (file.read_bytes() for file in self._files)
-        return grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=ca)
+        # Who has no certificate yet knows nothing of the CA but its hash, so it is shown with ours.
+        shown = cert if require else cert + b"\n" + ca
+        return grpc.ssl_server_certificate_configuration([(key, shown)], root_certificates=ca)
 
     def _now(self) -> tuple[tuple[int, int], ...]:
         return tuple((s.st_mtime_ns, s.st_ino) for s in (file.stat() for file in self._files))
