@@ -207,7 +207,10 @@ class Reconciler:
         """All flows, once: one bundle."""
         if not self._devices_passed:
             return  # facts are not whole yet: ports would be taken for closed
+        looked = self._flow.must_look()
         await look_at_all([self._flow])
+        if looked:
+            self._wake["devices"].set()  # devices go only when it is known that no flow of theirs is left
         self._flow.note(self.revision)
         if not self._flow.usable():
             return
