@@ -93,14 +93,16 @@ def _print_breakdown(ports: int, medians: dict[str, float]) -> None:
         ("commit: CreatePort has returned", "call", ""),
         ("stream: the unit has arrived", "received", ""),
         ("unit is on disk and derived", "taken", ""),
-        *((f"layer {layer}", f"{layer}_end", f"{layer}_busy") for layer in LAYERS),
+        *((f"layer {layer}", f"{layer}_end", layer) for layer in LAYERS),
         ("the workload's card has its address", "card", ""),
         ("ARP answered", "arp", ""),
         ("first ping answered", "ping", ""),
     ]
-    lines = [(text, ms(medians[at]), ms(medians[busy]) if busy else "") for text, at, busy in named if at in medians]
-    ordered = sorted(lines, key=lambda line: float(line[1]))
-    table(f"Where the time goes at {ports} ports (medians, ms)", ("step", "done at", "of it busy"), ordered)
+    lines = []
+    for text, at, layer in sorted((line for line in named if line[1] in medians), key=lambda line: medians[line[1]]):
+        cells = [medians.get(f"{layer}_{what}") for what in ("begin", "busy", "read")]
+        lines.append((text, ms(medians[at]), *("" if value is None else ms(value) for value in cells)))
+    table(f"Where the time goes at {ports} ports (medians, ms)", ("", "done at", "begun at", "busy", "reading"), lines)
 
 
 def run(report: Report, *, counts: list[int], repetitions: int, with_ovn: bool) -> None:

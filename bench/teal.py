@@ -17,7 +17,7 @@ from bench.prober import Prober, Where, close_all, probe_all
 from tealnet import kinds
 from tealnet.client import ApiError
 from tealnet.lab import Host, Lab, api
-from tealnet.v1 import network_pb2, port_pb2, tenant_pb2
+from tealnet.v1 import network_pb2, port_pb2, system_pb2, tenant_pb2
 
 TENANT = "bench"
 PARENT = f"tenants/{TENANT}"
@@ -70,7 +70,10 @@ class Teal:
 
     def synced(self, *, seconds: float = 120.0) -> None:
         """All hosts have everything. Raises BenchError with who has not."""
-        answer = self.client.sync(timeout=seconds)
+        # Revision 0 and not the client's own: the answer to a Delete tells none.
+        request = system_pb2.SyncRequest()
+        request.timeout.FromSeconds(int(seconds))
+        answer = self.client.call(self.client.system.Sync, request, timeout=seconds + 5)
         if not answer.complete:
             raise BenchError(f"not complete: {' '.join(str(answer).split())}")
         for host in self.hosts:

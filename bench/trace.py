@@ -1,6 +1,6 @@
 """Where each millisecond goes: the moments an agent notes in its log at level debug, on the clock of this machine.
 
-Events: `unit taken` (received_ns, taken_ns) and `applied` (layer, write, delete, begin_ns, end_ns), monotonic clock.
+Events: `unit taken` and, with a layer, `read` and `applied`; each has `began` (s, monotonic clock) and `ms`.
 """
 
 from __future__ import annotations
@@ -44,20 +44,24 @@ def moments(events: Iterable[dict[str, Any]], *, started: float, ended: float) -
     """Ms from `started` at which each step of one attachment began and ended; `started`, `ended` monotonic seconds.
 
     A layer that wrote more than once (flows of the endpoint, then of the opened port) counts from its first begin to
-    its last end; `busy_LAYER` is the sum of what lies between.
+    its last end; `LAYER_busy` is the sum of what lies between, `LAYER_read` what it has spent on reading back.
     """
     found: dict[str, float] = {}
     for event in events:
-        if event.get("event") == "unit taken" and _within(event["received_ns"], started, ended):
-            found.setdefault("received", event["received_ns"] / 1e6 - started * 1000)
-            found.setdefault("taken", event["taken_ns"] / 1e6 - started * 1000)
-        elif event.get("event") == "applied" and event["write"] and _within(event["begin_ns"], started, ended):
-            layer, begin, end = event["layer"], event["begin_ns"] / 1e6, event["end_ns"] / 1e6
-            found.setdefault(f"{layer}_begin", begin - started * 1000)
-            found[f"{layer}_end"] = end - started * 1000
-            found[f"{layer}_busy"] = found.get(f"{layer}_busy", 0.0) + end - begin
+        begin, took = event.get("began", 0.0), event.get("ms", 0.0)
+        if not started <= begin <= ended:
+            continue
+        begin = (begin - started) * 1000
+        match event["event"]:
+            case "unit taken":
+                found.setdefault("received", begin)
+                found.setdefault("taken", begin + took)
+            case "read":
+                name = f"{event['layer']}_read"
+                found[name] = found.get(name, 0.0) + took
+            case "applied" if event["write"]:
+                layer = event["layer"]
+                found.setdefault(f"{layer}_begin", begin)
+                found[f"{layer}_end"] = begin + took
+                found[f"{layer}_busy"] = found.get(f"{layer}_busy", 0.0) + took
     return found
-
-
-def _within(ns: int, started: float, ended: float) -> bool:
-    return started <= ns / 1e9 <= ended
