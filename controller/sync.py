@@ -28,6 +28,7 @@ from tealnet.store.v1 import store_pb2
 log = structlog.get_logger()
 
 MOST = 100  # hosts behind and failures that an answer names
+_AGAIN = 0.05  # seconds between two rounds
 _GRACE = 0.5  # seconds that an answer may take after the timeout
 Domains = frozenset[int] | None  # None: all hosts
 
@@ -58,6 +59,7 @@ class Sync:
     def __init__(self, store: Store, sessions: Sessions, replica: Replica) -> None:
         self.store, self.sessions, self.replica = store, sessions, replica
         self._seen: set[str] = set()
+        self._mine: set[str] = set()  # questions of this replica
         self._new = asyncio.Event()
         self._changed = asyncio.Event()
         store.subscribe(lambda _, changes: self._follow({change.table for change in changes}))
@@ -74,25 +76,30 @@ class Sync:
         if not revision or revision > self.store.revision:
             now = await self.store.barrier()
             revision = revision or now
-        outcome = Outcome(revision)
-        try:
+        with contextlib.suppress(TimeoutError):  # a revision of the future: everybody is behind it
             async with asyncio.timeout_at(_loop_time(deadline)):
                 await self.store.passed(revision)
-        except TimeoutError:
-            pass  # a revision of the future: everybody is behind it
-        hosts = self.hosts_in(domains)
-        if hosts - self.sessions.by_host.keys() & self.store.world.sessions.rows.keys():
-            await self._ask_all(outcome, domains=domains, deadline=deadline)
-            await self.store.barrier()  # what the other replicas have written about their hosts
+        while True:
+            outcome = await self._round(revision, domains, deadline)
+            # A host whose session is just changing hands has not been asked yet.
+            unasked = (outcome.disconnected | outcome.lost) & self.store.world.sessions.rows.keys()
+            if not unasked or time.monotonic() >= deadline:
+                outcome.took = time.monotonic() - start
+                return outcome
+            await asyncio.sleep(_AGAIN)
+
+    async def _round(self, revision: int, domains: Domains, deadline: float) -> Outcome:
+        """Ask everybody once."""
+        outcome = Outcome(revision)
+        if self._elsewhere(domains):
+            await self._ask_others(outcome, domains=domains, deadline=deadline)
         else:
-            own = await self._own(revision, domains, deadline)
-            self._merge(outcome, own)
+            self._merge(outcome, await self._own(revision, domains, deadline))
         self._finish(outcome, self.hosts_in(domains))
-        outcome.took = time.monotonic() - start
         return outcome
 
-    async def _ask_all(self, outcome: Outcome, *, domains: Domains, deadline: float) -> None:
-        """Put the question and collect the answers of all live replicas."""
+    async def _ask_others(self, outcome: Outcome, *, domains: Domains, deadline: float) -> None:
+        """Put the question, and collect the answers of the replicas that serve hosts of the scope."""
         store, question = self.store, secrets.token_hex(16)
         left = max(0.0, deadline - time.monotonic())
         row = store_pb2.Barrier(
@@ -102,25 +109,35 @@ class Sync:
             scoped=domains is not None,
         )
         key = store.keys.barrier(question)
+        self._mine.add(question)  # our own part is answered below
         await store.etcd.txn((), [put(key, row.SerializeToString(), self.replica.lease_id)])
         try:
-            async with asyncio.timeout(left + _GRACE):
-                while waiting := self._silent(question):
-                    log.debug("waiting for replicas", question=question, replicas=waiting)
+            own = await self._own(outcome.revision, domains, deadline)
+            async with asyncio.timeout_at(_loop_time(deadline + _GRACE)):
+                while self._silent(question, domains):
                     await self._changed.wait()
+            await store.barrier()  # what they have written about their hosts
         except TimeoutError:
-            log.warning("replicas did not answer", replicas=self._silent(question))
+            log.warning("replicas did not answer", replicas=self._silent(question, domains))
         finally:
-            for (asked, _), answer in list(store.world.answers.rows.items()):
-                if asked == question:
-                    self._merge(outcome, answer)
+            answers = [answer for (asked, _), answer in store.world.answers.rows.items() if asked == question]
             prefix = key + b"/"
-            await store.etcd.txn((), [delete(key), delete(prefix, prefix_end(prefix))])
+            gone = await store.etcd.txn((), [delete(key), delete(prefix, prefix_end(prefix))])
+            await store.passed(gone.revision)
+            self._mine.discard(question)
+        for answer in (own, *answers):
+            self._merge(outcome, answer)
 
-    def _silent(self, question: str) -> list[str]:
-        """Live replicas that have not answered yet; one that vanishes is not waited for."""
+    def _elsewhere(self, domains: Domains) -> set[str]:
+        """Other replicas that serve hosts of the scope."""
+        sessions = self.store.world.sessions.rows
+        found = {sessions[host].replica for host in self.hosts_in(domains) if host in sessions}
+        return found - {self.replica.id}
+
+    def _silent(self, question: str, domains: Domains) -> set[str]:
+        """Those that have not answered; one that vanishes, or loses its hosts, is not waited for."""
         answers = self.store.world.answers.rows
-        return [r for r in self.store.world.replicas.rows if (question, r) not in answers]
+        return {replica for replica in self._elsewhere(domains) if (question, replica) not in answers}
 
     def _merge(self, outcome: Outcome, answer: store_pb2.BarrierAnswer) -> None:
         outcome.synced.update(answer.synced)
@@ -177,7 +194,7 @@ class Sync:
                 self._new.clear()
                 rows = self.store.world.barriers.rows
                 self._seen &= rows.keys()
-                for question in rows.keys() - self._seen:
+                for question in rows.keys() - self._seen - self._mine:
                     self._seen.add(question)
                     if not rows[question].mark:
                         group.create_task(self._answer(question, rows[question]))
@@ -253,7 +270,7 @@ class Sync:
     def _follow(self, tables: set[str]) -> None:
         if "barriers" in tables:
             self._new.set()
-        if tables & {"answers", "replicas"}:
+        if tables & {"answers", "sessions", "ports", "hosts"}:
             self._changed.set()
             self._changed = asyncio.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
@@ -231,3 +232,21 @@ async def test_reading_everything_anew_changes_nothing(single: Pair) -> None:
     assert not set(seen) - {"replicas", "terms", "lineages"}
     await single.write(delete(store.keys.intent(P2)))
     assert P2 not in store.world.ports.rows
+
+
+async def test_sync_follows_a_host_to_another_replica(pair: Pair) -> None:
+    agent = FakeAgent("h1", "192.0.2.1")
+    sync = pair.controllers[0].sync
+    await pair.write(delete(pair.make.keys.intent(P2)))  # h1 alone
+    async with contextlib.AsyncExitStack() as first:
+        await first.enter_async_context(agent.connected(pair.sites[1]))
+        await until(lambda: H1 in pair.controllers[0].store.world.sessions.rows)
+        agent.acks = False
+        revision = await pair.write(pair.make.port(P3, NET, ["10.0.0.7"], host="h1"))
+        asking = asyncio.create_task(sync.ask(revision=revision, domains=DOMAIN, timeout=8))
+        await until(lambda: [b for b in pair.controllers[1].store.world.barriers.rows.values() if not b.mark])
+        again = FakeAgent("h1", "192.0.2.1")
+        async with again.connected(pair.sites[0]):  # its old stream hangs
+            outcome = await asking
+            assert outcome.complete and outcome.synced == {H1} and outcome.took < 5
+            await asyncio.wait_for(agent.done.wait(), 5)
