@@ -54,7 +54,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
 
     async def Sync(self, request: system_pb2.SyncRequest, context: Any) -> system_pb2.SyncResponse:
         """Wait until the data plane has a revision, or say who has not."""
-        timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else _TIMEOUT
+        given = request.timeout.seconds + request.timeout.nanos / 1e9
+        timeout = given if request.HasField("timeout") else _TIMEOUT
         if not 0 <= timeout <= _LONGEST:
             raise invalid("timeout", f"between 0 and {_LONGEST:.0f} seconds")
         if request.revision < 0:

@@ -1,0 +1,98 @@
+"""Is the store whole? Every object has exactly the keys that it must have, and no key is without its object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from controller.etcd.types import prefix_end
+from controller.keys import Keys
+from controller.names import short
+from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, RouterSpec
+from controller.store import Store
+from controller.world import World
+from tealnet.store.v1 import store_pb2
+
+
+async def inconsistencies(store: Store) -> list[str]:
+    """What is wrong, one line each; empty if the store is whole."""
+    await store.barrier()
+    prefix = store.keys.watched[:-2] + b"k/"
+    _, found = await store.etcd.scan(prefix, prefix_end(prefix))
+    actual: dict[bytes, str] = {}
+    for kv in found:
+        relative = store.keys.relative(kv.key)
+        if relative.startswith(("k/u/identity/", "k/i/", "k/j/")):
+            continue
+        holder = store_pb2.Holder.FromString(kv.value)
+        if not holder.released:
+            actual[kv.key] = holder.uid
+    wanted = dict(_wanted(store.world, store.keys))
+    lines = [f"missing: {store.keys.relative(key)}" for key in wanted.keys() - actual.keys()]
+    lines += [f"without object: {store.keys.relative(key)}" for key in actual.keys() - wanted.keys()]
+    both = wanted.keys() & actual.keys()
+    lines += [f"of another: {store.keys.relative(key)}" for key in both if wanted[key] != actual[key]]
+    lines += [f"broken: {key}: {why}" for key, why in store.broken.items()]
+    lines += [f"not derived: {key}: {error!r}" for key, error in store.graph.errors()]
+    return sorted(lines)
+
+
+def _wanted(world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
+    for host in world.hosts.rows.values():
+        yield from _host(host, keys)
+    for router in world.routers.rows.values():
+        yield from _router(router, world, keys)
+    for network in world.networks.rows.values():
+        yield from _network(network, world, keys)
+    for port in world.ports.rows.values():
+        yield from _port(port, world, keys)
+
+
+def _host(host: Intent[HostSpec], keys: Keys) -> Iterator[tuple[bytes, str]]:
+    yield keys.host_number(host.spec.number), host.uid
+    if host.spec.vtep:
+        yield keys.vtep(host.spec.vtep), host.uid
+
+
+def _owned(row: Intent[Any], kind: str, world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
+    tenant = world.tenants.rows[row.spec.tenant]
+    yield keys.slot(tenant_uid=tenant.uid, kind=kind, slot=row.slot), row.uid
+    if kind != "port":
+        yield keys.reference(kind="tenant", uid=tenant.uid, by_kind=kind, by_uid=row.uid), row.uid
+
+
+def _router(router: Intent[RouterSpec], world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
+    yield from _owned(router, "router", world, keys)
+    yield keys.domain(router.spec.domain), router.uid
+
+
+def _network(network: Intent[NetworkSpec], world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
+    yield from _owned(network, "network", world, keys)
+    yield keys.domain(network.spec.own_domain), network.uid
+    yield keys.network_number(network.spec.number), network.uid
+    for segment in network.spec.segments:
+        yield keys.vni(segment.vni), network.uid
+    if network.spec.router:
+        router = world.routers.rows[network.spec.router]
+        yield keys.reference(kind="router", uid=router.uid, by_kind="network", by_uid=network.uid), network.uid
+
+
+def _port(port: Intent[PortSpec], world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
+    spec = port.spec
+    assert spec.network in world.networks.rows, f"{port.name} has no network"
+    yield from _owned(port, "port", world, keys)
+    for address in spec.addresses:
+        yield keys.ip(spec.segment_uid, address), port.uid
+    yield keys.mac(spec.segment_uid, spec.mac), port.uid
+    referents = [("segment", spec.segment_uid), ("identity", str(spec.identity))]
+    if spec.host:
+        host = world.hosts.rows[spec.host]
+        referents.append(("host", host.uid))
+        if spec.kind is Attach.DEVICE:
+            yield keys.device(host.uid, spec.where), port.uid
+        else:
+            own = spec.kind is Attach.NETNS
+            where = f"{short(spec.tenant)}.{spec.where}" if own else spec.where
+            yield keys.nic(host_uid=host.uid, namespace=where, interface=spec.interface), port.uid
+    for kind, uid in referents:
+        yield keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=port.uid), port.uid
