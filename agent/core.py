@@ -182,6 +182,7 @@ class Core:
             self._ack = None  # sent again, or another history: what was said says nothing about this unit
         self._repeat = True
         self._issue()
+        await self._reconciler.derive()
         self._reconciler.take(self.resources.revision)
         if not self._inputs.this.rows:
             self._describe()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import suppress
 from os.path import basename, exists
 from typing import Any
 
@@ -31,6 +32,8 @@ from agent.settings import Settings
 
 log = structlog.get_logger()
 
+# Milliseconds. An Ack of anything that was removed waits for the revalidators, which at rest look that seldom.
+REVALIDATE_WITHIN = "100"
 KERNEL_MODULE = "/sys/module/openvswitch"
 
 
@@ -140,13 +143,20 @@ class Devices:
             tasks.create_task(self._follow_flows(reconciler), name="follow-flows")
 
     async def _follow_ovsdb(self, reconciler: Reconciler) -> None:
-        last = None
+        last, connections = None, 0
         async for facts in self.ovsdb.changes():
+            if facts.connected and facts.connections != connections:
+                connections = facts.connections
+                await self._set_defaults()
             seen = (facts.connected, facts.vswitchd_starts, facts.generation)
             if seen != last:
                 last = seen
                 reconciler.reread("ovsdb")
                 self.on_ovs()
+
+    async def _set_defaults(self) -> None:
+        with suppress(DeviceUnavailable):  # it comes back, and so do we
+            await self.ovsdb.default("max-revalidator", REVALIDATE_WITHIN)
 
     async def _follow_flows(self, reconciler: Reconciler) -> None:
         last = None

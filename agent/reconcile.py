@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
+SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
 
@@ -80,6 +81,8 @@ class Reconciler:
         self._ready, self._clock, self._in_use = ready, clock, in_use or {}
         self._devices = [self.layers[name] for name in DEVICE_LAYERS]
         self._flow = self.layers[FLOW]
+        self._deriving = 0  # how many are deriving in slices
+        self._late = NEVER  # … and to which revision what has changed meanwhile is owed
         self._devices_passed = False  # the first pass is over: facts are whole
         self._narrowed = False  # flows went since the last revalidation
         self._wake = {"devices": asyncio.Event(), "flow": asyncio.Event()}
@@ -92,8 +95,27 @@ class Reconciler:
         self.settle()
         self.on_progress()
 
+    async def derive(self) -> None:
+        """Derive what the inputs make of themselves now, giving way to others; `take` must follow.
+
+        Nothing of it is wanted before it is whole: what is put meanwhile (facts) waits with it.
+        """
+        self._deriving += 1
+        try:
+            began = self._clock()
+            for count, _ in enumerate(self._graph.steps()):
+                if count % 16 == 0 and self._clock() - began > SLICE:
+                    await asyncio.sleep(0)
+                    began = self._clock()
+        finally:
+            self._deriving -= 1
+
     def settle(self, since: float = NEVER) -> None:
         """Derive, and wake who has something to do. `since`: what changes now is owed to this revision already."""
+        self._late = min(self._late, since)
+        if self._deriving:
+            return
+        since, self._late = self._late, NEVER
         self._graph.settle()
         changed = self._desired.update()
         revision = int(min(since, self.revision))
@@ -135,7 +157,7 @@ class Reconciler:
 
     def applied(self) -> Applied | None:
         """What can be said truthfully now; None while nothing can."""
-        if not self._ready() or not self._devices_passed or not self._flow.was_read:
+        if not self._ready() or not self._devices_passed or not self._flow.was_read or self._deriving:
             return None
         failures = self._desired.failures()
         broken: set[str] = set()

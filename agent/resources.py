@@ -78,6 +78,7 @@ class Resources:
         self.problems: dict[str, Problem] = {}  # by resource key
         self._features = features
         self._scopes: dict[str, Scope] = {}
+        self._decoded: dict[str, tuple[bytes, Row]] = {}  # while a unit is merged
         self._where: dict[str, str] = {}  # resource key → scope whose copy counts
 
     # -- looking
@@ -132,6 +133,7 @@ class Resources:
         unit.finish()
         mismatched = tuple(name for name, digest in unit.digests.items() if not self._matches(name, digest))
         rows = {key: self._row(key) for key in {key for _, key in unit.touched}}
+        self._decoded.clear()
         return Merged(self._record(sorted(unit.touched)), rows, mismatched)
 
     def load(self, records: Iterable[pbc.Checkpoint]) -> dict[str, Row | None]:
@@ -144,7 +146,9 @@ class Resources:
                 if not entry.gone:
                     held = Held(entry.body, tuple(entry.requires), entry.used if entry.HasField("used") else None)
                     self.hold(entry.scope, entry.key, self._judged(entry.key, held))
-        return {key: self._row(key) for key in self._where}
+        rows = {key: self._row(key) for key in self._where}
+        self._decoded.clear()
+        return rows
 
     def snapshot(self) -> pbc.Checkpoint:
         """One record that holds everything."""
@@ -191,7 +195,7 @@ class Resources:
             self.problems[key] = Problem("Unsupported", f"this agent does not know: {', '.join(missing)}")
             return held
         try:
-            decode(key, held.body)
+            self._decoded[key] = held.body, decode(key, held.body)
         except BadResource as error:
             self.problems[key] = Problem("BadResource", str(error))
             return held if key.startswith(_STAYS) else replace(held, used=None)
@@ -204,6 +208,9 @@ class Resources:
             self.problems.pop(key, None)
         if held is None or held.used is None:
             return None
+        decoded = self._decoded.get(key)
+        if decoded is not None and decoded[0] == held.used:
+            return decoded[1]
         try:
             return decode(key, held.used)
         except BadResource:

@@ -118,6 +118,15 @@ class OvsdbDriver:
         failures |= {key: failure for key, value in waiting.items() if (failure := self._judge(key, value)) is not None}
         return failures
 
+    async def default(self, key: str, value: str) -> None:
+        """Set other_config:`key` of Open vSwitch as a whole, unless somebody has set it (RFC 7047, 5.1, mutate)."""
+        mutation = ["other_config", "insert", ["map", [[key, value]]]]
+        operation = {"op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation]}
+        try:
+            await self._connected().transact([operation])
+        except TransactionError as error:
+            log.warning("default not set", key=key, error=str(error))
+
     # -- one transaction
 
     async def _commit(self, write: Mapping[Key, Value], delete: Collection[Key]) -> dict[Key, Failure]:

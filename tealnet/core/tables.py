@@ -7,7 +7,7 @@ all keys. The idea is Istio's krt; see docs/architecture.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -120,19 +120,27 @@ class Derived(Table[K, V]):
 
     def settle(self) -> None:
         """Compute what is dirty. A row that raises is absent and stands in `errors`; others go on."""
-        dirty, self.dirty = self.dirty, set()
-        for key in dirty:
-            self.forget(key)
-            read = Read((self, key))
-            try:
-                row = self.compute(read, key)
-                self.errors.pop(key, None)
-            except Exception as error:  # blast radius one: this row only
-                row = None
-                self.errors[key] = error
-            if read.noted:
-                self.noted[key] = read.noted
-            self.put(key, row)
+        while self.dirty:
+            self._compute(self.dirty.pop())
+
+    def _compute(self, key: K) -> None:
+        self.forget(key)
+        read = Read((self, key))
+        try:
+            row = self.compute(read, key)
+            self.errors.pop(key, None)
+        except Exception as error:  # blast radius one: this row only
+            row = None
+            self.errors[key] = error
+        if read.noted:
+            self.noted[key] = read.noted
+        self.put(key, row)
+
+    def steps(self) -> Iterator[None]:
+        """`settle`, row by row."""
+        while self.dirty:
+            self._compute(self.dirty.pop())
+            yield
 
     def forget(self, key: K) -> None:
         """Drop the notes of what this row read."""
@@ -203,6 +211,15 @@ class Graph:
         for derived in self._derived:
             if derived.dirty:
                 derived.settle()
+
+    def steps(self) -> Iterator[None]:
+        """`settle`, row by row: who has much to compute can stop now and then and let others run.
+
+        Until the end derived rows are of different times; what is changed meanwhile is computed as well.
+        """
+        while any(derived.dirty for derived in self._derived):
+            for derived in self._derived:
+                yield from derived.steps()
 
     def errors(self) -> list[tuple[Hashable, Exception]]:
         """Every row that could not be computed."""
