@@ -41,6 +41,33 @@ VALUES = [
     "addresses", "attachment.namespace", "labels.a/b", "dns.servers", "routes", "description", "placement.kinds",
 ]  # fmt: skip
 TEXT = st.one_of(st.sampled_from(NAMES), st.sampled_from(VALUES), st.text(max_size=20))
+FITTING = {  # by the field's name: what may well be right there
+    "cidrs": ["10.0.0.0/24", "10.0.1.0/24", "fd00::/64", "10.0.0.0/25"],
+    "gateways": ["10.0.0.1", "10.0.0.254", "fd00::1"],
+    "addresses": ["10.0.0.5", "10.0.0.6", "fd00::5"],
+    "allowed_addresses": ["10.9.0.0/24"],
+    "reserved_ranges": ["10.0.0.2-10.0.0.9"],
+    "prefix": ["10.8.0.0/16", "10.0.1.0/24"],
+    "next_hop": ["10.0.0.5", "10.0.0.6"],
+    "mac": ["02:00:00:00:00:01"],
+    "vtep": ["192.0.2.1", "192.0.2.7"],
+    "network": ["tenants/acme/networks/web", "tenants/acme/networks/db"],
+    "router": ["tenants/acme/routers/main", ""],
+    "host": ["hosts/h1", "hosts/h2", ""],
+    "parent": ["tenants/acme", "tenants/-"],
+    "description": ["text"],
+    "etag": [""],
+    "uid": [""],
+    "request_id": ["", "one"],
+    "page_token": [""],
+    "filter": ["a=b"],
+    "interface": ["eth0", "eth1"],
+    "namespace": ["p1", "p2"],
+    "device": ["tap0"],
+    "path": ["/run/netns/cni-1"],
+    "servers": ["10.0.0.53"],
+    "search_domains": ["example.org"],
+}
 NUMBERS = {
     FieldDescriptor.TYPE_INT32: st.sampled_from([0, 1, -1, 5, 2**31 - 1, -(2**31)]),
     FieldDescriptor.TYPE_INT64: st.sampled_from([0, 1, -1, 5, 2**62, 2**63 - 1, -(2**63)]),
@@ -53,7 +80,8 @@ def scalar(field: Any) -> st.SearchStrategy[Any]:
     if field.enum_type is not None:
         return st.sampled_from([*field.enum_type.values_by_number, 77])
     if field.type == field.TYPE_STRING:
-        return TEXT
+        fitting = FITTING.get(field.name)
+        return st.one_of(st.sampled_from(fitting), st.sampled_from(fitting), TEXT) if fitting else TEXT
     if field.type == field.TYPE_BYTES:
         return st.binary(max_size=20)
     if field.type == field.TYPE_BOOL:
@@ -69,7 +97,8 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0, percent: int = 70
         if field.full_name.startswith("google.protobuf.Any") or draw(st.integers(0, 99)) >= percent:
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            getattr(message, field.name).update(draw(st.dictionaries(TEXT, TEXT, max_size=2)))
+            label = st.one_of(st.just("a"), TEXT)
+            getattr(message, field.name).update(draw(st.dictionaries(label, label, max_size=1)))
             continue
         one = scalar(field) if field.message_type is None else messages(field.message_type, depth + 1, percent)
         if field.is_repeated:
@@ -111,12 +140,12 @@ def nearly_right(draw: st.DrawFn) -> tuple[str, Any]:
     right = draw(st.sampled_from(RIGHT))
     request = type(right)()
     request.CopyFrom(right)
-    request.MergeFrom(draw(messages(right.DESCRIPTOR, percent=draw(st.sampled_from([0, 5, 15])))))
+    request.MergeFrom(draw(messages(right.DESCRIPTOR, percent=draw(st.sampled_from([0, 10, 30])))))
     return method_of(request), request
 
 
 ANYTHING = st.one_of(*(st.tuples(st.just(name), messages(m.input_type)) for name, m in METHODS.items()))
-CALLS = st.one_of(nearly_right(), ANYTHING)
+CALLS = st.one_of(nearly_right(), nearly_right(), ANYTHING)
 
 
 async def seed(place: Site) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from controller.errors import ApiError, FailedPrecondition, NotFound
+from tests.controller.consistent import inconsistencies
 from tests.controller.test_write_delete import delete_tenant
 from tests.controller.writing import Writing, outcome, writing
 
@@ -36,6 +37,7 @@ async def test_network_delete_against_port_create() -> None:
                 assert isinstance(deleted, FailedPrecondition), deleted
                 created += 1
         assert await orphans(site) == []
+        assert await inconsistencies(one.store) == []
         assert both_refused == 0
         assert len(one.store.world.ports.rows) == created
 
@@ -62,6 +64,7 @@ async def test_allocation_by_two_replicas() -> None:
         assert len({row.slot for row in rows}) == 300
         assert len({row.spec.identity for row in rows}) == 1
         assert all(row.slot < 310 for row in rows)
+        assert await inconsistencies(two.store) == []
 
 
 async def test_overlap_in_a_router_through_the_guard() -> None:
