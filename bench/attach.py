@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from bench import ovn_packages
 from bench.common import BenchError, Neighbours, Report, bounded, ms, say, table
 from bench.floor import Floor
 from bench.inside import Inside
 from bench.ovn import Cloud
+from bench.plug import Way
 from bench.teal import Teal
 from bench.trace import LAYERS, Trace, moments
 from tealnet.client import ApiError
@@ -23,6 +24,13 @@ from tealnet.lab import Lab, LabError
 
 SECONDS = 600
 LAB = "bench-attach"
+SYSTEMS = {
+    "attach": "Tealnet",
+    "floor": "by hand, no control plane",
+    "floor_lean": "by hand, lean",
+    "ovn": "OVN",
+    "ovn_lean": "OVN, lean plug-in",
+}
 
 
 @dataclass
@@ -40,34 +48,34 @@ class Attach:
         say(f"{ports} ports: ours after {self.teal.fill(ports):.1f} s")
         if self.cloud:
             say(f"{ports} ports: OVN after {self.cloud.fill(ports):.1f} s")
-        rows: dict[str, list[float]] = {"attach": [], "floor": [], "ovn": []}
-        raw: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+        rows: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+        raw: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
         others = []
-        for number in range(repetitions + 1):  # the first one warms up
+        self._turn()  # warms up
+        for _ in range(repetitions):
             others.append(self.neighbours.wait_quiet())
-            ours, floor = self.teal.attach(), self.floor.attach()
-            found = {"attach": ours.total, "floor": floor.total}
-            steps = {
-                "attach": {"call": ours.call, "card": ours.card, "arp": ours.arp, "total": ours.total},
-                "floor": {"card": floor.card, "port": floor.port, "total": floor.total},
-            }
-            if self.cloud:
-                theirs = self.cloud.attach()
-                found["ovn"] = theirs.total
-                steps["ovn"] = {"intent": theirs.intent, "card": theirs.card, "total": theirs.total}
-            for name, value in found.items() if number else ():
-                rows[name].append(value)
-                raw[name].append({step: round(at, 2) for step, at in steps[name].items()})
+            for name, steps in self._turn().items():
+                rows[name].append(steps["total"])
+                raw[name].append({step: round(at, 2) for step, at in steps.items()})
         self._figures(ports, rows)
         self.report.raw[f"steps_{ports}_ms"] = raw
         self.report.put(f"others_{ports}_cores", statistics.median(others))
 
+    def _turn(self) -> dict[str, dict[str, float]]:
+        """Each system once: ms from the start at which each step was done."""
+        found = {"attach": self.teal.attach().steps()}
+        for way in Way:
+            found[f"floor{way.value}"] = asdict(self.floor.attach(way))
+            if self.cloud:
+                found[f"ovn{way.value}"] = asdict(self.cloud.attach(way))
+        return found
+
     def _figures(self, ports: int, rows: dict[str, list[float]]) -> None:
         for name, values in rows.items():
             self.report.put_stat(f"{name}_{ports}", values, unit="ms")
-        ours = f"attach_{ports}_p50_ms"
-        self.report.put_ratio(f"attach_{ports}_vs_ovn_ratio", ours, f"ovn_{ports}_p50_ms")
-        self.report.put_ratio(f"attach_{ports}_vs_floor_ratio", ours, f"floor_{ports}_p50_ms")
+            if name != "attach":
+                ratio, below = f"attach_{ports}_vs_{name}_ratio", f"{name}_{ports}_p50_ms"
+                self.report.put_ratio(ratio, f"attach_{ports}_p50_ms", below)
 
     def breakdown(self, ports: int, repetitions: int) -> None:
         """Where each millisecond goes, with agents that note the moments."""
@@ -138,12 +146,12 @@ def print_table(report: Report, counts: list[int]) -> None:
     figures = report.figures
     rows = []
     for count in counts:
-        for name, text in (("attach", "Tealnet"), ("floor", "by hand, no control plane"), ("ovn", "OVN")):
+        for name, text in SYSTEMS.items():
             values = [figures.get(f"{name}_{count}_{what}_ms") for what in ("min", "p50", "p95")]
             if values[1] is not None:
-                ratio = values[1] / figures[f"floor_{count}_p50_ms"]
+                ratio = figures[f"attach_{count}_p50_ms"] / values[1]
                 rows.append((f"{count} ports: {text}", *(ms(v) for v in values if v is not None), f"{ratio:.2f}"))
-    table("From the call to the first ping (ms)", ("", "min", "median", "p95", "÷ floor"), rows)
+    table("From the call to the first ping (ms)", ("", "min", "median", "p95", "Tealnet ÷"), rows)
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from bench import plug
 from bench.common import BenchError
 from bench.inside import Inside
 from bench.ovsdb import Switch
-from bench.plug import Plug
+from bench.plug import Plug, Way
 from bench.prober import Prober, probe_all
 from tealnet.lab import Host
 
@@ -46,12 +46,12 @@ class Floor:
         insides[1].do(lambda: plug.make([self.reference]))
         self.switches[1].add([(self.reference.device, "")])
 
-    def attach(self) -> Attached:
+    def attach(self, way: Way) -> Attached:
         """One workload on the first host, from nothing to the first ping, and away again."""
         self._serial += 1
         one = Plug(self.insides[0], f"fl-{self._serial}", f"10.99.{self._serial // 250}.{1 + self._serial % 250}")
         started = time.monotonic()
-        self.insides[0].do(lambda: plug.make([one]))
+        self.insides[0].do(lambda: plug.make([one], way))
         ready = time.monotonic()
         self.switches[0].add([(one.device, "")])
         committed = time.monotonic()

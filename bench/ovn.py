@@ -16,7 +16,7 @@ from bench.common import BenchError, say
 from bench.inside import Inside
 from bench.ovn_packages import Ovn
 from bench.ovsdb import Op, Ovsdb, Switch
-from bench.plug import Plug
+from bench.plug import Plug, Way
 from bench.prober import Prober, close_all, probe_all
 from tealnet.lab import Host, Lab, LabError, Parts
 from tealnet.lab.wait import wait_for
@@ -150,13 +150,13 @@ class Cloud:
         except LabError as error:  # after a reconnect an acknowledgement may be lost: then this says nothing
             say("OVN: --wait=hv:", error)
 
-    def attach(self) -> Attached:
+    def attach(self, way: Way) -> Attached:
         """One workload on the first host, from nothing to the first ping, and away again."""
         one = self._plug(0)
         started = time.monotonic()
         self._intend([one])
         intended = time.monotonic()
-        self.insides[0].do(lambda: plug.make([one]))
+        self.insides[0].do(lambda: plug.make([one], way))
         ready = time.monotonic()
         self.switches[0].add([(one.device, one.name)])
         committed = time.monotonic()

@@ -35,6 +35,10 @@ class Attached:
     total: float
     started: float  # monotonic seconds
 
+    def steps(self) -> dict[str, float]:
+        """The times by step."""
+        return {"call": self.call, "card": self.card, "arp": self.arp, "total": self.total}
+
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
