@@ -90,6 +90,7 @@ class Core:
         self._inputs, self._reconciler, self._issue = inputs, reconciler, issue
         self._facts = pb.Facts()
         self._ack: pb.Ack | None = None
+        self._whole = False  # the inputs are a complete cut of the resources
         self._repeat = False  # say the Ack again, even if it is the same
         self._progress = asyncio.Event()
         reconciler.on_progress = self._progress.set
@@ -100,6 +101,7 @@ class Core:
         """Start from the checkpoint: it is what was wanted last, whether a controller answers or not."""
         records = self.checkpoint.load()
         self._put(self.resources.load(records))
+        self._whole = self.resources.complete
         if records:
             resources = self.resources
             log.info("started from the checkpoint", revision=resources.revision, resources=len(resources))
@@ -107,7 +109,7 @@ class Core:
 
     def ready(self) -> bool:
         """The inputs are whole: a complete cut of resources, and who we are. Nothing is touched before."""
-        return self.resources.complete and bool(self._inputs.this.rows)
+        return self._whole and bool(self._inputs.this.rows)
 
     def _describe(self) -> None:
         origin, local = self.resources.origin, self.local
@@ -183,9 +185,10 @@ class Core:
         self._repeat = True
         self._issue()
         await self._reconciler.derive()
+        first, self._whole = not self._whole, True
         self._reconciler.take(self.resources.revision)
-        if not self._inputs.this.rows:
-            self._describe()
+        if first:  # what is there may have to go, even if nothing is wanted
+            self._reconciler.kick()
         self.on_resources()
         took = 1000 * (time.monotonic() - began)
         log.debug("unit taken", unit=unit.number, began=round(began, 6), ms=round(took, 2))
