@@ -173,11 +173,18 @@ class Client:
             if kind.owned:
                 request.parent = parent
             request.page_size, request.page_token, request.filter = 500, token, filter_
-            answer = self.call(kind.method(self._stubs[kind.name], "List"), request)
+            answer = self._list(kind, request)
             yield from getattr(answer, kind.plural)
             token = answer.next_page_token
             if not token:
                 return
+
+    def list_page(self, kind: Kind, request: Any) -> list[Any]:
+        """The objects of one page, as the List request asks."""
+        return list(getattr(self._list(kind, request), kind.plural))
+
+    def _list(self, kind: Kind, request: Any) -> Any:
+        return self.call(kind.method(self._stubs[kind.name], "List"), request)
 
     def update(self, body: Any, *, mask: list[str], validate_only: bool = False, request_id: str = "") -> Any:
         """Changes the fields of `mask`; with an etag in the body only if nobody else did in between."""
@@ -201,13 +208,14 @@ class Client:
 
     def sync(self, revision: int = 0, *, parent: str = "", timeout: float = 10.0) -> system_pb2.SyncResponse:
         """Has everything up to `revision` (0: up to now) reached the data plane of the hosts in scope?"""
-        request = system_pb2.SyncRequest(revision=revision or self.revision, parent=parent)
+        # 0 stays 0: a delete answers no revision, so what this client has seen may be older than what it did.
+        request = system_pb2.SyncRequest(revision=revision, parent=parent)
         request.timeout.FromNanoseconds(int(timeout * 1e9))
         answer: system_pb2.SyncResponse = self.call(self.system.Sync, request, timeout=timeout + 5)
         return answer
 
     def watch(self, request: system_pb2.WatchRequest) -> Iterator[system_pb2.WatchResponse]:
-        """Changes as they happen; ends with ApiError when the server cuts."""
+        """Changes as they happen; ends with ApiError when the server cuts (`tealnet.follow` goes on by itself)."""
         try:
             for response in self.system.Watch(request):
                 self._note(response)

@@ -1,33 +1,38 @@
-"""apply and diff: files of documents against the controller (order, partial failure, plan, prune)."""
+"""apply: files of documents against the controller: order, partial failure, plan, prune."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
-import yaml
 
 from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.documents import SET_LABEL, BadDocument, Document, read_files
-from tealnet.cli.objects import tenant_option, wait_for
-from tealnet.cli.session import Failure, Session, errors, explain, pass_session
+from tealnet.cli.objects import delete_all
+from tealnet.cli.options import confirm, files_option, tenant_option, wait_options, yes_option
+from tealnet.cli.plan import located, print_plan
+from tealnet.cli.progress import Progress
+from tealnet.cli.session import Failure, Session, pass_session
+from tealnet.cli.targets import Target
+from tealnet.cli.waiting import wait_for
 
 _PARALLEL = 16
+_TENANTS = 8  # so many are waited for one by one
 
 
 @click.command()
-@click.option("-f", "--file", "files", multiple=True, required=True, help="File, directory or - ; repeatable.")
+@files_option()
 @tenant_option
-@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
-@click.option("--prune", is_flag=True, help="Delete objects of the set that stand in no document; needs --set.")
-@click.option("--set", "set_name", default="", help=f"Name of the set: objects get the label {SET_LABEL}.")
-@click.option("--yes", is_flag=True, help="Do not ask before pruning.")
-@click.option("--wait/--no-wait", default=False, help="Wait until the data plane has it.")
-@click.option("--timeout", default=60.0, help="Seconds to wait.")
+@click.option("--dry-run", is_flag=True, help="Only say what would happen; the controller checks everything.")
+@click.option("--set", "set_name", default="", metavar="NAME", help=f"Mark all objects: label {SET_LABEL}=NAME.")
+@click.option("--prune", is_flag=True, help="Delete what has the mark of --set and stands in no document.")
+@yes_option
+@wait_options()
 @pass_session
 def apply(
     session: Session,
@@ -35,131 +40,88 @@ def apply(
     files: tuple[str, ...],
     tenant: str,
     dry_run: bool,
-    prune: bool,
     set_name: str,
+    prune: bool,
     yes: bool,
     wait: bool,
     timeout: float,
 ) -> None:
-    """Make the controller's objects as the documents say. A field that a document does not name is left alone.
+    """Make objects as documents say: YAML or JSON, in any order, as often as you like.
 
-    Exit codes: 0 all done, 1 something failed (each with file:line), 2 usage.
+    \b
+      teal apply -f examples/ --wait
+      teal apply -f shop.yaml --dry-run
+      teal apply -f site/ --set site --prune       git is right: what it no longer holds goes
+      teal get networks -o yaml | teal apply -f -
+
+    \b
+      kind: Network
+      tenant: acme
+      name: web
+      cidrs: [10.0.0.0/24]
+      router: main          short names mean the document's own tenant
+
+    A field that a document does not name is left alone; `field: null` resets it. With an `etag` the object is changed
+    only if nobody else did meanwhile. A document that fails takes along those that refer to it; the others go on.
+
+    Exit codes: 0 all done, 1 something failed (each with file:line), 2 usage; with --wait also those of `teal sync`.
     """
     if prune and not set_name:
-        raise click.UsageError("--prune needs --set NAME: only objects of that set are ever pruned")
-    session.tenant = tenant or session.tenant
+        raise click.UsageError("--prune needs --set NAME: only what bears that mark is ever deleted")
+    session.tenant = tenant
     documents = load(session, files)
     if set_name:
-        for document in documents:
-            document.body.labels[SET_LABEL] = set_name
-            if "labels" not in document.mask:
-                document.mask.append(f"labels.{SET_LABEL}")
+        _mark(documents, set_name)
     if dry_run:
-        failed = _print_plan(plan(session, documents), documents)
-        if prune:
-            for item in _absent(session, documents, set_name):
-                click.echo(f"{item.name} would be deleted")
-        if failed:
-            raise Failure(f"{failed} of {len(documents)} documents would fail")
+        _dry_run(session, documents, prune_set=set_name if prune else "")
         return
-    failed = _apply_all(session, documents)
-    if prune and not failed:
-        _prune(session, _absent(session, documents, set_name), yes=yes)
+    failed = apply_all(session, documents)
     if failed:
-        raise Failure(f"{failed} of {len(documents)} documents failed or were skipped")
+        hint = "; nothing was pruned" if prune else ""
+        raise Failure(f"{failed} of {len(documents)} documents failed or were skipped{hint}")
+    if prune:
+        _prune(session, _absent(session, documents, set_name), yes=yes)
     if wait:
-        with errors():
-            wait_for(session, parent="", timeout=timeout)
+        click.echo(wait_for(session, parents=_parents(documents), timeout=timeout, revision=session.client.revision))
 
 
-@click.command()
-@click.option("-f", "--file", "files", multiple=True, required=True, help="File, directory or - ; repeatable.")
-@tenant_option
-@pass_session
-def diff(session: Session, *, files: tuple[str, ...], tenant: str) -> None:
-    """Show what `apply` would change. Exit code 0 nothing, 1 something."""
-    session.tenant = tenant or session.tenant
-    documents = load(session, files)
-    results = plan(session, documents)
-    changed = 0
-    for document, result in zip(documents, results, strict=True):
-        if result.HasField("error") or result.action == result.ACTION_FAIL:
-            click.echo(f"{document.where}: {document.name}: {_error_text(document, result.error)}", err=True)
-            changed += 1
-            continue
-        before, after = _yaml(result.before), _yaml(result.after)
-        lines = list(
-            difflib.unified_diff(before, after, f"{document.name} (now)", f"{document.name} ({document.where})")
-        )
-        changed += bool(lines)
-        for line in lines:
-            color = {"+": "green", "-": "red"}.get(line[0])
-            click.secho(line.rstrip("\n"), fg=color)
-    if changed:
-        raise click.exceptions.Exit(1)
-
-
-def load(session: Session, files: tuple[str, ...]) -> list[Document]:
+def load(session: Session, files: Sequence[str]) -> list[Document]:
     """The documents in the order of their creation. Raises Failure with exit code 2."""
-    tenant = session.tenant or session.settings().get("tenant") or ""
     try:
-        documents = read_files(files, tenant=tenant)
+        documents = read_files(files, tenant=session.own_tenant())
     except BadDocument as error:
         raise Failure(str(error), code=2) from None
     if not documents:
-        raise Failure("no documents found", code=2)
+        raise Failure(f"no documents in {', '.join(files)}", code=2)
     return sorted(documents, key=lambda d: kinds.KINDS.index(d.kind))
 
 
-def plan(session: Session, documents: list[Document]) -> list[Any]:
-    """The server's word on each document, against the world plus the documents before it."""
-    from google.protobuf import field_mask_pb2
-
-    from tealnet.v1 import system_pb2
-
-    request = system_pb2.PlanRequest()
+def _mark(documents: Sequence[Document], set_name: str) -> None:
     for document in documents:
-        item = request.items.add()
-        getattr(item.object, document.kind.name).CopyFrom(document.body)
-        item.update_mask.CopyFrom(field_mask_pb2.FieldMask(paths=document.mask))
-    with errors():
-        return list(session.client.call(session.client.system.Plan, request).results)
+        document.body.labels[SET_LABEL] = set_name
+        if "labels" not in document.mask:
+            document.mask.append(f"labels.{SET_LABEL}")
 
 
-def _print_plan(results: Iterable[Any], documents: list[Document]) -> int:
-    failed = 0
-    for document, result in zip(documents, results, strict=True):
-        word = result.Action.Name(result.action).removeprefix("ACTION_").lower()
-        if word == "fail":
-            failed += 1
-            click.echo(f"{document.title} would fail: {_error_text(document, result.error)}", err=True)
-        else:
-            words = {"create": "would be created", "update": "would be changed", "unchanged": "unchanged"}
-            click.echo(f"{document.title} {words.get(word, word)}")
-    return failed
+def _dry_run(session: Session, documents: Sequence[Document], *, prune_set: str) -> None:
+    failed = print_plan(session, documents)
+    if prune_set:
+        for item in _absent(session, documents, prune_set):
+            click.echo(f"{output.title(item.name)} would be deleted")
+    if failed:
+        raise Failure(f"{failed} of {len(documents)} documents would fail")
 
 
-def _error_text(document: Document, error: Any) -> str:
-    import grpc
+def apply_all(session: Session, documents: Sequence[Document]) -> int:
+    """Kind by kind, in parallel inside a kind; a failed document fails its dependents, others go on.
 
-    from tealnet.client import error_of
-
-    codes = {code.value[0]: code for code in grpc.StatusCode}
-    return _located(
-        document, error_of(codes.get(error.code, grpc.StatusCode.UNKNOWN), error.message, list(error.details))
-    )
-
-
-def _located(document: Document, error: Any) -> str:
-    where = document.line_of(error.violations[0][0]) if error.violations else document.where
-    return f"{where}: {explain(error)}"
-
-
-def _apply_all(session: Session, documents: list[Document]) -> int:
-    """Kind by kind, in parallel inside a kind; a failed document fails its dependents, others go on."""
+    Prints a line for each and a sum; returns how many failed or were skipped.
+    """
     from tealnet.client import ApiError
 
     bad: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    started = time.monotonic()
     _ = session.client  # made before threads share it
 
     def one(document: Document) -> tuple[str, str]:
@@ -167,21 +129,29 @@ def _apply_all(session: Session, documents: list[Document]) -> int:
         if blocked:
             return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})"
         try:
-            return "", _put(session, document)
+            done = put(session, document)
         except ApiError as error:
-            return "failed", f"failed: {_located(document, error)}"
+            return "failed", f"failed: {located(session, document, error)}"
+        return done, done
 
-    with ThreadPoolExecutor(_PARALLEL) as pool:
+    with Progress("applying") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
         for kind in kinds.KINDS:
             batch = [d for d in documents if d.kind is kind]
-            for document, (problem, text) in zip(batch, pool.map(one, batch), strict=True):
-                click.echo(f"{document.title} {text}", err=bool(problem))
-                if problem:
+            for document, (outcome, text) in zip(batch, pool.map(one, batch), strict=True):
+                wrong = outcome in ("skipped", "failed")
+                progress.say(f"{document.title} {output.painted(text) if not wrong else text}", err=wrong)
+                counts[outcome] += 1
+                progress.step(f"applying: {counts.total()} of {len(documents)}")
+                if wrong:
                     bad[document.name] = document.title
+    if len(documents) > 1:
+        summary = ", ".join(f"{count} {word}" for word, count in counts.items())
+        click.echo(f"{summary} ({time.monotonic() - started:.1f} s)", err=True)
     return len(bad)
 
 
-def _put(session: Session, document: Document) -> str:
+def put(session: Session, document: Document) -> str:
+    """Create or update one object: created, changed or unchanged. Raises ApiError."""
     import grpc
 
     from tealnet.client import ApiError
@@ -192,52 +162,41 @@ def _put(session: Session, document: Document) -> str:
     except ApiError as error:
         if error.code is not grpc.StatusCode.NOT_FOUND:
             raise
-        client.create(document.kind, ident=document.ident, body=document.body, parent=document.parent)
-        return "created"
-    after = client.update(document.body, mask=_plain_mask(document, before))
+        try:
+            client.create(document.kind, ident=document.ident, body=document.body, parent=document.parent)
+            return "created"
+        except ApiError as late:
+            if late.code is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+        before = client.get(document.name)  # somebody else has just created it
+    after = client.update(document.body, mask=document.mask) if document.mask else before
     return "unchanged" if after.etag == before.etag else "changed"
 
 
-def _plain_mask(document: Document, before: Any) -> list[str]:
-    """One label of a map is set by sending all labels as they are, plus it."""
-    special = f"labels.{SET_LABEL}"
-    if special not in document.mask:
-        return document.mask
-    wanted = document.body.labels[SET_LABEL]
-    document.body.labels.update(before.labels)
-    document.body.labels[SET_LABEL] = wanted
-    return [path for path in document.mask if path != special] + ["labels"]
+def _parents(documents: Sequence[Document]) -> list[str]:
+    """What to wait for: the tenants that the documents are about, or everything."""
+    tenants = sorted({"/".join(d.name.split("/")[:2]) for d in documents if d.kind is not kinds.HOST})
+    return tenants if 0 < len(tenants) <= _TENANTS else [""]
 
 
-def _absent(session: Session, documents: list[Document], set_name: str) -> list[Any]:
+def _absent(session: Session, documents: Sequence[Document], set_name: str) -> list[Any]:
     named = {document.name for document in documents}
-    with errors():
-        return [
-            item
-            for kind in reversed(kinds.KINDS)
-            for item in session.client.list_all(kind, filter_=f"{SET_LABEL}={set_name}")
-            if item.name not in named
-        ]
+    return [
+        item
+        for kind in reversed(kinds.KINDS)
+        for item in session.client.list_all(kind, filter_=f"{SET_LABEL}={set_name}")
+        if item.name not in named
+    ]
 
 
-def _prune(session: Session, items: list[Any], *, yes: bool) -> None:
+def _prune(session: Session, items: Sequence[Any], *, yes: bool) -> None:
     if not items:
         return
-    for item in items:
-        click.echo(f"  {item.name}")
     if not yes:
-        click.confirm(f"delete these {len(items)} objects of the set?", abort=True)
-    with errors():
         for item in items:
-            session.client.delete(item.name)
-            click.echo(f"{item.name} deleted")
-
-
-def _yaml(item: Any) -> list[str]:
-    which = item.WhichOneof("object")
-    if which is None:
-        return []
-    data = output.as_dict(getattr(item, which))
-    for key in ("etag", "revision", "update_time", "create_time", "uid", "status"):
-        data.pop(key, None)
-    return yaml.safe_dump(data, sort_keys=True, allow_unicode=True).splitlines(keepends=True)
+            click.echo(f"  {output.title(item.name)}", err=True)
+        confirm(f"delete these {len(items)} objects, which no document holds any more?")
+    targets = [Target(kinds.kind_of(item.name), item.name) for item in items]
+    stay = delete_all(session, targets, force=False, ignore_missing=True)
+    if stay:
+        raise Failure(f"{stay} of {len(items)} objects could not be deleted")

@@ -1,34 +1,43 @@
-"""create KIND NAME: one command per kind, with the fields as options."""
+"""create KIND NAME, one command per kind with the fields as options; and move."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import click
 
 from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.objects import output_option, tenant_option, wait_for
-from tealnet.cli.session import Session, errors, pass_session
+from tealnet.cli.group import Suggesting
+from tealnet.cli.options import output_option, tenant_option, wait_options
+from tealnet.cli.session import Failure, Session, pass_session
+from tealnet.cli.targets import complete_names
+from tealnet.cli.waiting import wait_for
 from tealnet.kinds import Kind
 
+_hosts, _networks, _routers = complete_names(kinds.HOST), complete_names(kinds.NETWORK), complete_names(kinds.ROUTER)
+_ATTACH = {"netns": "NETNS", "netns-path": "NETNS_PATH", "device": "DEVICE"}
+_COUNT = click.IntRange(0, 2**32 - 1)
 
-@click.group()
+
+@click.group(cls=Suggesting)
 def create() -> None:
-    """Create a tenant, network, router, port or host."""
+    """Create one tenant, network, router, port or host.
+
+    \b
+      teal create tenant acme
+      teal create router main -t acme
+      teal create network web -t acme --cidr 10.0.0.0/24 --cidr fd00::/64 --router main
+      teal create port web-1 -t acme --network web --host h1 --wait
+
+    For many, and to change them later: `teal apply -f FILE`.
+    """
 
 
 def labels_option(function: Any) -> Any:
     """--label key=value, repeatable."""
     return click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; repeatable.")(function)
-
-
-def wait_options(function: Any) -> Any:
-    """--wait, --timeout, -o."""
-    function = click.option("--wait/--no-wait", default=False, help="Wait until the data plane has it.")(function)
-    function = click.option("--timeout", default=30.0, help="Seconds to wait.")(function)
-    return output_option(function)
 
 
 def pairs_of(labels: tuple[str, ...]) -> dict[str, str]:
@@ -42,43 +51,69 @@ def pairs_of(labels: tuple[str, ...]) -> dict[str, str]:
     return result
 
 
-def _finish(
-    session: Session, kind: Kind, *, ident: str, body: Any, parent: str, form: str, wait: bool, timeout: float
-) -> Any:
-    with errors():
-        made = session.client.create(kind, ident=ident, body=body, parent=parent)
-        if form == "table":
-            click.echo(f"{kind.name}/{ident} created")
-        else:
-            output.show(kind, [made], form)
-        if wait:
-            scope = made.name if kind is kinds.PORT or kind is kinds.NETWORK else ""
-            wait_for(session, parent=scope, timeout=timeout, revision=made.revision)
-            if kind is kinds.PORT:
-                made = session.client.get(made.name)
-                click.echo(f"{output.state_of(made)} on {output.short(made.host) or '-'}: {' '.join(made.addresses)}")
-    return made
+class Ending(TypedDict):
+    """How a command ends: what it prints, and whether it waits."""
+
+    form: str
+    wait: bool
+    timeout: float
+
+
+def _ending(function: Any) -> Any:
+    return wait_options()(output_option(function))
+
+
+def _finish(session: Session, kind: Kind, name: str, body: Any, **end: Unpack[Ending]) -> None:
+    """Create, print, wait. `name` is the whole resource name."""
+    parent = "/".join(name.split("/")[:2]) if kind.owned else ""
+    made = session.client.create(kind, ident=output.short(name), body=body, parent=parent)
+    plain = end["form"] in ("table", "wide")
+    if plain:
+        click.echo(f"{output.title(made.name)} created")
+    said = ""
+    if end["wait"]:
+        scope = "" if kind is kinds.HOST else made.name
+        only = made.name if kind is kinds.PORT else ""  # failures of others' ports are not this one's
+        said = wait_for(session, parents=[scope], timeout=end["timeout"], revision=made.revision, only=only)
+        made = session.client.get(made.name)
+    if kind is kinds.PORT and plain:
+        said = "; ".join(filter(None, [port_in_words(made), said]))
+    if said:
+        click.echo(said, err=not plain)
+    if not plain:
+        output.show_one(kind, made, end["form"])
+
+
+def port_in_words(port: Any) -> str:
+    """active on h1: 10.0.0.2 fd00::2"""
+    addresses = " ".join(port.addresses)
+    if not port.host:
+        return f"{addresses}, on no host yet: `teal move {output.named(port.name)} --to HOST`"
+    state = output.state_of(port) if port.status.state else "PENDING"
+    return f"{state.lower()} on {output.short(port.host)}: {addresses}"
+
+
+def _owned(session: Session, kind: Kind, name: str, tenant: str) -> str:
+    """The whole name of a new object; short names of others mean its own tenant from here on."""
+    session.tenant = tenant
+    full = session.name_of(kind, name)
+    session.tenant = full.split("/")[1]
+    return full
 
 
 @create.command("tenant")
 @click.argument("name")
 @labels_option
 @click.option("--host-label", "host_labels", multiple=True, metavar="KEY=VALUE", help="Only hosts with this label.")
+@click.option("--attach", multiple=True, type=click.Choice(list(_ATTACH)), help="What it may attach. [netns]")
+@click.option("--max-ports", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
+@click.option("--max-networks", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
+@click.option("--max-routers", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option(
-    "--attach",
-    "attach",
-    multiple=True,
-    type=click.Choice(["netns", "netns-path", "device"]),
-    help="Granted attachments.",
+    "--issue-cert", type=click.Path(path_type=Path), metavar="DIR", help="Write a certificate of its admin there."
 )
-@click.option("--max-ports", default=0, help="Quota; 0 = the controller's default.")
-@click.option("--max-networks", default=0)
-@click.option("--max-routers", default=0)
-@click.option(
-    "--issue-cert", type=click.Path(path_type=Path), help="Write a leaf for the tenant's admin to this folder."
-)
-@click.option("--pki", type=click.Path(path_type=Path), help="Folder with the CA's key, for --issue-cert.")
-@wait_options
+@click.option("--pki", type=click.Path(path_type=Path), metavar="DIR", help="Where ca.crt and ca.key are.")
+@_ending
 @pass_session
 def create_tenant(
     session: Session,
@@ -92,42 +127,52 @@ def create_tenant(
     max_routers: int,
     issue_cert: Path | None,
     pki: Path | None,
-    form: str,
-    wait: bool,
-    timeout: float,
+    **end: Unpack[Ending],
 ) -> None:
-    """A tenant: owner and isolation boundary (admins only)."""
+    """A tenant: owner and isolation boundary (admins only).
+
+    \b
+      teal create tenant acme
+      teal create tenant acme --host-label rack=7 --attach netns --attach device --max-ports 50
+      teal create tenant acme --pki ca --issue-cert acme
+    """
     from tealnet.v1 import tenant_pb2
 
-    words = {"netns": "NETNS", "netns-path": "NETNS_PATH", "device": "DEVICE"}
+    full = session.name_of(kinds.TENANT, name)
     body = tenant_pb2.Tenant(labels=pairs_of(labels))
     if host_labels or attach:
-        body.placement.host_selector.update(pairs_of(host_labels))
-        granted = tenant_pb2.Placement(kinds=[f"ATTACHMENT_KIND_{words[a]}" for a in attach])
-        body.placement.MergeFrom(granted)
+        granted = [f"ATTACHMENT_KIND_{_ATTACH[a]}" for a in attach]
+        body.placement.MergeFrom(tenant_pb2.Placement(kinds=granted, host_selector=pairs_of(host_labels)))
     if max_ports or max_networks or max_routers:
         body.quota.CopyFrom(tenant_pb2.Quota(ports=max_ports, networks=max_networks, routers=max_routers))
     if issue_cert and not pki:
         raise click.UsageError("--issue-cert needs --pki DIR, the folder with ca.crt and ca.key")
-    _finish(session, kinds.TENANT, ident=name, body=body, parent="", form=form, wait=wait, timeout=timeout)
+    _finish(session, kinds.TENANT, full, body, **end)
     if issue_cert and pki:
-        from tealnet.core.pki import Ca
+        _issue(pki, output.short(full), issue_cert)
 
-        Ca.load(pki).issue(f"tenant/{name}/admin").save(issue_cert, f"tenant-{name}")
-        click.echo(f"certificate of tenant/{name}/admin in {issue_cert}")
+
+def _issue(pki: Path, tenant: str, directory: Path) -> None:
+    from tealnet.core.pki import Ca, PkiError
+
+    try:
+        cert, key = Ca.load(pki).issue(f"tenant/{tenant}/admin").save(directory, f"tenant-{tenant}-admin")
+    except PkiError as error:
+        raise Failure(f"the tenant was created, but no certificate: {error}") from None
+    click.echo(f"{cert}\n{key} (keep it secret)")
 
 
 @create.command("network")
 @click.argument("name")
 @tenant_option
 @click.option("--cidr", "cidrs", multiple=True, required=True, help="v4 or v6 prefix; repeatable.")
-@click.option("--gateway", "gateways", multiple=True, help="Instead of a CIDR's first address.")
-@click.option("--reserve", "reserved", multiple=True, help="Never given out: address, A-B or prefix.")
-@click.option("--router", default="", help="The router (routing domain) to attach to.")
-@click.option("--mtu", default=0, help="0 = the controller's default.")
-@click.option("--dns", "dns", multiple=True, help="DNS server; repeatable.")
+@click.option("--gateway", "gateways", multiple=True, metavar="ADDRESS", help="Instead of a CIDR's first address.")
+@click.option("--reserve", "reserved", multiple=True, help="Never given out: ADDRESS, A-B or a prefix.")
+@click.option("--router", default="", help="The router (routing domain) to attach to.", shell_complete=_routers)
+@click.option("--mtu", default=0, type=_COUNT, help="Of the workloads' interfaces; 0: the controller's default.")
+@click.option("--dns", multiple=True, metavar="ADDRESS", help="DNS server; repeatable.")
 @labels_option
-@wait_options
+@_ending
 @pass_session
 def create_network(
     session: Session,
@@ -141,22 +186,23 @@ def create_network(
     mtu: int,
     dns: tuple[str, ...],
     labels: tuple[str, ...],
-    form: str,
-    wait: bool,
-    timeout: float,
+    **end: Unpack[Ending],
 ) -> None:
-    """A network: `teal create network web -t acme --cidr 10.0.0.0/24 --cidr fd00::/64`."""
+    """A network: v4 and v6 prefixes of a tenant. Other tenants may have the same.
+
+    \b
+      teal create network acme/web --cidr 10.0.0.0/24 --cidr fd00::/64 --router main
+    """
     from tealnet.v1 import network_pb2
 
-    session.tenant = tenant or session.tenant
+    full = _owned(session, kinds.NETWORK, name, tenant)
     body = network_pb2.Network(
         cidrs=cidrs, gateways=gateways, reserved_ranges=reserved, mtu=mtu, labels=pairs_of(labels)
     )
     if router:
         body.router = session.name_of(kinds.ROUTER, router)
     body.dns.servers.extend(dns)
-    parent = session.parent(required=True)
-    _finish(session, kinds.NETWORK, ident=name, body=body, parent=parent, form=form, wait=wait, timeout=timeout)
+    _finish(session, kinds.NETWORK, full, body, **end)
 
 
 @create.command("router")
@@ -164,47 +210,42 @@ def create_network(
 @tenant_option
 @click.option("--route", "routes", multiple=True, metavar="PREFIX=NEXT_HOP", help="Static route; repeatable.")
 @labels_option
-@wait_options
+@_ending
 @pass_session
 def create_router(
-    session: Session,
-    *,
-    name: str,
-    tenant: str,
-    routes: tuple[str, ...],
-    labels: tuple[str, ...],
-    form: str,
-    wait: bool,
-    timeout: float,
+    session: Session, *, name: str, tenant: str, routes: tuple[str, ...], labels: tuple[str, ...], **end: Unpack[Ending]
 ) -> None:
-    """A router: the networks attached to it reach each other."""
+    """A router: the networks attached to it reach each other.
+
+    \b
+      teal create router acme/main --route 192.168.0.0/16=10.0.0.254
+    """
     from tealnet.v1 import router_pb2
 
-    session.tenant = tenant or session.tenant
+    full = _owned(session, kinds.ROUTER, name, tenant)
     body = router_pb2.Router(labels=pairs_of(labels))
     for route in routes:
         prefix, equals, hop = route.partition("=")
         if not equals:
             raise click.BadParameter(f"{route!r} is not PREFIX=NEXT_HOP", param_hint="--route")
         body.routes.add(prefix=prefix, next_hop=hop)
-    parent = session.parent(required=True)
-    _finish(session, kinds.ROUTER, ident=name, body=body, parent=parent, form=form, wait=wait, timeout=timeout)
+    _finish(session, kinds.ROUTER, full, body, **end)
 
 
 @create.command("port")
 @click.argument("name")
 @tenant_option
-@click.option("--network", required=True, help="The network.")
-@click.option("--host", default="", help="The host; none = unbound.")
+@click.option("--network", required=True, help="The network.", shell_complete=_networks)
+@click.option("--host", default="", help="The host; left out: on none yet.", shell_complete=_hosts)
 @click.option("--address", "addresses", multiple=True, help="Instead of an automatic one; repeatable.")
 @click.option("--mac", default="", help="Instead of the derived one.")
-@click.option("--allowed", multiple=True, help="Further source prefix that it may send from.")
+@click.option("--allowed", multiple=True, metavar="PREFIX", help="Further source that it may send from; repeatable.")
 @click.option("--namespace", default="", help="Workload namespace; default: the port's name.")
-@click.option("--interface", default="", help="Interface inside it; default eth0.")
-@click.option("--path", default="", help="Attach to an existing namespace by path.")
-@click.option("--device", default="", help="Attach an existing device of the host.")
+@click.option("--interface", default="", help="Interface inside it. [eth0]")
+@click.option("--path", default="", help="Attach to an existing namespace, by path (needs a grant).")
+@click.option("--device", default="", help="Attach an existing device of the host (needs a grant).")
 @labels_option
-@wait_options
+@_ending
 @pass_session
 def create_port(
     session: Session,
@@ -221,70 +262,74 @@ def create_port(
     path: str,
     device: str,
     labels: tuple[str, ...],
-    form: str,
-    wait: bool,
-    timeout: float,
+    **end: Unpack[Ending],
 ) -> None:
-    """A port: `teal create port web-1 -t acme --network web --host h1 --wait`."""
+    """A port: the attachment of a workload to a network, on a host.
+
+    \b
+      teal create port acme/web-1 --network web --host h1 --wait
+      teal create port acme/db-web --network web --host h1 --namespace db-1 --interface eth1
+    """
     from tealnet.v1 import port_pb2
 
-    session.tenant = tenant or session.tenant
     if path and device:
         raise click.UsageError("--path and --device exclude each other")
+    full = _owned(session, kinds.PORT, name, tenant)
     kind = "NETNS_PATH" if path else "DEVICE" if device else "NETNS"
-    attachment = port_pb2.Attachment(
-        kind=f"ATTACHMENT_KIND_{kind}",
-        namespace=namespace,
-        interface=interface,
-        path=path,
-        device=device,
-    )
     body = port_pb2.Port(
         network=session.name_of(kinds.NETWORK, network),
         host=session.name_of(kinds.HOST, host) if host else "",
-        attachment=attachment,
+        attachment=port_pb2.Attachment(
+            kind=f"ATTACHMENT_KIND_{kind}", namespace=namespace, interface=interface, path=path, device=device
+        ),
         addresses=addresses,
         mac=mac,
         allowed_addresses=allowed,
         labels=pairs_of(labels),
     )
-    parent = session.parent(required=True)
-    _finish(session, kinds.PORT, ident=name, body=body, parent=parent, form=form, wait=wait, timeout=timeout)
+    _finish(session, kinds.PORT, full, body, **end)
 
 
 @create.command("host")
 @click.argument("name")
-@click.option("--vtep", default="", help="Tunnel address; empty = pinned at first contact.")
+@click.option("--vtep", default="", metavar="ADDRESS", help="Tunnel address; left out: pinned at first contact.")
 @labels_option
-@wait_options
+@_ending
 @pass_session
-def create_host(
-    session: Session, *, name: str, vtep: str, labels: tuple[str, ...], form: str, wait: bool, timeout: float
-) -> None:
-    """A host. For a machine that joins with a token use `teal host add`."""
+def create_host(session: Session, *, name: str, vtep: str, labels: tuple[str, ...], **end: Unpack[Ending]) -> None:
+    """A host that has its certificate already. For one that is to join with a token: `teal host add`.
+
+    \b
+      teal create host h4 --vtep 192.0.2.4 --label rack=7
+    """
     from tealnet.v1 import host_pb2
 
     body = host_pb2.Host(vtep=vtep, labels=pairs_of(labels))
-    _finish(session, kinds.HOST, ident=name, body=body, parent="", form=form, wait=wait, timeout=timeout)
+    _finish(session, kinds.HOST, session.name_of(kinds.HOST, name), body, **end)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="PORT", shell_complete=complete_names(kinds.PORT))
 @tenant_option
-@click.option("--to", "host", required=True, help="The host to move to.")
-@click.option("--wait/--no-wait", default=True)
-@click.option("--timeout", default=30.0)
+@click.option("--to", "host", required=True, metavar="HOST", help="Where it goes.", shell_complete=_hosts)
+@wait_options(default=True)
 @pass_session
 def move(session: Session, *, name: str, tenant: str, host: str, wait: bool, timeout: float) -> None:
-    """Move a port to another host, make before break."""
+    """Move a port to another host, make before break; also binds one that has no host yet.
+
+    \b
+      teal move acme/web-2 --to h3
+    """
     from tealnet.v1 import port_pb2
 
-    session.tenant = tenant or session.tenant
-    with errors():
-        body = port_pb2.Port(name=session.name_of(kinds.PORT, name), host=session.name_of(kinds.HOST, host))
-        moved = session.client.update(body, mask=["host"])
-        click.echo(f"port/{output.short(moved.name)} is to move to {output.short(moved.host)}")
-        if wait:
-            wait_for(session, parent=moved.name, timeout=timeout, revision=moved.revision)
-            found = session.client.get(moved.name)
-            click.echo(f"{output.state_of(found)} on {output.short(found.host)}")
+    full = _owned(session, kinds.PORT, name, tenant)
+    before = session.client.get(full)
+    moved = session.client.update(port_pb2.Port(name=full, host=session.name_of(kinds.HOST, host)), mask=["host"])
+    if moved.host == before.host:
+        click.echo(f"{output.title(full)} is on {output.short(moved.host)} already")
+        return
+    origin = f"from {output.short(before.host)} " if before.host else ""
+    click.echo(f"{output.title(full)} moves {origin}to {output.short(moved.host)}")
+    if wait:
+        said = wait_for(session, parents=[full], timeout=timeout, revision=moved.revision, only=full)
+        click.echo(f"{port_in_words(session.client.get(full))}; {said}")

@@ -6,13 +6,15 @@
     cidrs: [10.0.0.0/24]
     router: main              # short names mean the document's own tenant
 
-A field that is absent is left alone, `field: null` resets it. Every error knows its file and line.
+A field that is absent is left alone, `field: null` resets it. What `teal get -o yaml` prints can be applied: fields
+that only the server sets are left out then. Every error knows its file and line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,17 @@ import yaml
 from google.protobuf import json_format
 
 from tealnet import kinds
+from tealnet.cli import output
 from tealnet.kinds import Kind
 
+SET_LABEL = "tealnet.dev/set"
+SUFFIXES = (".yaml", ".yml", ".json")
 _REFERENCES = {"router": kinds.ROUTER, "network": kinds.NETWORK, "host": kinds.HOST}
 _SUBFIELDS = ("attachment", "placement", "quota", "dns")  # merged by their own fields
-SET_LABEL = "tealnet.dev/set"
+_OUTPUT_ONLY = frozenset(
+    {"uid", "revision", "create_time", "update_time", "status", "segments", "networks", "state"}
+)  # fmt: skip
+_MOST_BYTES = 64 << 20
 
 
 class BadDocument(ValueError):
@@ -45,8 +53,8 @@ class Document:
 
     @property
     def title(self) -> str:
-        """network/web"""
-        return f"{self.kind.name}/{self.name.rpartition('/')[2]}"
+        """network acme/web"""
+        return output.title(self.name)
 
     @property
     def parent(self) -> str:
@@ -56,7 +64,7 @@ class Document:
     @property
     def ident(self) -> str:
         """The last part of the name."""
-        return self.name.rpartition("/")[2]
+        return output.short(self.name)
 
     def needs(self) -> set[str]:
         """Names of objects that it refers to."""
@@ -71,16 +79,33 @@ class Document:
         return self.where
 
 
-def read_files(paths: tuple[str, ...], *, tenant: str) -> list[Document]:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a mapping stands, for errors."""
+
+    file: str
+    line: int
+    lines: dict[str, int]
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def bad(self, text: str, key: str = "") -> BadDocument:
+        """An error at a key of the document, or at its beginning."""
+        return BadDocument(f"{self.file}:{self.lines.get(key, self.line)}: {text}")
+
+
+def read_files(paths: Iterable[str], *, tenant: str) -> list[Document]:
     """All documents of files and directories (*.yaml, *.yml, *.json, sorted); "-" = standard input."""
     found: list[Document] = []
     for path in paths:
         for file, text in _texts(path):
-            found += _read(text, file=file, tenant=tenant)
+            found += read_text(text, file=file, tenant=tenant)
     seen: dict[str, str] = {}
     for document in found:
         if document.name in seen:
-            raise BadDocument(f"{document.where}: {document.name} stands already in {seen[document.name]}")
+            raise BadDocument(f"{document.where}: {document.title} stands already in {seen[document.name]}")
         seen[document.name] = document.where
     return found
 
@@ -89,81 +114,110 @@ def _texts(path: str) -> Iterator[tuple[str, str]]:
     if path == "-":
         import sys
 
-        yield "<stdin>", sys.stdin.read()
+        yield "<stdin>", _decoded(sys.stdin.buffer.read(_MOST_BYTES), "<stdin>")
         return
     root = Path(path)
+    files = [root]
     if root.is_dir():
-        files = sorted(p for p in root.rglob("*") if p.suffix in (".yaml", ".yml", ".json") and p.is_file())
+        files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
             raise BadDocument(f"{path}: no .yaml, .yml or .json in this directory")
-    else:
-        files = [root]
     for file in files:
         try:
-            yield str(file), file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadDocument(f"{file}: cannot be read: {error}") from None
+            with file.open("rb") as opened:
+                content = opened.read(_MOST_BYTES)
+        except (OSError, ValueError) as error:
+            raise BadDocument(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        yield str(file), _decoded(content, str(file))
 
 
-def _read(text: str, *, file: str, tenant: str) -> Iterator[Document]:
+def _decoded(content: bytes, file: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadDocument(f"{file}:{line}: not UTF-8 text (byte 0x{content[error.start]:02x})") from None
+
+
+def read_text(text: str, *, file: str, tenant: str) -> list[Document]:
+    """All documents of a text; `file` is its name in errors. Raises BadDocument."""
     try:
         nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadDocument(f"{file}:{line}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise BadDocument(f"{file}: not YAML: {error}") from None
-    for node in nodes:
-        many = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        for each in many:
-            if isinstance(each, yaml.ScalarNode) and each.value == "":
-                continue
-            yield _document(each, file=file, tenant=tenant)
+        raise BadDocument(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise BadDocument(f"{file}: nested too deeply") from None
+    each = [one for node in nodes for one in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
+    empty = ("", "null", "~")
+    return [
+        _document(node, file=file, tenant=tenant)
+        for node in each
+        if not (isinstance(node, yaml.ScalarNode) and node.value in empty)
+    ]
 
 
 def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
-    where = f"{file}:{node.start_mark.line + 1}"
+    source = _Source(file, node.start_mark.line + 1, {})
     if not isinstance(node, yaml.MappingNode):
-        raise BadDocument(f"{where}: a document is a mapping with `kind` and `name`")
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+        raise source.bad("a document is a mapping with `kind` and `name`")
+    data = _mapping(node, source)
+    word = data.pop("kind", None)
+    kind = (kinds.BY_WORD.get(word) or kinds.BY_WORD.get(word.lower())) if isinstance(word, str) else None
+    if kind is None:
+        known = ", ".join(k.title for k in kinds.KINDS)
+        raise source.bad(
+            f"kind: {word!r} is none of {known}" if word is not None else f"kind: missing; one of {known}", "kind"
+        )
+    name = _name(kind, data, tenant=tenant, source=source)
+    data = {_snake(kind, key): value for key, value in data.items()}
+    lines = {_snake(kind, key): line for key, line in source.lines.items()}
+    source = _Source(file, source.line, lines)
+    _resolve(data, name)
+    body, mask = _message(kind, _own(data, source), source)
+    body.name = name
+    return Document(kind, name, body, mask, source.where, lines, file)
+
+
+def _mapping(node: yaml.MappingNode, source: _Source) -> dict[Any, Any]:
+    """The content; fills the source's lines. A key that stands twice is an error, not the last one's victory."""
+    for key, _ in node.value:
+        text, line = str(key.value), key.start_mark.line + 1
+        if text in source.lines and text != "<<":
+            raise BadDocument(f"{source.file}:{line}: {text} stands twice in this document")
+        source.lines[text] = line
     try:
         constructor = yaml.SafeLoader("")
         data: dict[Any, Any] = constructor.construct_mapping(node, deep=True)
     except yaml.MarkedYAMLError as error:
-        raise BadDocument(f"{where}: {error.problem}") from None
-    word = data.pop("kind", None)
-    kind = kinds.BY_WORD.get(word) if isinstance(word, str) else None
-    if kind is None:
-        known = ", ".join(k.title for k in kinds.KINDS)
-        raise BadDocument(f"{where}: kind: {word!r} is none of {known}")
-    name = _name(kind, data, tenant=tenant, where=where)
-    data = {_snake(kind, key): value for key, value in data.items()}
-    for reference, target in _REFERENCES.items():
-        value = data.get(reference)
-        if isinstance(value, str) and value and "/" not in value:
-            parent = "/".join(name.split("/")[:2])
-            data[reference] = target.full_name(parent, value)
-    body, mask = _message(kind, data, where=where)
-    body.name = name
-    return Document(kind, name, body, mask, where, lines, file)
+        raise source.bad(str(error.problem)) from None
+    except (RecursionError, ValueError) as error:
+        raise source.bad(f"not to be understood: {error}") from None
+    return data
 
 
-def _name(kind: Kind, data: dict[str, Any], *, tenant: str, where: str) -> str:
+def _name(kind: Kind, data: dict[str, Any], *, tenant: str, source: _Source) -> str:
     name, owner = data.pop("name", None), data.pop("tenant", None)
-    if not isinstance(name, str) or not name:
-        raise BadDocument(f"{where}: name: missing; every document names its object")
+    if name is None or name == "":
+        raise source.bad("name: missing; every document names its object", "name")
+    if not isinstance(name, str):
+        raise source.bad(f"name: {name!r} is not text; put it in quotes", "name")
     if "/" in name:
         try:
             if kinds.kind_of(name) is not kind:
                 raise ValueError(f"{name!r} is not the name of a {kind.name}")
         except ValueError as error:
-            raise BadDocument(f"{where}: name: {error}") from None
+            raise source.bad(f"name: {error}", "name") from None
         return name
     if not kind.owned:
+        if owner is not None:
+            raise source.bad(f"tenant: a {kind.name} has none; leave it out", "tenant")
         return kind.full_name("", name)
     owner = owner or tenant
     if not isinstance(owner, str) or not owner:
-        raise BadDocument(f"{where}: tenant: missing; say `tenant: NAME` in the document, or give -t")
+        raise source.bad("tenant: missing; say `tenant: NAME` in the document, or give -t", "tenant")
     return kind.full_name(owner if owner.startswith("tenants/") else f"tenants/{owner}", name)
 
 
@@ -173,30 +227,59 @@ def _snake(kind: Kind, key: Any) -> str:
     return fields.get(str(key), str(key))
 
 
-def _message(kind: Kind, data: dict[str, Any], *, where: str) -> tuple[Any, list[str]]:
-    mask: list[str] = []
+def _resolve(data: dict[str, Any], name: str) -> None:
+    """Short names of other objects, and of enum values, to whole ones."""
+    for reference, target in _REFERENCES.items():
+        value = data.get(reference)
+        if isinstance(value, str) and value and "/" not in value:
+            data[reference] = target.full_name("/".join(name.split("/")[:2]), value)
+    attachment, placement = data.get("attachment"), data.get("placement")
+    if isinstance(attachment, dict) and isinstance(attachment.get("kind"), str):
+        data["attachment"] = {**attachment, "kind": _attachment_kind(attachment["kind"])}
+    if isinstance(placement, dict) and isinstance(placement.get("kinds"), list):
+        data["placement"] = {**placement, "kinds": [_attachment_kind(str(kind)) for kind in placement["kinds"]]}
+    if isinstance(data.get("policy"), (str, bool)):  # YAML reads OFF as false
+        word = "OFF" if data["policy"] is False else str(data["policy"])
+        data["policy"] = word if word.startswith("POLICY_") else f"POLICY_{word.upper()}"
+
+
+def _attachment_kind(word: str) -> str:
+    return word if word.startswith("ATTACHMENT_KIND_") else f"ATTACHMENT_KIND_{word.upper()}"
+
+
+def _own(data: dict[str, Any], source: _Source) -> dict[str, Any]:
+    """Without what only the server sets, which an export (it has a revision) holds."""
+    foreign = [key for key in data if key in _OUTPUT_ONLY]
+    if foreign and "revision" not in data:
+        raise source.bad(f"{foreign[0]} is set by the server; leave it out", foreign[0])
+    return {key: value for key, value in data.items() if key not in _OUTPUT_ONLY}
+
+
+def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, list[str]]:
+    body, mask = kind.message(), []
+    known = [descriptor.name for descriptor in kind.message.DESCRIPTOR.fields if descriptor.name not in _OUTPUT_ONLY]
     for key, value in data.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+            raise source.bad(f"{key}: a {kind.title} has no such field; {there}", key)
+        if value is not None:
+            try:
+                json_format.ParseDict({key: value}, body)
+            except json_format.ParseError as error:
+                raise source.bad(f"{key}: {_plain(error)}", key) from None
+            except (RecursionError, ValueError, TypeError, AttributeError) as error:
+                raise source.bad(f"{key}: {value!r:.80} does not fit ({error})", key) from None
         if key in _SUBFIELDS and isinstance(value, dict):
-            mask += [f"{key}.{sub}" for sub in value]
-        else:
+            fields = kind.message.DESCRIPTOR.fields_by_name[key].message_type.fields
+            names = {f.json_name: f.name for f in fields}
+            mask += [f"{key}.{names.get(str(sub), sub)}" for sub in value]
+        elif key != "etag":
             mask.append(key)
-    if isinstance(data.get("attachment"), dict):
-        attachment = data["attachment"]
-        if isinstance(attachment.get("kind"), str) and not attachment["kind"].startswith("ATTACHMENT_KIND_"):
-            attachment["kind"] = f"ATTACHMENT_KIND_{attachment['kind']}"
-    if isinstance(data.get("placement"), dict):
-        granted = data["placement"].get("kinds")
-        if isinstance(granted, list):
-            data["placement"]["kinds"] = [
-                k if str(k).startswith("ATTACHMENT_KIND_") else f"ATTACHMENT_KIND_{k}" for k in granted
-            ]
-    body = kind.message()
-    try:
-        json_format.ParseDict({key: value for key, value in data.items() if value is not None}, body)
-    except json_format.ParseError as error:
-        raise BadDocument(f"{where}: {error}") from None
-    output_only = {"uid", "revision", "create_time", "update_time", "status", "segments", "networks", "state"}
-    for key in mask:
-        if key in output_only and key in kind.message.DESCRIPTOR.fields_by_name:
-            raise BadDocument(f"{where}: {key} is set by the server; leave it out")
-    return body, [key for key in mask if key != "etag"]
+    return body, mask
+
+
+def _plain(error: Exception) -> str:
+    """json_format's words without its preamble."""
+    text = str(error)
+    return text.split(" field: ", 1)[-1].removesuffix(".") if " field: " in text else text.removesuffix(".")

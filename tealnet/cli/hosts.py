@@ -1,4 +1,4 @@
-"""host add|describe|drain|fence|accept, and `hosts`."""
+"""host add|describe|drain|undrain|fence|unfence|accept, and `hosts`."""
 
 from __future__ import annotations
 
@@ -7,108 +7,162 @@ import click
 from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.create import labels_option, pairs_of
-from tealnet.cli.objects import describe, output_option
-from tealnet.cli.session import Session, errors, pass_session
+from tealnet.cli.describe import show
+from tealnet.cli.group import Suggesting
+from tealnet.cli.options import Seconds, confirm, output_option, selector_option, yes_option
+from tealnet.cli.session import Session, pass_session
+from tealnet.cli.targets import Target, complete_names
+
+host_argument = click.argument("name", metavar="HOST", shell_complete=complete_names(kinds.HOST))
+_JOIN_PORT = 7444
+_DAY = 86400.0
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def host() -> None:
-    """Machines with an agent."""
+    """Machines with an agent: let them join, look at them, take them out.
+
+    \b
+      teal host add h4 --vtep 192.0.2.4    prints what to run on the machine
+      teal host describe h4
+      teal host drain h4                   takes no new ports; lists those to move
+    """
 
 
 @click.command("hosts")
+@selector_option
 @output_option
 @pass_session
-def hosts(session: Session, *, form: str) -> None:
-    """All hosts with their state."""
-    with errors():
-        found = list(session.client.list_all(kinds.HOST))
-    output.show(kinds.HOST, found, form)
+def hosts(session: Session, *, selector: str, form: str) -> None:
+    """All hosts with their state: short for `teal get hosts`."""
+    output.show([(kinds.HOST, list(session.client.list_all(kinds.HOST, filter_=selector)))], form)
 
 
 @host.command("add")
-@click.argument("name")
-@click.option("--vtep", default="", help="Tunnel address; empty = pinned at first contact.")
-@click.option("--ttl", default=3600, help="Seconds that the token lives.")
+@click.argument("name", metavar="HOST")
+@click.option("--vtep", default="", metavar="ADDRESS", help="Tunnel address; left out: pinned at first contact.")
+@click.option(
+    "--ttl", type=Seconds(longest=_DAY), default=3600.0, metavar="TIME", help="How long the token lives: 30m, 2h. [1h]"
+)
 @labels_option
 @pass_session
-def add(session: Session, *, name: str, vtep: str, ttl: int, labels: tuple[str, ...]) -> None:
-    """Create a host and a one-time join token; prints what to run on the machine."""
+def add(session: Session, *, name: str, vtep: str, ttl: float, labels: tuple[str, ...]) -> None:
+    """Let a machine join: makes the host and a one-time token, and prints what to run there.
+
+    \b
+      teal host add h4 --vtep 192.0.2.4 --label rack=7
+
+    A host that exists gets a new token.
+    """
     import grpc
 
     from tealnet.client import ApiError
     from tealnet.v1 import host_pb2
 
-    with errors():
-        try:
-            session.client.create(kinds.HOST, ident=name, body=host_pb2.Host(vtep=vtep, labels=pairs_of(labels)))
-            click.echo(f"host/{name} created")
-        except ApiError as error:
-            if error.code is not grpc.StatusCode.ALREADY_EXISTS:
-                raise
-            click.echo(f"host/{name} exists; a new token:")
-        request = host_pb2.CreateJoinTokenRequest(name=f"hosts/{name}")
-        request.ttl.FromSeconds(ttl)
-        token = session.client.call(session.client.hosts.CreateJoinToken, request)
-    server = session.settings()["server"]
-    click.echo("on the machine, run (the join listener's port is 7444 by default):\n")
+    full = session.name_of(kinds.HOST, name)
+    ident = output.short(full)
+    try:
+        session.client.create(kinds.HOST, ident=ident, body=host_pb2.Host(vtep=vtep, labels=pairs_of(labels)))
+        click.echo(f"host {ident} created")
+    except ApiError as error:
+        if error.code is not grpc.StatusCode.ALREADY_EXISTS:
+            raise
+        click.echo(f"host {ident} exists already; this is a new token for it")
+    request = host_pb2.CreateJoinTokenRequest(name=full)
+    request.ttl.FromSeconds(int(ttl))
+    token = session.client.call(session.client.hosts.CreateJoinToken, request)
+    server = str(session.settings()["server"]).split(",")[0]
+    address = "CONTROLLER" if server.startswith("unix:") else server.rpartition(":")[0]
+    click.echo(f"run on {ident}, as root, until {output.moment(token.expire_time)} (the token works once):\n")
     click.echo(
-        f"  teal-agent join --host {name} --server {server.rpartition(':')[0] or server}:7444 \\\n"
+        f"  teal-agent join --host {ident} --server {address}:{_JOIN_PORT} \\\n"
         f"    --token {token.token} \\\n    --ca-sha256 {token.ca_sha256}\n"
     )
-    click.echo(f"the token works once, until {token.expire_time.ToJsonString()}")
+    click.echo(
+        f"{_JOIN_PORT} is the default port of the controller's join listener (its setting join_listen)", err=True
+    )
 
 
 @host.command("describe")
-@click.argument("name")
-@click.pass_context
-def host_describe(ctx: click.Context, *, name: str) -> None:
-    """Fields, state, conditions with remedies, events."""
-    ctx.invoke(describe, kind=kinds.HOST, name=name, tenant="")
+@host_argument
+@pass_session
+def host_describe(session: Session, *, name: str) -> None:
+    """Fields, state, conditions with remedies, what it carries, events."""
+    show(session, Target(kinds.HOST, session.name_of(kinds.HOST, name)))
 
 
 @host.command("drain")
-@click.argument("name")
+@host_argument
 @pass_session
 def drain(session: Session, *, name: str) -> None:
-    """Take no new ports on a host; lists those still there."""
+    """Take no new ports on a host; lists those still there. `teal host undrain` takes it back."""
     from tealnet.v1 import host_pb2
 
-    with errors():
-        full = session.name_of(kinds.HOST, name)
-        answer = session.client.call(session.client.hosts.DrainHost, host_pb2.DrainHostRequest(name=full))
-    click.echo(f"host/{name} takes no new ports; {len(answer.ports)} still there")
+    full = session.name_of(kinds.HOST, name)
+    answer = session.client.call(session.client.hosts.DrainHost, host_pb2.DrainHostRequest(name=full))
+    click.echo(f"host {output.short(full)} takes no new ports; {len(answer.ports) or 'none'} still there")
     for port in answer.ports:
-        click.echo(f"  {port}")
+        click.echo(f"  {output.title(port)}")
+    if answer.ports:
+        click.echo("move them with `teal move PORT --to HOST`", err=True)
+
+
+def _update(session: Session, name: str, **fields: bool) -> str:
+    from tealnet.v1 import host_pb2
+
+    full = session.name_of(kinds.HOST, name)
+    session.client.update(host_pb2.Host(name=full, **fields), mask=list(fields))  # type: ignore[arg-type]
+    return output.short(full)
+
+
+@host.command("undrain")
+@host_argument
+@pass_session
+def undrain(session: Session, *, name: str) -> None:
+    """Take new ports on a host again."""
+    click.echo(f"host {_update(session, name, drained=False)} takes new ports")
 
 
 @host.command("fence")
-@click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@host_argument
+@yes_option
 @pass_session
 def fence(session: Session, *, name: str, yes: bool) -> None:
-    """Treat a silent host as gone: refuse its certificate, withdraw its endpoints, free what waits for it."""
+    """Treat a silent host as gone: refuse its certificate, withdraw its endpoints, free what waits for it.
+
+    The machine itself may forward still: switch it off first if you can. `teal host unfence` takes it back.
+    """
     from tealnet.v1 import host_pb2
 
+    full = session.name_of(kinds.HOST, name)
+    found = session.client.get(full)
     if not yes:
-        click.confirm(f"fence {name}? Its certificate will be refused and its ports withdrawn from others", abort=True)
-    with errors():
-        full = session.name_of(kinds.HOST, name)
-        session.client.call(session.client.hosts.FenceHost, host_pb2.FenceHostRequest(name=full))
-    click.echo(f"host/{name} fenced")
+        ports = f"its {found.status.ports} ports are" if found.status.ports != 1 else "its port is"
+        confirm(
+            f"fence {output.short(full)} ({output.state_of(found)})? Its agent is refused, {ports} unreachable then"
+        )
+    session.client.call(session.client.hosts.FenceHost, host_pb2.FenceHostRequest(name=full))
+    click.echo(f"host {output.short(full)} is fenced")
+
+
+@host.command("unfence")
+@host_argument
+@pass_session
+def unfence(session: Session, *, name: str) -> None:
+    """Let a fenced host come back. Its certificate may have been revoked: `teal host add` makes a new token."""
+    click.echo(f"host {_update(session, name, fenced=False)} may come back")
 
 
 @host.command("accept")
-@click.argument("name", default="")
+@click.argument("name", metavar="[HOST]", default="", shell_complete=complete_names(kinds.HOST))
 @click.option("--all", "all_", is_flag=True, help="Every host that waits for it.")
 @pass_session
 def accept(session: Session, *, name: str, all_: bool) -> None:
-    """Let a host go on whose store has another history, or drop its unaccounted ports."""
+    """Let a host go on after a restored or replaced store, or let it drop ports that are unaccounted for."""
     if all_ == bool(name):
         raise click.UsageError("give a host's name or --all")
-    with errors():
-        answer = session.client.accept("hosts/-" if all_ else session.name_of(kinds.HOST, name))
+    answer = session.client.accept("hosts/-" if all_ else session.name_of(kinds.HOST, name))
     for accepted in answer.hosts:
-        click.echo(f"{accepted} accepted")
+        click.echo(f"{output.title(accepted)} accepted")
     if not answer.hosts:
-        click.echo("nothing to accept")
+        click.echo("no host waits for it", err=True)

@@ -1,6 +1,7 @@
 """The `teal` command: its groups, and the one place where failures become text and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 some hosts disconnected, 4 timeout, 5 failures on hosts.
+Exit codes: 0 done, 1 failed, 2 usage, 3 some hosts disconnected or lost, 4 not in time, 5 failures on hosts,
+130 interrupted. `teal exec` and `teal lab exec` end with the code of their command.
 """
 
 from __future__ import annotations
@@ -13,28 +14,49 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from tealnet.cli import apply, contexts, create, execute, hosts, objects, observe
+from tealnet.cli import apply, contexts, create, describe, edit, execute, hosts, objects, observe, plan, status
+from tealnet.cli.group import Top
 from tealnet.cli.lab import lab
+from tealnet.cli.options import Seconds
 from tealnet.cli.pki import pki
 from tealnet.cli.session import Failure, Session
+from tealnet.cli.targets import complete_contexts
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--context", default="", help="A context other than the current one.")
-@click.option("--request-timeout", default=30.0, help="Seconds that a call may take.")
+@click.group(cls=Top, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--context", default="", metavar="NAME", shell_complete=complete_contexts, help="Not the current context."
+)
+@click.option(
+    "--request-timeout", type=Seconds(), default=30.0, metavar="TIME", help="How long one call may take: 5s, 1m. [30s]"
+)
 @click.pass_context
 def teal(ctx: click.Context, *, context: str, request_timeout: float) -> None:
-    """Tealnet: tenant networks, workloads on many hosts, blue-green segments.
+    """Tealnet: tenant networks, and workloads on many hosts that reach each other over them.
 
-    Begin with `teal lab up`, then `teal apply -f examples/`, `teal status`, `teal get ports`.
+    \b
+      teal lab up --hosts 3              three hosts on this machine, and a controller
+      teal apply -f examples/ --wait     two tenants with networks and ports
+      teal get ports
+      teal exec acme/web-1 -- ping -c1 10.0.0.20
+      teal status
+
+    Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, port and
+    host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5 failures on hosts.
     """
     ctx.obj = Session(context=context, timeout=request_timeout)
 
 
-@teal.command()
+@click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script: `eval "$(teal completion bash)"`."""
+    """Print the completion script of a shell.
+
+    \b
+      eval "$(teal completion bash)"                     for this shell
+      teal completion bash > /etc/bash_completion.d/teal for all
+      teal completion fish > ~/.config/fish/completions/teal.fish
+    """
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
@@ -42,56 +64,66 @@ def completion(shell: str) -> None:
     click.echo(found(teal, {}, "teal", "_TEAL_COMPLETE").source())
 
 
-@teal.command(context_settings={"ignore_unknown_options": True})
+@click.command()
 @click.option("--keep", is_flag=True, help="Leave the lab up for playing.")
 def demo(keep: bool) -> None:
-    """Tell the story on a lab of 3 hosts with real traffic."""
+    """Tell the story on a lab of 3 hosts, with real traffic (root; about a minute).
+
+    \b
+      teal demo
+      teal demo --keep && teal get ports
+    """
     from tealnet.lab.demo import run
 
     sys.exit(run(keep="lab" if keep else ""))
 
 
-for command in (
-    apply.apply,
-    apply.diff,
-    objects.get,
-    objects.describe,
-    objects.delete,
-    create.create,
-    create.move,
-    observe.watch,
-    observe.sync,
-    observe.status,
-    observe.events,
-    observe.version,
-    execute.execute,
-    hosts.hosts,
-    hosts.host,
-    contexts.context,
-    lab,
-    pki,
-):
-    teal.add_command(command)
+teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
+                             objects.delete, plan.diff))  # fmt: skip
+teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
+teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
+teal.add_section("Setting up", (lab, demo, contexts.context, pki, completion, observe.version))
 
 
 def main() -> None:
-    """Entry point. Interrupts and broken pipes end quietly."""
+    """Entry point. Never a traceback (but with TEALNET_DEBUG=1); interrupts and broken pipes end quietly."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """The command with these arguments; returns its exit code."""
     try:
-        teal(standalone_mode=False)
-    except Failure as failure:
-        failure.show()
-        sys.exit(failure.code)
+        _check_text(argv)
+        code = teal.main(argv, prog_name="teal", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
-    except click.ClickException as usage:
-        usage.show()
-        sys.exit(usage.exit_code)
+        return ended.exit_code
+    except click.ClickException as failure:
+        failure.show()
+        return failure.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("aborted", err=True)
-        sys.exit(130)
+        click.echo("\ninterrupted", err=True)
+        return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
+        return 1
+    except Exception as error:  # what nobody foresaw is still not a traceback for whoever only uses this
+        if os.environ.get("TEALNET_DEBUG"):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        Failure(f"this is a bug of teal: {what}\n  TEALNET_DEBUG=1 shows where; please report it with that").show()
+        return 1
+
+
+def _check_text(argv: list[str]) -> None:
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise Failure(
+                f"an argument is not UTF-8 text: {word.encode(errors='backslashreplace').decode()}", code=2
+            ) from None
 
 
 if __name__ == "__main__":

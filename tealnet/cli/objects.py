@@ -1,169 +1,213 @@
-"""get, describe, delete: the same for every kind."""
+"""get and delete: the same for every kind."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
 
 from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.session import Failure, Session, errors, pass_session
+from tealnet.cli.explain import explain
+from tealnet.cli.options import (
+    confirm,
+    files_option,
+    output_option,
+    selector_option,
+    tenant_option,
+    wait_options,
+    yes_option,
+)
+from tealnet.cli.progress import Progress
+from tealnet.cli.session import Failure, Session, pass_session
+from tealnet.cli.targets import Target, complete_targets, targets_of
+from tealnet.cli.waiting import wait_for
 from tealnet.kinds import Kind
 
-F = Callable[..., Any]
-
-
-class KindParam(click.ParamType[Kind]):
-    """tenant(s), network(s) or net, router(s), port(s), host(s)."""
-
-    name = "kind"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Kind:
-        """The kind of a word."""
-        if isinstance(value, Kind):
-            return value
-        found = kinds.BY_WORD.get(value)
-        if found is None:
-            self.fail(f"{value!r} is none of {', '.join(kind.plural for kind in kinds.KINDS)}", param, ctx)
-        return found
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """Offer the plural words."""
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(kind.plural) for kind in kinds.KINDS if kind.plural.startswith(incomplete)]
-
-
-def output_option(function: F) -> F:
-    """-o FORMAT."""
-    return click.option(
-        "-o", "--output", "form", type=click.Choice(output.FORMATS), default="table", help="How to print."
-    )(function)
-
-
-def tenant_option(function: F) -> F:
-    """-t TENANT."""
-    return click.option("-t", "--tenant", default="", help="The tenant; default: the context's, else all.")(function)
+_PARALLEL = 16
 
 
 @click.command()
-@click.argument("kind", type=KindParam())
-@click.argument("names", nargs=-1)
+@click.argument("words", nargs=-1, required=True, metavar="KIND [NAME]...", shell_complete=complete_targets)
 @tenant_option
+@selector_option
 @output_option
-@click.option("-l", "--selector", default="", help="Labels, e.g. app=web,tier!=db; ports also network=, host=, state=.")
 @pass_session
-def get(session: Session, *, kind: Kind, names: tuple[str, ...], tenant: str, form: str, selector: str) -> None:
-    """Show objects: `teal get ports -t acme`, `teal get network web -o yaml`."""
-    session.tenant = tenant or session.tenant
-    with errors():
-        if names:
-            objects = [session.client.get(session.name_of(kind, name)) for name in names]
+def get(session: Session, *, words: tuple[str, ...], tenant: str, form: str, selector: str) -> None:
+    """Show objects of a kind, or some by name.
+
+    \b
+      teal get ports                       all that you may see
+      teal get ports -t acme -l app=web    of a tenant, with a label
+      teal get network acme/web -o yaml    one, whole
+      teal get networks,routers            two kinds; `all` for every kind
+      teal get ports -o name | xargs teal describe
+
+    `wide` has more columns; `json` and `yaml` are lists unless one object is named, and `teal apply -f -` takes them;
+    `name` prints resource names.
+    """
+    session.tenant = tenant
+    targets = targets_of(session, words)
+    if targets[0].name:
+        if selector:
+            raise click.UsageError("-l chooses among all objects of a kind; leave out the names")
+        items = [(target.kind, session.client.get(target.name)) for target in targets]
+        if len(items) == 1:
+            output.show_one(*items[0], form)
         else:
-            parent = session.parent(required=False)
-            objects = list(session.client.list_all(kind, parent=parent, filter_=selector))
-    output.show(kind, objects, form)
+            output.show(_by_kind(items), form)
+        return
+    parent = session.parent(required=False)
+    with Progress("reading"):
+        found = [(t.kind, list(session.client.list_all(t.kind, parent=parent, filter_=selector))) for t in targets]
+    output.show(found, form)
+
+
+def _by_kind(items: Iterable[tuple[Kind, Any]]) -> list[tuple[Kind, list[Any]]]:
+    grouped: dict[str, tuple[Kind, list[Any]]] = {}
+    for kind, item in items:
+        grouped.setdefault(kind.name, (kind, []))[1].append(item)
+    return list(grouped.values())
 
 
 @click.command()
-@click.argument("kind", type=KindParam())
-@click.argument("name")
+@click.argument("words", nargs=-1, metavar="[KIND NAME...]", shell_complete=complete_targets)
+@files_option(required=False)
 @tenant_option
-@pass_session
-def describe(session: Session, *, kind: Kind, name: str, tenant: str) -> None:
-    """Everything about one object: fields, state, conditions with remedies, events."""
-    session.tenant = tenant or session.tenant
-    with errors():
-        full = session.name_of(kind, name)
-        found = session.client.get(full)
-        events = events_of(session, full)
-    output.dump({"kind": kind.title, **output.as_dict(found)}, "yaml")
-    for condition in getattr(getattr(found, "status", None), "conditions", ()):
-        click.echo(f"! {condition.type}: {condition.text}\n  remedy: {condition.remedy}")
-    if events:
-        click.echo("events:")
-        for event in events:
-            click.echo(f"  {event.time.ToJsonString()}  {event.reason}  {event.text}")
-
-
-def events_of(session: Session, name: str) -> list[Any]:
-    """The events of an object, oldest first."""
-    from tealnet.v1 import system_pb2
-
-    request = system_pb2.ListEventsRequest(name=name, page_size=100)
-    return list(session.client.call(session.client.system.ListEvents, request).events)
-
-
-@click.command()
-@click.argument("kind", type=KindParam())
-@click.argument("names", nargs=-1, required=True)
-@tenant_option
+@selector_option
 @click.option("--cascade", is_flag=True, help="Delete what it holds, too (tenants, networks); lists it first.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--wait/--no-wait", default=False, help="Wait until it is gone from the hosts.")
-@click.option("--timeout", default=30.0, help="Seconds to wait.")
+@click.option("--ignore-missing", is_flag=True, help="What is not there is no error.")
+@yes_option
+@wait_options()
 @pass_session
 def delete(
     session: Session,
     *,
-    kind: Kind,
-    names: tuple[str, ...],
+    words: tuple[str, ...],
+    files: tuple[str, ...],
     tenant: str,
+    selector: str,
     cascade: bool,
+    ignore_missing: bool,
     yes: bool,
     wait: bool,
     timeout: float,
 ) -> None:
-    """Delete objects. What is referenced stays, and the error says by whom."""
-    session.tenant = tenant or session.tenant
-    with errors():
-        for name in names:
-            full = session.name_of(kind, name)
-            if cascade and not yes:
-                _confirm_cascade(session, kind, full)
-            session.client.delete(full, force=cascade)
-            click.echo(f"{kind.name}/{output.short(full)} deleted")
-        if wait:
-            wait_for(session, parent="", timeout=timeout)
+    """Delete objects. What is referenced stays, and the error says by whom.
+
+    \b
+      teal delete port acme/web-1 --wait   gone from its host, too
+      teal delete ports -t acme -l app=web
+      teal delete tenant acme --cascade    with all that it holds
+      teal delete -f examples/             what stands in files, ports first
+
+    The intent goes at once. With --wait: exit code 3, 4 or 5 as `teal sync` when hosts have not let go yet.
+    """
+    session.tenant = tenant
+    chosen = _chosen(session, words, files, selector)
+    names = [target.name for target in chosen]
+    if cascade and not yes:
+        _confirm_cascade(session, chosen)
+    elif selector and names and not yes:
+        _list(names)
+        confirm(f"delete these {len(names)} objects?")
+    if selector and not names:
+        click.echo("nothing found, nothing deleted", err=True)
+    parents = _sync_parents(session, chosen) if wait else []
+    gone_is_fine = ignore_missing or bool(files)
+    failed = delete_all(session, chosen, force=cascade, ignore_missing=gone_is_fine)
+    if failed:
+        raise Failure(f"{failed} of {len(chosen)} objects could not be deleted")
+    if wait and chosen:
+        click.echo(f"gone: {wait_for(session, parents=parents, timeout=timeout)}")
 
 
-def _confirm_cascade(session: Session, kind: Kind, full: str) -> None:
-    if kind.name == "tenant":
-        held = [
-            item for k in (kinds.PORT, kinds.NETWORK, kinds.ROUTER) for item in session.client.list_all(k, parent=full)
-        ]
-    else:
-        parent = full.rpartition("/networks/")[0]
-        held = [p for p in session.client.list_all(kinds.PORT, parent=parent) if p.network == full]
-    for item in held:
-        click.echo(f"  {item.name}")
-    click.confirm(f"delete {full} and the {len(held)} objects above?", abort=True)
+def _chosen(session: Session, words: tuple[str, ...], files: tuple[str, ...], selector: str) -> list[Target]:
+    """What is to be deleted, in the order in which it can be."""
+    if bool(words) == bool(files):
+        raise click.UsageError("say either KIND NAME or -f FILE")
+    if files:
+        from tealnet.cli.apply import load
+
+        return [Target(document.kind, document.name) for document in reversed(load(session, files))]
+    targets = targets_of(session, words)
+    if targets[0].name:
+        if selector:
+            raise click.UsageError("-l chooses among all objects of a kind; leave out the names")
+        return sorted(targets, key=lambda target: -kinds.KINDS.index(target.kind))
+    if not selector:
+        raise Failure(f"which {targets[0].kind.plural}? Give names, or choose with -l LABELS", code=2)
+    parent = session.parent(required=False)
+    ordered = sorted((target.kind for target in targets), key=kinds.KINDS.index, reverse=True)
+    return [
+        Target(kind, item.name)
+        for kind in ordered
+        for item in session.client.list_all(kind, parent=parent, filter_=selector)
+    ]
 
 
-def wait_for(session: Session, *, parent: str, timeout: float, revision: int = 0) -> None:
-    """Wait until the data plane has it; says what it waited for. Exit codes 3 disconnected, 4 timeout, 5 failed."""
-    started = time.monotonic()
-    answer = session.client.sync(revision, parent=parent, timeout=timeout)
-    took = time.monotonic() - started
-    if answer.complete:
-        click.echo(f"{answer.synced} of {answer.hosts} hosts know it ({took * 1000:.0f} ms)")
-        return
-    raise SyncFailure(answer)
+def delete_all(session: Session, targets: Sequence[Target], *, force: bool, ignore_missing: bool) -> int:
+    """Delete, kind by kind, in parallel inside a kind; returns how many stay."""
+    import grpc
+
+    from tealnet.client import ApiError
+
+    failed = 0
+    client = session.client  # made before threads share it
+
+    def one(target: Target) -> tuple[bool, str]:
+        try:
+            client.delete(target.name, force=force and target.kind in (kinds.TENANT, kinds.NETWORK))
+        except ApiError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND and ignore_missing:
+                return True, f"{output.title(target.name)} is not there"
+            return False, f"{output.title(target.name)} stays: {explain(error, session)}"
+        return True, f"{output.title(target.name)} deleted"
+
+    order = [kind for kind in kinds.KINDS[::-1] if any(t.kind is kind for t in targets)]
+    with Progress("deleting") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
+        for kind in order:
+            for well, line in pool.map(one, [target for target in targets if target.kind is kind]):
+                progress.say(line, err=not well)
+                failed += not well
+    return failed
 
 
-class SyncFailure(Failure):
-    """A Sync that is not complete: names who is behind, failed, disconnected or lost."""
+def _list(names: Iterable[str]) -> None:
+    for name in names:
+        click.echo(f"  {output.title(name)}", err=True)
 
-    def __init__(self, answer: Any) -> None:
-        lines = [f"{answer.synced} of {answer.hosts} hosts have revision {answer.revision}"]
-        lines += [f"  {f.host}: {f.object} failed: {f.reason}: {f.text}" for f in answer.failed]
-        lines += [f"  {lag.host} is behind (at revision {lag.revision})" for lag in answer.behind]
-        lines += [f"  {host} is disconnected: its agent has no session" for host in answer.disconnected]
-        lines += [
-            f"  {host} is lost; `teal host fence {output.short(host)}` if it is gone for good" for host in answer.lost
-        ]
-        code = 5 if answer.failed else 4 if answer.behind else 3
-        super().__init__("\n".join(lines), code=code)
+
+def _confirm_cascade(session: Session, targets: Sequence[Target]) -> None:
+    """List what would go along, then ask."""
+    held: list[str] = []
+    for target in targets:
+        if target.kind is kinds.TENANT:
+            of_kinds = (kinds.PORT, kinds.NETWORK, kinds.ROUTER)
+            held += [item.name for kind in of_kinds for item in session.client.list_all(kind, parent=target.name)]
+        elif target.kind is kinds.NETWORK:
+            tenant, _, ident = target.name.partition("/networks/")
+            held += [p.name for p in session.client.list_all(kinds.PORT, parent=tenant, filter_=f"network={ident}")]
+    chosen = [target.name for target in targets]
+    also = [name for name in dict.fromkeys(held) if name not in chosen]
+    _list(chosen + also)
+    along = f" and the {len(also)} objects that they hold" if also else ""
+    what = output.title(chosen[0]) if len(chosen) == 1 else f"these {len(chosen)} objects"
+    confirm(f"delete {what}{along}?")
+
+
+def _sync_parents(session: Session, targets: Sequence[Target]) -> list[str]:
+    """What to wait for once they are gone: what the ports' networks concern, else everything that the caller sees."""
+    from tealnet.client import ApiError
+
+    found = set()
+    for target in targets:
+        if target.kind is not kinds.PORT:
+            return [""]
+        try:
+            found.add(session.client.get(target.name).network)
+        except ApiError:
+            continue  # deleting it will say what is wrong
+    return sorted(found) if len(found) == 1 else [""]

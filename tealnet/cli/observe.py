@@ -1,165 +1,229 @@
-"""watch, sync, status, events, version: what is going on."""
+"""watch, sync, events, version: what is going on."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
 import click
 
+from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.objects import KindParam, events_of, tenant_option, wait_for
-from tealnet.cli.session import Failure, Session, errors, pass_session
-from tealnet.kinds import Kind
+from tealnet.cli.describe import events_of
+from tealnet.cli.options import Seconds, selector_option, tenant_option
+from tealnet.cli.session import Failure, Session, pass_session
+from tealnet.cli.targets import complete_targets, kind_of_word, kinds_completion, one_target, targets_of
+from tealnet.cli.waiting import wait_for
+
+_UNTOLD = {"etag", "revision", "update_time", "status.since", "uid"}
 
 
 @click.command()
-@click.argument("kinds", nargs=-1, type=KindParam())
+@click.argument("words", nargs=-1, metavar="[KIND]...", shell_complete=kinds_completion)
 @tenant_option
-@click.option("-l", "--selector", default="", help="Label selector.")
-@click.option("--spec-only", is_flag=True, help="Leave out changes of status alone.")
-@click.option("--resume", default=0, help="Go on after this revision.")
-@click.option("--count", default=0, help="End after so many changes.")
+@selector_option
+@click.option("--spec-only", is_flag=True, help="Leave out changes of state alone.")
+@click.option("--resume", default=0, type=click.IntRange(0), metavar="REVISION", help="Go on after this revision.")
+@click.option("--count", default=0, type=click.IntRange(0), help="End after so many changes.")
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @pass_session
 def watch(
-    session: Session, *, kinds: tuple[Kind, ...], tenant: str, selector: str, spec_only: bool, resume: int, count: int
+    session: Session,
+    *,
+    words: tuple[str, ...],
+    tenant: str,
+    selector: str,
+    spec_only: bool,
+    resume: int,
+    count: int,
+    form: str,
 ) -> None:
-    """Follow changes: a line each, after all that there is."""
+    """Follow changes, after all that there is: a line each, until Ctrl-C.
+
+    \b
+      teal watch ports -t acme
+      teal watch hosts --count 1       with --resume: wait for one change
+      teal watch -o json | jq .        a line of JSON for each change
+
+    Goes on by itself when the connection or the controller goes away for a while; nothing is missed.
+    """
+    from tealnet.follow import follow
     from tealnet.v1 import system_pb2
 
-    session.tenant = tenant or session.tenant
-    parent = session.parent(required=False)
+    session.tenant = tenant
+    chosen = [kind_of_word(one) for word in words for one in word.split(",") if one != "all"]
     request = system_pb2.WatchRequest(
-        parent="" if parent == "tenants/-" else parent,
-        kinds=[kind.name for kind in kinds],
-        filter=selector,
-        spec_only=spec_only,
-        resume_revision=resume,
-    )
+        parent=session.own_tenant(), kinds=[kind.name for kind in chosen], filter=selector,
+        spec_only=spec_only, resume_revision=resume,
+    )  # fmt: skip
+
+    def cut(error: Any) -> None:
+        click.echo(f"the watch was cut ({error.code.name}: {error.message}); going on", err=True)
+
     seen = 0
-    with errors():
-        for response in session.client.watch(request):
-            word = system_pb2.WatchResponse.Type.Name(response.type).removeprefix("TYPE_")
-            if word == "BOOKMARK":
-                continue
-            if word == "SYNCED":
-                click.echo(f"{response.revision:>8}  SYNCED")
-                continue
-            which = response.object.WhichOneof("object")
-            item = getattr(response.object, which)
-            state = output.state_of(item) if which in ("port", "host") else ""
-            click.echo(f"{response.revision:>8}  {word:<8}  {item.name}  {state}".rstrip())
-            seen += 1
-            if count and seen >= count:
-                return
+    told: dict[str, dict[str, Any]] = {}
+    for response in follow(session.client, request, cut=cut):
+        for line in _as_json(response) if form == "json" else _as_text(response, told):
+            click.echo(line)
+        sys.stdout.flush()
+        seen += response.HasField("object")
+        if count and seen >= count:
+            return
+
+
+def _as_json(response: Any) -> Iterator[str]:
+    from tealnet.v1 import system_pb2
+
+    word = system_pb2.WatchResponse.Type.Name(response.type).removeprefix("TYPE_")
+    line: dict[str, Any] = {"type": word, "revision": response.revision}
+    if which := response.object.WhichOneof("object"):
+        line["object"] = {"kind": kinds.BY_WORD[which].title, **output.as_dict(getattr(response.object, which))}
+    yield json.dumps(line, ensure_ascii=False)
+
+
+def _as_text(response: Any, told: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Time, revision, what happened to which object, and what is different."""
+    from tealnet.v1 import system_pb2
+
+    word = system_pb2.WatchResponse.Type.Name(response.type).removeprefix("TYPE_")
+    head = f"{datetime.now():%T}  {response.revision:>8}  "
+    if word == "SYNCED":
+        yield f"{head}-- that is all there is; changes follow --"
+    which = response.object.WhichOneof("object")
+    if which is None:
+        return
+    item = getattr(response.object, which)
+    before = told.pop(item.name, None)
+    now = _flat(output.as_dict(item))
+    if word != "DELETED":
+        told[item.name] = now
+    if word == "MODIFIED" and before is not None:
+        what = ", ".join(_differences(before, now)) or "(nothing that is shown)"
+    elif word == "DELETED":
+        what = ""
+    else:
+        what = _summary(which, item)
+    color = {"ADDED": "green", "MODIFIED": "yellow", "DELETED": "red"}.get(word)
+    yield f"{head}{click.style(word.ljust(8), fg=color)}  {output.title(item.name)}  {what}".rstrip()
+
+
+def _summary(kind: str, item: Any) -> str:
+    columns = output.COLUMNS[kind][0]
+    cells = [cell(item) for head, cell in columns if head not in ("TENANT", "NAME", "PORTS", "FAILED", "MTU")]
+    return "  ".join(cell for cell in cells if cell)
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{path}.")
+        elif path not in _UNTOLD:
+            flat[path] = value
+    return flat
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for path in dict.fromkeys([*now, *before]):
+        old, new = before.get(path), now.get(path)
+        if old != new:
+            yield f"{path.removeprefix('status.')} {_value(old)} → {_value(new)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(_value(one) for one in value) + "]"
+    text = "-" if value is None else str(value).removeprefix("STATE_")
+    return output.named(text) if text.startswith(("tenants/", "hosts/")) else text
 
 
 @click.command()
-@click.argument("parent", default="")
-@click.option("--revision", default=0, help="0 = everything up to now.")
-@click.option("--timeout", default=10.0, help="Seconds.")
+@click.argument("words", nargs=-1, metavar="[KIND NAME]", shell_complete=complete_targets)
+@tenant_option
+@click.option("--revision", default=0, type=click.IntRange(0), help="Up to this revision; default: up to now.")
+@click.option("--timeout", type=Seconds(), default=10.0, metavar="TIME", help="How long to wait: 10s, 2m. [10s]")
 @pass_session
-def sync(session: Session, *, parent: str, revision: int, timeout: float) -> None:
-    """Wait until the data plane has everything. PARENT: tenants/acme, tenants/acme/networks/web … or nothing.
+def sync(session: Session, *, words: tuple[str, ...], tenant: str, revision: int, timeout: float) -> None:
+    """Wait until the hosts have everything on their devices, or say who has not.
 
-    Exit codes: 0 complete, 3 all live hosts but some disconnected, 4 timeout, 5 failures.
+    \b
+      teal sync                    all hosts
+      teal sync tenant acme        hosts that carry something of the tenant
+      teal sync network acme/web
+
+    Exit codes: 0 complete, 3 all but disconnected or lost hosts, 4 not in time, 5 a host could not apply something.
     """
-    with errors():
-        wait_for(session, parent=parent, timeout=timeout, revision=revision)
+    session.tenant = tenant
+    parent = session.own_tenant()
+    if words:
+        target = one_target(session, words)
+        if target.kind is kinds.HOST:
+            raise Failure(
+                "a sync is about a tenant, network, router or port; `teal describe host` shows a host", code=2
+            )
+        parent = target.name
+    click.echo(wait_for(session, parents=[parent], timeout=timeout, revision=revision))
 
 
 @click.command()
+@click.argument("words", nargs=-1, metavar="[KIND NAME]", shell_complete=complete_targets)
+@tenant_option
+@click.option("--count", default=100, show_default=True, type=click.IntRange(1, 1000), help="The newest so many.")
 @click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
 @pass_session
-def status(session: Session, *, form: str) -> None:
-    """One screen: store, replicas, hosts, who is behind."""
-    with errors():
-        found = session.client.status()
+def events(session: Session, *, words: tuple[str, ...], tenant: str, count: int, form: str) -> None:
+    """What happened to an object in the last 24 hours: who, what, when.
+
+    \b
+      teal events port acme/web-1    also when it is gone
+      teal events host h1            also refused sessions of its agent
+      teal events                    everything (admins)
+    """
+    session.tenant = tenant
+    name = session.own_tenant()
+    if words:
+        (target, *more) = targets_of(session, words)
+        if more or not target.name:
+            raise Failure(f"one object, please: {' '.join(words)} NAME", code=2)
+        name = target.name
+    found = events_of(session, name)[-count:]
     if form != "table":
-        output.dump(output.as_dict(found), form)
+        output.dump([output.as_dict(event) for event in found], form)
         return
-    click.echo(f"cluster {found.cluster} ({found.cluster_uid[:8]}) at revision {found.revision}")
-    if found.HasField("stale_since"):
-        click.secho(f"STALE since {found.stale_since.ToJsonString()}: the store does not answer", fg="red")
-    click.echo(f"{found.tenants} tenants, {found.networks} networks, {found.routers} routers, {found.ports} ports")
-    states = "  ".join(f"{_state(c.state)} {c.count}" for c in found.port_states if c.count)
-    if states:
-        click.echo(f"ports: {states}")
-    click.echo()
-    output.table(
-        ["ETCD", "HEALTHY", "VERSION", "SIZE"],
-        [
-            [
-                m.endpoint + (" (leader)" if m.leader else ""),
-                "yes" if m.healthy else "NO",
-                m.version,
-                f"{m.db_size_bytes >> 10} KiB",
-            ]
-            for m in found.etcd
-        ],
-    )
-    click.echo()
-    output.table(
-        ["REPLICA", "SESSIONS", "LOW WATER", "VERSION"],
-        [
-            [r.id + (" (chores)" if r.chores else ""), str(r.sessions), str(r.low_water), r.version]
-            for r in found.replicas
-        ],
-    )
-    click.echo()
-    rows = []
-    for host in found.hosts:
-        lag = max(0, found.revision - host.status.synced_revision) if host.status.synced_revision else 0
-        rows.append(
-            [
-                output.short(host.name),
-                output.state_of(host),
-                host.vtep,
-                str(host.status.ports),
-                str(host.status.failed or ""),
-                str(host.status.unaccounted or ""),
-                str(lag or ""),
-                ",".join(c.type for c in host.status.conditions),
-            ]
-        )
-    output.table(["HOST", "STATE", "VTEP", "PORTS", "FAILED", "UNACCOUNTED", "BEHIND", "CONDITIONS"], rows)
+    if not found:
+        click.echo("no events in the last 24 hours", err=True)
+        return
+    rows = [[output.moment(e.time), _about(e.name), e.reason, e.actor, e.text] for e in found]
+    output.table(["TIME", "OBJECT", "REASON", "BY", "WHAT"], rows)
 
 
-def _state(number: int) -> str:
-    from tealnet.v1 import port_pb2
-
-    return port_pb2.PortStatus.State.Name(port_pb2.PortStatus.State.ValueType(number)).removeprefix("STATE_")
-
-
-@click.command()
-@click.argument("name", default="")
-@pass_session
-def events(session: Session, *, name: str) -> None:
-    """What happened to an object: `teal events tenants/acme/ports/web-1`, `teal events hosts/h1`; all without NAME."""
-    from tealnet.kinds import kind_of
-
-    if name:
-        try:
-            kind_of(name)
-        except ValueError as error:
-            raise Failure(str(error), code=2) from None
-    with errors():
-        found = events_of(session, name)
-    output.table(
-        ["TIME", "OBJECT", "REASON", "ACTOR", "TEXT"],
-        [[e.time.ToJsonString(), e.name, e.reason, e.actor, e.text] for e in found],
-    )
+def _about(name: str) -> str:
+    return output.title(name) if name.startswith(("tenants/", "hosts/")) else name or "cluster"
 
 
 @click.command()
 @pass_session
 def version(session: Session) -> None:
     """Versions of this command and of the controller."""
+    from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as package_version
 
+    from tealnet.cli.explain import explain
+    from tealnet.client import ApiError
     from tealnet.v1 import system_pb2
 
-    click.echo(f"teal        {package_version('tealnet')}")
     try:
-        with errors():
-            found = session.client.call(session.client.system.GetVersion, system_pb2.GetVersionRequest())
-        click.echo(f"controller  {found.version} (API {found.api})")
-    except Failure as failure:
-        click.echo(f"controller  not reachable: {failure.message}")
+        own = package_version("tealnet")
+    except PackageNotFoundError:  # run from a checkout
+        own = "(a checkout)"
+    click.echo(f"teal        {own}")
+    try:
+        found = session.client.call(session.client.system.GetVersion, system_pb2.GetVersionRequest())
+    except ApiError as error:
+        click.echo("controller  not reachable")
+        raise Failure(explain(error, session)) from None
+    click.echo(f"controller  {found.version} (API {found.api})")

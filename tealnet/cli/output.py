@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -27,7 +28,18 @@ def tenant_of(name: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
-def _enum(message: Any, field: str) -> str:
+def named(name: str) -> str:
+    """As a person types it: tenants/acme/ports/web-1 → acme/web-1, hosts/h1 → h1."""
+    parts = name.split("/")
+    return f"{parts[1]}/{parts[3]}" if len(parts) == 4 else short(name)
+
+
+def title(name: str) -> str:
+    """With its kind: port acme/web-1, host h1."""
+    return f"{name.split('/')[-2].removesuffix('s')} {named(name)}"
+
+
+def enum_of(message: Any, field: str) -> str:
     """An enum's value without its prefix: STATE_ACTIVE → ACTIVE."""
     descriptor = message.DESCRIPTOR.fields_by_name[field].enum_type
     value: str = descriptor.values_by_number[getattr(message, field)].name
@@ -37,7 +49,7 @@ def _enum(message: Any, field: str) -> str:
 
 def state_of(message: Any) -> str:
     """A port's or host's state with its reason."""
-    state = _enum(message.status, "state")
+    state = enum_of(message.status, "state")
     reason = getattr(message.status, "reason", "")
     return f"{state} ({reason})" if reason else state
 
@@ -56,7 +68,7 @@ def _used(network: Any) -> str:
 
 COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], ...]]] = {
     "tenant": (
-        (("NAME", lambda o: short(o.name)), ("STATE", lambda o: _enum(o, "state")), ("LABELS", _labels)),
+        (("NAME", lambda o: short(o.name)), ("STATE", lambda o: enum_of(o, "state")), ("LABELS", _labels)),
         (("UID", lambda o: o.uid), ("DESCRIPTION", lambda o: o.description)),
     ),
     "network": (
@@ -124,9 +136,9 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
 
 
 def _attachment(attachment: Any) -> str:
-    kind = _enum(attachment, "kind")
+    kind = enum_of(attachment, "kind")
     where = attachment.device or attachment.path or attachment.namespace
-    return f"{kind} {where}{':' + attachment.interface if attachment.interface else ''}"
+    return f"{kind} {where}{':' + attachment.interface if attachment.interface else ''}".strip()
 
 
 def as_dict(message: Any) -> dict[str, Any]:
@@ -137,18 +149,35 @@ def as_dict(message: Any) -> dict[str, Any]:
     return result
 
 
-def show(kind: Kind, objects: Sequence[Any], form: str) -> None:
-    """Print objects of one kind."""
+def show(found: Sequence[tuple[Kind, Sequence[Any]]], form: str) -> None:
+    """Print objects, kind by kind. JSON and YAML are always one list, and what `teal apply -f -` takes."""
     if form == "name":
-        for item in objects:
-            click.echo(item.name)
+        for _, objects in found:
+            for item in objects:
+                click.echo(item.name)
     elif form in ("json", "yaml"):
-        data: Any = [{"kind": kind.title, **as_dict(item)} for item in objects]
-        dump(data[0] if len(data) == 1 else data, form)
+        dump([{"kind": kind.title, **as_dict(item)} for kind, objects in found for item in objects], form)
     else:
-        plain, more = COLUMNS[kind.name]
-        columns = plain + more if form == "wide" else plain
-        table([head for head, _ in columns], [[cell(item) for _, cell in columns] for item in objects])
+        shown = [(kind, objects) for kind, objects in found if objects]
+        if not shown:
+            click.echo(f"no {' or '.join(kind.plural for kind, _ in found)} found", err=True)
+        for number, (kind, objects) in enumerate(shown):
+            if number:
+                click.echo()
+            plain, more = COLUMNS[kind.name]
+            columns = plain + more if form == "wide" else plain
+            heads = [head for head, _ in columns]
+            if len(found) > 1:
+                heads[heads.index("NAME")] = kind.title.upper()
+            table(heads, [[cell(item) for _, cell in columns] for item in objects])
+
+
+def show_one(kind: Kind, item: Any, form: str) -> None:
+    """Print one object; JSON and YAML without a list around it."""
+    if form in ("json", "yaml"):
+        dump({"kind": kind.title, **as_dict(item)}, form)
+    else:
+        show([(kind, [item])], form)
 
 
 def dump(data: Any, form: str) -> None:
@@ -160,12 +189,42 @@ def dump(data: Any, form: str) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns; plain text, so that it can be cut and grepped."""
+    """Aligned columns; plain text that can be cut and grepped, with colors on a terminal."""
     body = [[str(cell) for cell in row] for row in rows]
-    if not body:
-        click.echo("nothing found", err=True)
-        return
+    color = sys.stdout.isatty()
     widths = [max(len(row[i]) for row in [list(head), *body]) for i in range(len(head))]
     for number, row in enumerate([list(head), *body]):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        click.echo(click.style(line, bold=True) if number == 0 and sys.stdout.isatty() else line)
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        last = max((i for i, cell in enumerate(row) if cell), default=0)
+        cells = [cells[i] if i < last else cell for i, cell in enumerate(row[: last + 1])]
+        if color and number:
+            cells = [painted(cell) for cell in cells]
+        line = "  ".join(cells)
+        click.echo(click.style(line, bold=True) if color and not number else line)
+
+
+_COLORS = {
+    **dict.fromkeys(("ACTIVE", "READY", "created", "added"), "green"),
+    **dict.fromkeys(("PENDING", "UPDATING", "DISCONNECTED", "UNBOUND", "DELETING", "changed"), "yellow"),
+    **dict.fromkeys(("FAILED", "LOST", "FOREIGN_HISTORY", "UNKNOWN", "FENCED", "NO", "failed"), "red"),
+}
+
+
+def painted(text: str) -> str:
+    """A state in its color; other text as it is."""
+    color = _COLORS.get(text.split(" ", 1)[0])
+    return click.style(text, fg=color) if color else text
+
+
+def ago(stamp: Any) -> str:
+    """A protobuf Timestamp as the time that has passed: 12 s, 5 min, 3 h, 2 d."""
+    seconds = max(0.0, datetime.now(UTC).timestamp() - stamp.ToNanoseconds() / 1e9)
+    for limit, unit, word in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {word}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def moment(stamp: Any) -> str:
+    """A protobuf Timestamp in this machine's time zone, to the second."""
+    return f"{datetime.fromtimestamp(stamp.ToNanoseconds() / 1e9):%F %T}"

@@ -1,6 +1,6 @@
-"""What every command shares: the context (which controller, who am I), the client, and errors as a person wants them.
+"""What every command shares: the context (which controller, who am I), the client, and names as a person types them.
 
-Contexts stand in a YAML file, by default ~/.config/tealnet/config.yaml (TEALNET_CONFIG):
+Contexts stand in a YAML file, by default ~/.config/tealnet/config.yaml (TEALNET_CONFIG, XDG_CONFIG_HOME):
 
     current: lab
     contexts:
@@ -10,8 +10,6 @@ Contexts stand in a YAML file, by default ~/.config/tealnet/config.yaml (TEALNET
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, *, code: int = 1) -> None:
         super().__init__(message)
-        self.code = code
+        self.exit_code = code  # type: ignore[misc]  # click's is of the class; ours differ
 
     def show(self, file: Any = None) -> None:
         """One `error:` line, details below it."""
@@ -36,32 +34,46 @@ class Failure(click.ClickException):
 
 def config_path() -> Path:
     """The file of contexts."""
-    return Path(os.environ.get("TEALNET_CONFIG") or Path.home() / ".config" / "tealnet" / "config.yaml")
+    if named := os.environ.get("TEALNET_CONFIG"):
+        return Path(named)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path(os.path.expanduser("~")) / ".config") / "tealnet" / "config.yaml"
 
 
 def load_config() -> dict[str, Any]:
     """The file's content; an absent file is an empty one. Raises Failure when it is not what it should be."""
     path = config_path()
     try:
-        content = yaml.safe_load(path.read_text()) if path.exists() else {}
-    except (OSError, yaml.YAMLError) as error:
-        raise Failure(f"cannot read {path}: {error}") from None
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        content = {}
+    except OSError as error:
+        raise Failure(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise Failure(f"{path} is not YAML: {text}\n  Repair it, or move it away and add your contexts again") from None
     if content is None:
         content = {}
-    if not isinstance(content, dict) or not isinstance(content.get("contexts", {}), dict):
-        raise Failure(f"{path} is not a file of contexts: expected the keys `current` and `contexts`")
-    content.setdefault("contexts", {})
-    return content
+    wrong = not isinstance(content, dict) or not isinstance(content.get("contexts") or {}, dict)
+    if wrong or not all(isinstance(found, dict) for found in (content.get("contexts") or {}).values()):
+        raise Failure(
+            f"{path} is not a file of contexts: expected `current: NAME` and `contexts: {{NAME: {{server: …}}}}`"
+        )
+    content["contexts"] = {str(name): found for name, found in (content.get("contexts") or {}).items()}
+    return dict(content)
 
 
 def save_config(content: dict[str, Any]) -> None:
-    """Write the file, readable by its owner alone."""
+    """Write the file, readable by its owner alone. Raises Failure."""
     path = config_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(content, sort_keys=False))
-    temporary.chmod(0o600)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(mode=0o600)
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+        temporary.replace(path)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror}") from None
 
 
 @dataclass
@@ -70,7 +82,6 @@ class Session:
 
     context: str = ""
     tenant: str = ""
-    output: str = "table"
     timeout: float = 30.0
     _client: Any = None
 
@@ -78,19 +89,20 @@ class Session:
         """The chosen context's settings. Raises Failure with the way out."""
         config = load_config()
         name = self.context or os.environ.get("TEALNET_CONTEXT") or config.get("current") or ""
-        found = config["contexts"].get(name)
+        known = ", ".join(sorted(config["contexts"])) or "none"
+        add = "`teal context add NAME --server HOST:PORT --ca FILE --cert FILE --key FILE`"
+        if not name:
+            choose = f"Choose one with `teal context use NAME` (there are: {known})" if config["contexts"] else (
+                f"Start a lab with `teal lab up`, or add one with\n  {add}"
+            )  # fmt: skip
+            raise Failure(f"no context: teal does not know which controller is meant.\n  {choose}")
+        found = config["contexts"].get(str(name))
         if found is None:
-            known = ", ".join(sorted(config["contexts"])) or "none"
-            raise Failure(
-                f"no context {name!r} (known: {known}).\n  Start a lab with `teal lab up`, or add one with "
-                "`teal context add NAME --server HOST:PORT --ca FILE --cert FILE --key FILE`"
-                if name
-                else "no context chosen. Start a lab with `teal lab up`, or add one with `teal context add`"
-            )
-        missing = [key for key in ("server", "ca", "cert", "key") if not found.get(key)]
+            raise Failure(f"no context {name!r}; there are: {known}.\n  Add one with {add}")
+        missing = [key for key in ("server", "ca", "cert", "key") if not isinstance(found.get(key), str)]
         if missing:
             raise Failure(f"context {name!r} lacks {', '.join(missing)}; see {config_path()}")
-        return {"name": name, **found}
+        return {"name": str(name), **found}
 
     @property
     def client(self) -> Any:
@@ -99,62 +111,53 @@ class Session:
             from tealnet.client import Client, Context
 
             found = self.settings()
+            files = {key: found[key] for key in ("ca", "cert", "key")}
+            name = found.get("server_name") or "controller"
             try:
-                context = Context(
-                    server=found["server"],
-                    ca=found["ca"],
-                    cert=found["cert"],
-                    key=found["key"],
-                    server_name=found.get("server_name", "controller"),
-                )
-                self._client = Client(context, timeout=self.timeout)
+                self._client = Client(Context(server=found["server"], server_name=name, **files), timeout=self.timeout)
             except OSError as error:
-                raise Failure(f"cannot read the certificates of context {found['name']!r}: {error}") from None
+                raise Failure(
+                    f"cannot read {error.filename} of context {found['name']!r}: {error.strerror}.\n"
+                    "  If its lab is gone: `teal lab up`; else add the context again with `teal context add`"
+                ) from None
         return self._client
+
+    def own_tenant(self) -> str:
+        """The tenant from -t, TEALNET_TENANT or the context, as tenants/acme; "" if none is said."""
+        tenant = self.tenant or os.environ.get("TEALNET_TENANT") or self.settings().get("tenant") or ""
+        ident = str(tenant).removeprefix("tenants/")
+        if "/" in ident:
+            raise Failure(f"-t {tenant!r} is not the name of a tenant", code=2)
+        return f"tenants/{ident}" if ident else ""
 
     def parent(self, *, required: bool) -> str:
         """tenants/acme from -t, TEALNET_TENANT or the context; tenants/- (all) unless `required`."""
-        tenant = self.tenant or os.environ.get("TEALNET_TENANT") or self.settings().get("tenant") or ""
-        if tenant:
-            return tenant if tenant.startswith("tenants/") else f"tenants/{tenant}"
+        if tenant := self.own_tenant():
+            return tenant
         if required:
-            raise Failure("which tenant? Give -t TENANT (or set `tenant` in the context)", code=2)
+            raise Failure(
+                "which tenant? Say TENANT/NAME, give -t TENANT, or set TEALNET_TENANT or the context's `tenant`", code=2
+            )
         return "tenants/-"
 
     def name_of(self, kind: Kind, text: str) -> str:
-        """A resource name from what a person types: web, acme/web or tenants/acme/networks/web."""
-        if text.startswith(("tenants/", "hosts/")):
-            return text
-        if not kind.owned:
-            return f"{kind.plural}/{text}"
-        tenant, slash, ident = text.partition("/")
-        if slash:
-            return kind.full_name(f"tenants/{tenant}", ident)
-        return kind.full_name(self.parent(required=True), text)
+        """A resource name from what a person types: web, acme/web or tenants/acme/networks/web. Raises Failure."""
+        parts = text.split("/")
+        if not all(parts):
+            raise Failure(f"{text!r} is not a name", code=2)
+        match parts:
+            case [ident] if not kind.owned:
+                return f"{kind.plural}/{ident}"
+            case [plural, _] if not kind.owned and plural == kind.plural:
+                return text
+            case [ident] if kind.owned:
+                return kind.full_name(self.parent(required=True), ident)
+            case [tenant, ident] if kind.owned:
+                return kind.full_name(f"tenants/{tenant}", ident)
+            case ["tenants", _, plural, _] if kind.owned and plural == kind.plural:
+                return text
+        forms = f"NAME, TENANT/NAME or {kind.full_name('tenants/TENANT', 'NAME')}" if kind.owned else "NAME"
+        raise Failure(f"{text!r} is not the name of a {kind.name}; write {forms}", code=2)
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)
-
-
-@contextmanager
-def errors() -> Iterator[None]:
-    """API failures as Failure."""
-    from tealnet.client import ApiError
-
-    try:
-        yield
-    except ApiError as error:
-        text = explain(error)
-        raise Failure(text) from None
-
-
-def explain(error: Any) -> str:
-    """An ApiError for a person: what, which field, what to do."""
-    import grpc
-
-    if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-        return f"the controller does not answer ({error.message}).\n  Is it running? `teal lab status` or its log tells"
-    lines = [error.message]
-    lines += [f"  {path}: {text}" if path else f"  {text}" for path, text in error.violations]
-    lines += [f"  {text}" for text in error.blockers if text not in error.message]
-    return "\n".join(lines)
