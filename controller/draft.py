@@ -239,6 +239,10 @@ class Draft:
         self.deletes.discard(key)
         self.puts[key] = put(key, value)
 
+    def add(self, op: Put) -> None:
+        """Write a key that nobody else writes, an event for example."""
+        self.puts[op.key] = op
+
     def delete(self, key: bytes) -> None:
         """Delete a key, if it is there."""
         self.puts.pop(key, None)

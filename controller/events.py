@@ -35,8 +35,12 @@ class Events:
 
     async def op(self, *, name: str, uid: str, reason: str, text: str, actor: str = "") -> Put:
         """The write of an event, for a transaction of the caller's. Raises the store's errors."""
+        return self.row(await self.lease(), name=name, uid=uid, reason=reason, text=text, actor=actor)
+
+    def row(self, lease: int, *, name: str, uid: str, reason: str, text: str, actor: str) -> Put:
+        """As `op`, on a lease that `lease` gave."""
         row = store_pb2.EventRow(time=timestamp(), name=name, reason=reason, text=text, actor=actor)
-        return put(self.keys.event(uid, time.time_ns()), row.SerializeToString(), await self._bucket())
+        return put(self.keys.event(uid, time.time_ns()), row.SerializeToString(), lease)
 
     async def note(self, *, name: str, uid: str, reason: str, text: str, actor: str = "") -> None:
         """Write an event by itself. An event that can't be written is only logged: nothing waits for it."""
@@ -71,7 +75,8 @@ class Events:
             )
         return sorted(events, key=lambda event: event.revision)
 
-    async def _bucket(self) -> int:
+    async def lease(self) -> int:
+        """One that nobody renews and that lasts 24 hours: the same for all that is written within ten minutes."""
         now = time.monotonic()
         if now >= self._lease_until:
             self._lease = await self.etcd.grant(LIFE)

@@ -1,13 +1,12 @@
 """Request ids: a create that is sent twice makes one object (T7).
 
-The record of a request lies under `k/i/` for 24 hours, on leases that nobody renews: one per replica and ten minutes,
-not one per write.
+The record of a request lies under `k/i/` for 24 hours, on the leases of events: one per replica and ten minutes, not
+one per write.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 from controller.draft import Draft
 from controller.errors import invalid
 from controller.etcd.types import KeyValue
+from controller.events import Events
 from controller.store import Store
 from tealnet.store.v1 import store_pb2
 
-LIFE = 24 * 3600  # seconds
-_BUCKET = 600.0  # seconds
 _FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -57,9 +55,8 @@ class Ticket:
 class Requests:
     """Makes tickets for one replica."""
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.etcd = store, store.etcd
-        self._lease, self._lease_until = 0, 0.0
+    def __init__(self, store: Store, events: Events) -> None:
+        self.store, self.etcd, self.events = store, store.etcd, events
 
     async def ticket(self, request: Any, *, tenant: str, request_id: str) -> Ticket | None:
         """A ticket for a request with an id, None for one without. `tenant`: its resource name, "" for global objects.
@@ -71,7 +68,7 @@ class Requests:
         if not _FORM.fullmatch(request_id):
             raise invalid("request_id", "letters, digits, '.', '_' and '-', at most 63; for example a UUID")
         key = self.store.keys.request(await self._scope(tenant), request_id)
-        ticket = Ticket(key, fingerprint(request), await self._bucket())
+        ticket = Ticket(key, fingerprint(request), await self.events.lease())
         found = await self.etcd.range(ticket.key)
         if found.kvs:
             raise ticket.answer(found.kvs[0])
@@ -91,13 +88,6 @@ class Requests:
             return error
         found = await self.etcd.range(ticket.key)
         return ticket.answer(found.kvs[0]) if found.kvs else error
-
-    async def _bucket(self) -> int:
-        now = time.monotonic()
-        if now >= self._lease_until:
-            self._lease = await self.etcd.grant(LIFE)
-            self._lease_until = now + _BUCKET
-        return self._lease
 
 
 def fingerprint(request: Any) -> bytes:

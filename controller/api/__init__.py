@@ -11,6 +11,7 @@ from controller.api.host import HostService
 from controller.api.interceptors import Errors
 from controller.api.join import JoinService, Tokens
 from controller.api.network import NetworkService
+from controller.api.notes import Notes
 from controller.api.plan import Planner
 from controller.api.port import PortService
 from controller.api.present import Presenter
@@ -19,6 +20,7 @@ from controller.api.standard import Parts
 from controller.api.tenant import TenantService
 from controller.auth import Auth
 from controller.commit import Committer
+from controller.events import Events
 from controller.intents.base import Context
 from controller.requests import Requests
 from controller.settings import Settings
@@ -43,11 +45,12 @@ class Api:
 
 def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, max_ops: int) -> Api:
     """All services of one replica. `ca` signs hosts' certificates; `max_ops` is what etcd takes in a transaction."""
-    presenter = Presenter(store.world, status)
+    presenter, events = Presenter(store.world, status), Events(store.etcd, store.keys)
     parts = Parts(
         store=store,
         committer=Committer(store, max_ops=max_ops),
-        requests=Requests(store),
+        requests=Requests(store, events),
+        notes=Notes(events),
         presenter=presenter,
         context=Context(settings, random.Random()),
     )

@@ -77,7 +77,8 @@ class Cascade:
             stamp(message, draft.now)
             draft.replace("tenant", row, message=message)
 
-        await self.parts.committer.commit(build, patience=current_caller().time_left)
+        noted = await self.parts.notes.noting(build, reason="Deleting")
+        await self.parts.committer.commit(noted, patience=current_caller().time_left)
 
     async def _check(self, standard: Standard[Any], name: str, etag: str) -> None:
         """Before anything goes: the object is there, and the one that the caller means."""
@@ -97,4 +98,5 @@ class Cascade:
                     if row := draft.reading.row(writer.kind, name):
                         writer.delete(draft, row)
 
-            await self.parts.committer.commit(build, patience=current_caller().time_left)
+            noted = await self.parts.notes.noting(build, reason="Deleted", text="with what held it")
+            await self.parts.committer.commit(noted, patience=current_caller().time_left)

@@ -62,7 +62,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
             message.fenced = True
             message.revoked_before.CopyFrom(Timestamp(seconds=max(now.seconds, message.revoked_before.seconds)))
 
-        return await self._change(request.name, fence, is_done=lambda spec: spec.fenced)
+        return await self._change(request.name, fence, is_done=lambda spec: spec.fenced, reason="Fenced")
 
     async def DrainHost(self, request: host_pb2.DrainHostRequest, context: Any) -> host_pb2.DrainHostResponse:
         """No new ports; those still there are named."""
@@ -70,7 +70,7 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         def drain(message: host_pb2.Host, _: Timestamp) -> None:
             message.drained = True
 
-        host = await self._change(request.name, drain, is_done=lambda spec: spec.drained)
+        host = await self._change(request.name, drain, is_done=lambda spec: spec.drained, reason="Drained")
         return host_pb2.DrainHostResponse(host=host, ports=sorted(self.world.ports_by_host.keys(host.name)))
 
     async def AcceptHost(self, request: host_pb2.AcceptHostRequest, context: Any) -> host_pb2.AcceptHostResponse:
@@ -92,6 +92,8 @@ class HostService(host_pb2_grpc.HostServiceServicer):
                 status.accepted = revision
 
             await edit_host_status(store.etcd, store.keys, row.uid, accept)
+            note = self.parts.notes.events.note
+            await note(name=name, uid=row.uid, reason="Accepted", text="may go on", actor=current_caller().role)
         return host_pb2.AcceptHostResponse(hosts=accepted)
 
     async def CreateJoinToken(
@@ -105,7 +107,12 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         return status is not None and (status.state == FOREIGN_HISTORY or bool(status.unaccounted))
 
     async def _change(
-        self, name: str, change: Callable[[host_pb2.Host, Timestamp], None], *, is_done: Callable[[HostSpec], bool]
+        self,
+        name: str,
+        change: Callable[[host_pb2.Host, Timestamp], None],
+        *,
+        is_done: Callable[[HostSpec], bool],
+        reason: str,
     ) -> host_pb2.Host:
         """An update that is not the caller's to word."""
         names.check_name("host", name, "name")
@@ -121,7 +128,8 @@ class HostService(host_pb2_grpc.HostServiceServicer):
             self._writer.replace(draft, row, message)
 
         caller = current_caller()
-        committed = await self.parts.committer.commit(build, patience=caller.time_left)
+        noted = await self.parts.notes.noting(build, reason=reason)
+        committed = await self.parts.committer.commit(noted, patience=caller.time_left)
         row = row_of(committed.written[0], committed.revision, self.parts.store) if committed.written else before[0]
         host: host_pb2.Host = self.parts.presenter.message("host", row, caller)
         return host

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 from controller.caller import current_caller
 from controller.errors import Ambiguous, ApiError, ResourceExhausted, Unavailable
-from controller.etcd import OutcomeUnknown, StoreFull, StoreUnavailable
+from controller.etcd import LeaseNotFound, OutcomeUnknown, StoreFull, StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -47,7 +47,7 @@ def typed(error: Exception, method: str) -> ApiError:
     match error:
         case ApiError():
             return error
-        case StoreUnavailable():
+        case StoreUnavailable() | LeaseNotFound():
             return Unavailable("the store does not answer; nothing was written")
         case OutcomeUnknown():
             return Ambiguous("the store does not answer; the write may have been done")

@@ -76,7 +76,8 @@ class Batch:
             entry.name = names.full_name("port", parent, ident)
             body = self.standard.body(request.port, name=entry.name)
             entry.ticket = await self._ticket(batch, index, parent)
-            entry.item = self.parts.committer.item(self._build(entry.name, body, entry.ticket))
+            build = await self.parts.notes.noting(self._build(entry.name, body, entry.ticket), reason="Created")
+            entry.item = self.parts.committer.item(build)
         except Replay as replay:
             await self._replayed(entry, replay)
         except ApiError as error:

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from controller import masks, names
 from controller.api import filters
+from controller.api.notes import Notes
 from controller.api.present import Presenter
 from controller.caller import Caller, current_caller
 from controller.commit import Committed, Committer, Effect
@@ -34,6 +35,7 @@ class Parts:
     store: Store
     committer: Committer
     requests: Requests
+    notes: Notes
     presenter: Presenter
     context: Context
 
@@ -57,7 +59,7 @@ class Standard(Generic[M]):
         def build(draft: Draft) -> None:
             self.writer.create(draft, name, copy_of(body))
 
-        created: M = await self.write(request, build, name=name)
+        created: M = await self.write(request, build, name=name, what="Created")
         return created
 
     async def update(self, request: Any) -> M:
@@ -80,7 +82,8 @@ class Standard(Generic[M]):
                 draft.discard()
                 unchanged.append(row)
 
-        updated: M = await self.write(request, build, name=name, unchanged=unchanged)
+        what = f"Updated {', '.join(paths)[:200]}"
+        updated: M = await self.write(request, build, name=name, what=what, unchanged=unchanged)
         return updated
 
     async def delete(self, request: Any) -> None:
@@ -92,7 +95,7 @@ class Standard(Generic[M]):
             check_etag(row, request.etag)
             self.writer.delete(draft, row)
 
-        await self.write(request, build, name=name)
+        await self.write(request, build, name=name, what="Deleted")
 
     def body(self, given: Any, *, name: str) -> Any:
         """The object of a request in canonical form, without what only the server sets. Raises Invalid."""
@@ -115,15 +118,26 @@ class Standard(Generic[M]):
         return row
 
     async def write(
-        self, request: Any, build: Callable[[Draft], None], *, name: str, unchanged: list[Intent[Any]] | None = None
+        self,
+        request: Any,
+        build: Callable[[Draft], None],
+        *,
+        name: str,
+        what: str,
+        unchanged: list[Intent[Any]] | None = None,
     ) -> Any:
-        """Commit, once per request id, and answer with the object (None: it was deleted)."""
+        """Commit, once per request id, and answer with the object (None: it was deleted).
+
+        The first word of `what` is the reason of the event, the rest its text.
+        """
         caller = current_caller()
         effect = Effect.VALIDATE if request.validate_only else Effect.WRITE
         ticket: Ticket | None = None
+        reason, _, text = what.partition(" ")
+        noted = await self.parts.notes.noting(build, reason=reason, text=text)
 
         def ticketed(draft: Draft) -> None:
-            build(draft)
+            noted(draft)
             if ticket and draft.objects:
                 ticket.enter(draft)
 

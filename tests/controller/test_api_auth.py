@@ -50,7 +50,7 @@ def party(place: Site, role: str, leaf: Leaf | None = None) -> Party:
 async def refused(call: Any) -> tuple[grpc.StatusCode, str, status_pb2.Status]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    error = caught.value
+    error: Any = caught.value
     status = rpc_status.from_call(error) or status_pb2.Status()
     return error.code(), error.details() or "", status
 
@@ -134,7 +134,7 @@ async def test_revocation_and_old_certificates_of_a_name() -> None:
         assert code is grpc.StatusCode.UNAUTHENTICATED
 
         async def drained() -> None:
-            while await watch.read() is not grpc.aio.EOF:
+            while isinstance(await watch.read(), system_pb2.WatchResponse):
                 pass
 
         async with asyncio.timeout(5):

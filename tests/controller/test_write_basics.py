@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.rpc import code_pb2
 
 from controller.errors import FailedPrecondition, NotFound
+from controller.events import Events
 from tealnet.v1 import network_pb2, port_pb2, router_pb2, tenant_pb2
 from tests.controller.writing import refusal, writing
 
@@ -69,3 +70,19 @@ async def test_update_merges_into_what_is_stored() -> None:
         assert not less.labels
         listed = await one.networks.ListNetworks(network_pb2.ListNetworksRequest(parent="tenants/-"), None)
         assert [n.name for n in listed.networks] == [made.name]
+
+
+async def test_events_say_who_did_what() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        made = await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        await one.update_network(made.name, "description", description="x")
+        await one.update_network(made.name, "description", description="x")  # changes nothing
+        await one.delete_network(made.name)
+        found = await Events(site.etcd, one.store.keys).read(made.uid)
+        assert [(e.reason, e.text, e.actor) for e in found] == [
+            ("Created", "", "admin"),
+            ("Updated", "description", "admin"),
+            ("Deleted", "", "admin"),
+        ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -19,8 +18,8 @@ TENANTS, NETWORKS, PORTS = ("acme", "globex"), ("web", "db"), [f"p{n}" for n in 
 HOSTS = ["", "hosts/h1", "hosts/h2"]
 
 
-def step(one: Replicated, rng: random.Random) -> Awaitable[Any]:
-    """One request that may well be possible."""
+def step(one: Replicated, rng: random.Random) -> Any:
+    """One request that may well be possible, as an awaitable."""
     tenant, network, port = rng.choice(TENANTS), rng.choice(NETWORKS), rng.choice(PORTS)
     net, own = f"tenants/{tenant}/networks/{network}", f"tenants/{tenant}/ports/{port}"
     host, router = rng.choice(HOSTS), rng.choice(["", f"tenants/{tenant}/routers/main"])
@@ -70,6 +69,13 @@ async def test_a_random_history(seed: int) -> None:
             async with limit:
                 return await outcome(step(rng.choice(site.replicas), rng))
 
+        for tenant in TENANTS:
+            await site.one.tenant(tenant)
+            await site.one.router(f"{tenant}/main")
+            for network in NETWORKS:
+                await site.one.network(f"{tenant}/{network}", cidrs=["10.0.0.0/24"])
+        for host in ("h1", "h2"):
+            await site.one.host(host)
         results = await asyncio.gather(*(one_step() for _ in range(400)))
         refusals = [result for result in results if isinstance(result, ApiError)]
         assert len(refusals) < 360, "hardly anything was possible"
