@@ -52,7 +52,7 @@ def merge(stored: Any, body: Any, *, paths: list[str], policy: Policy, prefix: s
             if _populated(body, top) and getattr(body, top) != getattr(stored, top):
                 now = getattr(stored, top)
                 found.append(Violation(f"{prefix}.{top}", f"cannot be changed; it is {now!r}"))
-        elif top in policy.chosen and not _populated(body, top):
+        elif top in policy.chosen and not rest and not _populated(body, top):
             continue
         elif problem := _copy(stored, body, top, rest):
             found.append(Violation("update_mask", f"{path[:80]!r}: {problem}"))
