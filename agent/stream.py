@@ -149,7 +149,6 @@ class Stream:
         self._servers = list(servers)
         self._credentials = credentials
         self._outbox: Outbox | None = None  # of the running session, once it is accepted
-        self._taking: asyncio.Task[None] | None = None
         self._accepted = 0.0  # when the last session was, monotonic
 
     def send(self, name: str, message: pb.FromAgent) -> None:
@@ -177,8 +176,6 @@ class Stream:
 
     async def _try(self, server: str) -> SessionOver:
         """One session from beginning to end; returns why it ended."""
-        if self._taking is not None:
-            await asyncio.wait([self._taking])
         helpers: list[asyncio.Task[None]] = []
         try:
             async with self._channel(server) as channel:
@@ -221,14 +218,10 @@ class Stream:
                 outbox.put(name, message)
             self._core.session_changed(server=server, problem=None)
         elif isinstance(item, Unit):
-            # A session may be cancelled at any time, a unit may not be merged by half.
-            self._taking = asyncio.create_task(self._take(item, outbox), name="stream-take")
-            await asyncio.shield(self._taking)
+            # Nothing cancels this but the end of the process: a unit is not merged by half when its session ends.
+            outbox.put("taken", pb.FromAgent(taken=await self._core.take(item)))
         elif item is not None:
             outbox.put(f"versions {item.scope}", pb.FromAgent(versions=self._core.versions(item.scope)))
-
-    async def _take(self, unit: Unit, outbox: Outbox) -> None:
-        outbox.put("taken", pb.FromAgent(taken=await self._core.take(unit)))
 
     def _channel(self, server: str) -> grpc.aio.Channel:
         files = self._credentials

@@ -1,0 +1,190 @@
+"""The stream over real gRPC with mutual TLS: sessions begin, end and begin again; units are never taken by half."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.resources import Resources
+from agent.stream import Credentials, Outbox, SessionOver, Stream, Unit
+from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.pki import Ca
+from tests.fakes.agent_server import SERVER_NAME, FakeServer, Guest, save_host
+from tests.fakes.controller import hostpeer, uid
+
+
+class Memory:
+    """The least that a stream can talk for."""
+
+    def __init__(self) -> None:
+        self.resources = Resources()
+        self.sessions: list[str] = []
+        self.problems: list[str] = []
+        self.begun, self.taken = 0, 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def hello(self) -> pb.Hello:
+        digests = self.resources.digests().items()
+        return pb.Hello(
+            instance_uid="i",
+            revision=self.resources.revision,
+            vtep="192.0.2.1",
+            scopes=[pb.ScopeDigest(scope=name, digest=d.bytes(), count=d.count) for name, d in digests],
+        )
+
+    async def greeted(self, welcome: pb.Welcome) -> None:
+        pass
+
+    async def take(self, unit: Unit) -> pb.Taken:
+        self.begun += 1
+        await self.gate.wait()
+        merged = self.resources.merge(unit.parts)
+        self.taken += 1
+        return pb.Taken(unit=unit.number, mismatched=merged.mismatched)
+
+    def versions(self, scope: str) -> pb.Versions:
+        return pb.Versions(scope=scope)
+
+    def latest(self) -> dict[str, pb.FromAgent]:
+        return {"ack": pb.FromAgent(ack=pb.Ack(revision=self.resources.revision))}
+
+    def session_changed(self, *, server: str, problem: SessionOver | None) -> None:
+        if server:
+            self.sessions.append(server)
+        if problem:
+            self.problems.append(problem.reason)
+
+
+class Rig:
+    def __init__(self, directory: Path) -> None:
+        self.ca = Ca.create("tealnet.example")
+        self.targets = [f"unix:{directory}/{name}.sock" for name in ("one", "two")]
+        self.guest = Guest(uid(1), 1, "192.0.2.1")
+        save_host(self.ca, "h1", directory)
+        self.credentials = Credentials(
+            directory / "ca.crt", directory / "host.crt", directory / "host.key", SERVER_NAME
+        )
+
+    def server(self, index: int, ca: Ca | None = None) -> FakeServer:
+        server = FakeServer(ca or self.ca, self.targets[index])
+        server.guests = {"h1": self.guest}
+        return server
+
+    @asynccontextmanager
+    async def agent(self, *targets: str) -> AsyncIterator[Memory]:
+        memory = Memory()
+        stream = Stream(memory, servers=targets or self.targets, credentials=self.credentials)
+        task = asyncio.create_task(stream.run())
+        try:
+            yield memory
+        finally:
+            memory.gate.set()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.005)
+
+
+async def test_units_are_taken_and_acks_of_before_told_at_once(rig: Rig) -> None:
+    rig.guest.world = {"host": dict([hostpeer(2)])}
+    async with rig.server(0) as server, rig.agent(rig.targets[0]) as memory:
+        await server.until(lambda: rig.guest.taken, "taken")
+        assert memory.resources.versions("host").keys() == {hostpeer(2)[0]}
+        assert rig.guest.ack is not None
+        rig.guest.world = {"host": dict([hostpeer(2), hostpeer(3)])}
+        server.publish()
+        await server.until(lambda: len(rig.guest.taken) == 2, "taken")
+        assert not any(taken.mismatched for taken in rig.guest.taken)
+
+
+async def test_a_server_that_goes_is_left_for_another_at_once(rig: Rig) -> None:
+    first, second = rig.server(0), rig.server(1)
+    await first.start()
+    async with rig.agent() as memory:
+        await until(lambda: memory.sessions)
+        await second.start()
+        begin = asyncio.get_running_loop().time()
+        await first.stop()
+        await until(lambda: memory.sessions[-1] == rig.targets[1], 3)
+        assert asyncio.get_running_loop().time() - begin < 2
+    await second.stop()
+
+
+async def test_silence_ends_a_session(rig: Rig) -> None:
+    async with rig.server(0) as server, rig.agent(rig.targets[0]) as memory:
+        await until(lambda: memory.sessions)
+        server.silent = True
+        await until(lambda: "Silent" in memory.problems, 3)
+        server.silent = False
+        await until(lambda: len(memory.sessions) == 2)
+
+
+async def test_a_unit_is_taken_whole_even_if_its_session_ends(rig: Rig) -> None:
+    async with rig.server(0) as server, rig.agent(rig.targets[0]) as memory:
+        await until(lambda: memory.taken == 1)
+        memory.gate.clear()
+        rig.guest.world = {"host": dict([hostpeer(2)])}
+        server.publish()
+        await until(lambda: memory.begun == 2)
+        await server.stop()
+        await server.start()
+        assert memory.taken == 1
+        hellos = len(rig.guest.hellos)
+        memory.gate.set()
+        await until(lambda: len(rig.guest.hellos) > hellos)
+        # The next session's Hello is of after the unit, not of before or in between.
+        assert rig.guest.hellos[-1].revision == server.revision
+        assert [scope.count for scope in rig.guest.hellos[-1].scopes] == [1]
+
+
+async def test_a_refusal_sets_the_pace(rig: Rig) -> None:
+    server = rig.server(0)
+    server.refuse = pb.Refused(reason="Fenced", text="…", retry_after_ms=300)
+    async with server, rig.agent(rig.targets[0]) as memory:
+        await until(lambda: memory.problems)
+        begin = asyncio.get_running_loop().time()
+        await until(lambda: len(memory.problems) == 3)
+        assert memory.problems == ["Fenced"] * 3
+        assert asyncio.get_running_loop().time() - begin > 0.6
+        server.refuse = None
+        await until(lambda: memory.sessions)
+
+
+async def test_a_server_of_another_ca_gets_no_word(rig: Rig) -> None:
+    async with rig.server(0, Ca.create("tealnet.example")), rig.agent(rig.targets[0]) as memory:
+        await until(lambda: memory.problems)
+        assert rig.guest.hellos == []
+
+
+async def test_missing_certificates_are_a_problem_until_they_are_there(rig: Rig) -> None:
+    hidden = rig.credentials.cert.with_suffix(".hidden")
+    rig.credentials.cert.rename(hidden)
+    async with rig.server(0), rig.agent(rig.targets[0]) as memory:
+        await until(lambda: "Credentials" in memory.problems)
+        hidden.rename(rig.credentials.cert)
+        await until(lambda: memory.sessions)
+
+
+async def test_what_waits_to_be_sent_is_bounded_by_name() -> None:
+    outbox = Outbox()
+    for number in range(100):
+        outbox.put("ack", pb.FromAgent(ack=pb.Ack(revision=number)))
+        outbox.put("ping", pb.FromAgent(ping=pb.Ping(number=number)))
+    assert (await outbox.get()).ack.revision == 99
+    assert (await outbox.get()).ping.number == 99
