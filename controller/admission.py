@@ -80,11 +80,13 @@ class Admission:
 
     async def _history(self, host: Intent[HostSpec], hello: pb.Hello) -> bool:
         """Whether the agent comes from another history and was accepted by an admin; refuses if it was not."""
-        why = await self._foreign(hello)
+        row = self.store.world.host_status.rows.get(host.uid)
+        refused = row is not None and row.state == FOREIGN_HISTORY
+        # Once refused, always refused until accepted: a restored store that is written to soon looks like a newer one.
+        why = await self._foreign(hello) or ("the host has seen another history of this store" if refused else "")
         if not why:
             return False
-        row = self.store.world.host_status.rows.get(host.uid)
-        if row and row.state == FOREIGN_HISTORY and row.accepted:
+        if row is not None and refused and row.accepted:
             log.warning("host of another history was accepted", host=host.name, why=why)
             return True
 

@@ -223,6 +223,8 @@ async def test_foreign_history(place: Site, write: Writer) -> None:
             assert not stranger.units
     status = place.controller.status
     await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_FOREIGN_HISTORY)
+    async with agent.connected(place):  # nothing looks foreign any more, as when a restored store has been written to
+        assert agent.refused and agent.refused.reason == "ForeignHistory"
     row = store_pb2.HostStatusRow()
     row.CopyFrom(place.controller.store.world.host_status.rows[uid_of("hosts/h1")])
     row.accepted = place.controller.store.revision
