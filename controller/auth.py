@@ -63,6 +63,7 @@ def _rules() -> dict[str, Rule]:
         f"{v1}TenantService/ListTenants": Rule(_READERS),
         f"{v1}HostService/GetHost": Rule(_READERS),
         f"{v1}HostService/ListHosts": Rule(_READERS),
+        f"{v1}HostService/RenewCertificate": Rule(frozenset({Kind.HOST})),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
         f"{v1}SystemService/Sync": Rule(_READERS, _parent),
         f"{v1}SystemService/Watch": Rule(_READERS, _parent),

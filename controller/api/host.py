@@ -102,6 +102,12 @@ class HostService(host_pb2_grpc.HostServiceServicer):
         """For `teal-agent join` on the host itself, once."""
         return await self._tokens.create(request)
 
+    async def RenewCertificate(
+        self, request: host_pb2.RenewCertificateRequest, context: Any
+    ) -> host_pb2.RenewCertificateResponse:
+        """By the host itself, before its certificate ends."""
+        return self._tokens.renew(request, current_caller().identity.role)
+
     def _waits(self, name: str) -> bool:
         status = self.world.host_status.rows.get(self.world.hosts.rows[name].uid)
         return status is not None and (status.state == FOREIGN_HISTORY or bool(status.unaccounted))

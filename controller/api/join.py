@@ -39,9 +39,7 @@ class Tokens:
         life = request.ttl.seconds if request.HasField("ttl") else _LIFE
         if request.ttl.nanos or not _SHORTEST <= life <= _LONGEST:
             raise invalid("ttl", f"whole seconds within {_SHORTEST}…{_LONGEST}")
-        if self.ca is None:
-            text = "this controller has no CA key (setting ca_key): bring the host's certificate yourself"
-            raise FailedPrecondition(text, reason="PKI_EXTERNAL")
+        ca = self._authority()
         if name not in self.store.world.hosts.rows:
             await self.store.barrier()
         if (host := self.store.world.hosts.rows.get(name)) is None:
@@ -51,8 +49,19 @@ class Tokens:
         lease = await self.store.etcd.grant(life)
         await self.store.etcd.txn((), [put(self.store.keys.join_token(host.uid), row, lease)])
         return host_pb2.CreateJoinTokenResponse(
-            token=token, expire_time=timestamp(time.time() + life), ca_sha256=fingerprint(self.ca.cert_pem)
+            token=token, expire_time=timestamp(time.time() + life), ca_sha256=fingerprint(ca.cert_pem)
         )
+
+    def renew(self, request: host_pb2.RenewCertificateRequest, role: str) -> host_pb2.RenewCertificateResponse:
+        """A certificate for a role that the caller has already."""
+        ca = self._authority()
+        return host_pb2.RenewCertificateResponse(certificate_pem=_signed(ca, request.csr_pem, role), ca_pem=ca.cert_pem)
+
+    def _authority(self) -> Ca:
+        if self.ca is None:
+            text = "this controller has no CA key (setting ca_key): bring the host's certificate yourself"
+            raise FailedPrecondition(text, reason="PKI_EXTERNAL")
+        return self.ca
 
 
 class JoinService(host_pb2_grpc.JoinServiceServicer):
@@ -63,8 +72,6 @@ class JoinService(host_pb2_grpc.JoinServiceServicer):
 
     async def Join(self, request: host_pb2.JoinRequest, context: Any) -> host_pb2.JoinResponse:
         """A certificate for the key of the request, for a token."""
-        if len(request.csr_pem) > _LARGEST_CSR:
-            raise invalid("csr_pem", f"at most {_LARGEST_CSR} bytes")
         host = self.store.world.hosts.rows.get(f"hosts/{request.host_id}")
         if host is None:
             await self.store.barrier()
@@ -72,10 +79,7 @@ class JoinService(host_pb2_grpc.JoinServiceServicer):
         if host is None or host.spec.fenced:
             raise _refused()
         row = await self._row(host, request.token)
-        try:
-            cert = self.ca.sign_csr(request.csr_pem, f"host/{names.short(host.name)}")
-        except PkiError as error:
-            raise invalid("csr_pem", str(error)) from error
+        cert = _signed(self.ca, request.csr_pem, f"host/{names.short(host.name)}")
         key = self.store.keys.join_token(host.uid)
         used = await self.store.etcd.txn([value_is(key, row)], [delete(key)])
         if not used.succeeded:
@@ -91,12 +95,20 @@ class JoinService(host_pb2_grpc.JoinServiceServicer):
         raise _refused()
 
 
+def _signed(ca: Ca, csr_pem: bytes, role: str) -> bytes:
+    """A certificate for the key of a signing request. Raises Invalid."""
+    if len(csr_pem) > _LARGEST_CSR:
+        raise invalid("csr_pem", f"at most {_LARGEST_CSR} bytes")
+    try:
+        return ca.sign_csr(csr_pem, role)
+    except PkiError as error:
+        raise invalid("csr_pem", str(error)) from error
+
+
 def _digest(token: str) -> bytes:
     return sha256(token.encode()).digest()
 
 
 def _refused() -> PermissionDenied:
-    text = (
-        "no host of this name waits with this token; tokens are for one use, and expire"
-    )
+    text = "no host of this name waits with this token; tokens are for one use, and expire"
     return PermissionDenied(text, reason="JOIN_REFUSED")

@@ -66,15 +66,7 @@ class Networks:
         limit = tenant.spec.max_networks or settings.quota_networks
         quota = Quota("network", limit, world.networks_by_slot)
         slot = take_slot(draft, tenant, quota, uid=uid, name=name, rng=rng)
-        vni = take_number(
-            draft,
-            "VNI",
-            span=(settings.vni_first, settings.vni_last),
-            used=lambda n: bool(world.networks_by_vni.keys(n)),
-            key_of=draft.keys.vni,
-            value=value,
-            rng=rng,
-        )
+        vni = self._vni(draft, value)
         number = take_number(
             draft,
             "network number",
@@ -95,6 +87,18 @@ class Networks:
         stamp(message, draft.now, created=draft.now)
         draft.create("network", name, stored(message, uid=uid, issued=issued, slot=slot))
         draft.put(draft.keys.reference(kind="tenant", uid=tenant.uid, by_kind="network", by_uid=uid), value)
+
+    def _vni(self, draft: Draft, value: bytes) -> int:
+        settings, world = self.context.settings, draft.reading.world
+        return take_number(
+            draft,
+            "VNI",
+            span=(settings.vni_first, settings.vni_last),
+            used=lambda n: bool(world.networks_by_vni.keys(n)),
+            key_of=draft.keys.vni,
+            value=value,
+            rng=self.context.rng,
+        )
 
     def update(self, draft: Draft, row: Intent[NetworkSpec], message: network_pb2.Network) -> None:
         """T2: no port or endpoint row is touched."""

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from controller.auth import RULES
 from tealnet.core.identity import Kind
-from tealnet.core.pki import Leaf
+from tealnet.core.pki import Leaf, make_csr
 from tealnet.v1 import (
     host_pb2,
     host_pb2_grpc,
@@ -110,6 +110,9 @@ async def test_hosts_and_strangers() -> None:
         assert (await host.system.GetVersion(system_pb2.GetVersionRequest())).api == "tealnet.v1"
         code, _, _ = await refused(host.networks.ListNetworks(network_pb2.ListNetworksRequest(parent="tenants/-")))
         assert code is grpc.StatusCode.PERMISSION_DENIED
+        csr = host_pb2.RenewCertificateRequest(csr_pem=make_csr("host/other", "tealnet.local").csr_pem)
+        code, _, status = await refused(host.hosts.RenewCertificate(csr))
+        assert (code, reason_of(status)) == (grpc.StatusCode.FAILED_PRECONDITION, "PKI_EXTERNAL")
         nobody = party(place, "tenant/nobody/admin")
         code, _, status = await refused(nobody.tenants.ListTenants(tenant_pb2.ListTenantsRequest()))
         assert code is grpc.StatusCode.UNAUTHENTICATED
@@ -187,5 +190,8 @@ async def test_every_method_has_a_rule() -> None:
     writes = ("Create", "Update", "Delete", "Batch", "Accept", "Fence", "Drain", "Plan")
     for method, rule in RULES.items():
         verb = method.rsplit("/", 1)[1]
+        if verb == "RenewCertificate":
+            assert rule.roles == {Kind.HOST}
+            continue
         assert (Kind.TENANT_VIEWER in rule.roles) != verb.startswith(writes), method
         assert Kind.HOST not in rule.roles or verb == "GetVersion"

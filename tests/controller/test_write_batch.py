@@ -163,6 +163,11 @@ async def test_a_token_gets_one_certificate() -> None:
         got = await one.join.Join(join, None)
         assert uri_names(load_certificate(got.certificate_pem, "leaf")) == ["spiffe://tealnet.local/host/h1"]
         assert isinstance(await refusal(one.join.Join(join, None)), PermissionDenied)
+        become(Kind.HOST, "h1")  # whatever the request says, the certificate is for who asks
+        renew = host_pb2.RenewCertificateRequest(csr_pem=make_csr("host/h2", "tealnet.local").csr_pem)
+        renewed = await one.hosts.RenewCertificate(renew, None)
+        assert uri_names(load_certificate(renewed.certificate_pem, "leaf")) == ["spiffe://tealnet.local/host/h1"]
+        become()
         missing = host_pb2.CreateJoinTokenRequest(name="hosts/none")
         assert isinstance(await refusal(one.hosts.CreateJoinToken(missing, None)), NotFound)
 
