@@ -159,19 +159,22 @@ class Stream:
     async def run(self) -> None:
         """Connect, talk, start over; cancel to stop."""
         turn = random.randrange(len(self._servers))
-        failures = 0
+        failures, short = 0, 0
         while True:
             server = self._servers[turn % len(self._servers)]
             self._accepted = 0.0
             problem = await self._try(server)
             self._core.session_changed(server="", problem=problem)
-            steady = self._accepted and time.monotonic() - self._accepted > STEADY
-            failures = 0 if steady else failures + 1
+            if self._accepted:  # only servers that accept and drop us again and again are met with patience
+                short = 0 if time.monotonic() - self._accepted > STEADY else short + 1
+                failures = short
+            else:
+                failures += 1
             turn += 1
             await asyncio.sleep(max(problem.retry_after, self._backoff(failures)))
 
     def _backoff(self, failures: int) -> float:
-        rounds = (failures - 1) // len(self._servers)  # every server gets its turn before we get slower
+        rounds = max(failures - 1, 0) // len(self._servers)  # every server gets its turn before we get slower
         return random.uniform(0, min(LAST_BACKOFF, FIRST_BACKOFF * 2 ** min(rounds, 10)) if rounds > 0 else 0.05)
 
     async def _try(self, server: str) -> SessionOver:
