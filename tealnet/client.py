@@ -10,6 +10,7 @@ on any replica. Failures are ApiError with what the server said about fields, bl
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,11 +82,39 @@ def _from_rpc(error: grpc.RpcError) -> ApiError:
     return ApiError(code, message)
 
 
+def _target(server: str) -> str:
+    """gRPC's name of one server or of several replicas, of which it takes the first that answers.
+
+    Several can only be given to it as addresses of one family, so names are looked up here.
+    """
+    servers = [one.strip() for one in server.split(",") if one.strip()]
+    if len(servers) == 1:
+        return servers[0]
+    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    problems = []
+    for one in servers:
+        host, _, port = one.rpartition(":")
+        try:
+            for family, _, _, _, address in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+                if family in found:
+                    text = str(address[0])
+                    found[family].append(f"[{text}]:{port}" if family == socket.AF_INET6 else f"{text}:{port}")
+        except (OSError, ValueError) as error:
+            problems.append(f"{one}: {getattr(error, 'strerror', None) or 'not HOST:PORT'}")
+    for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
+        if found[family]:
+            return f"{scheme}:{','.join(dict.fromkeys(found[family]))}"
+    raise ValueError("; ".join(problems) or f"{server!r} is not HOST:PORT")
+
+
 class Client:
     """All services of one controller (or several replicas of it)."""
 
     def __init__(self, context: Context, *, timeout: float = 30.0) -> None:
-        """Does not connect yet. `timeout` in seconds is the deadline of each call."""
+        """Does not connect yet. `timeout` in seconds is the deadline of each call.
+
+        Raises OSError for files that can't be read, ValueError for a server that is no address.
+        """
         self.context, self.timeout, self.revision = context, timeout, 0
         credentials = grpc.ssl_channel_credentials(
             Path(context.ca).read_bytes(), Path(context.key).read_bytes(), Path(context.cert).read_bytes()
@@ -98,10 +127,7 @@ class Client:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
-        target = context.server
-        if "," in target:
-            target = "ipv4:" + target
-        self.channel = grpc.secure_channel(target, credentials, options)
+        self.channel = grpc.secure_channel(_target(context.server), credentials, options)
         self._stubs = {kind.name: kind.stub(self.channel) for kind in kinds.KINDS}
         self.system = system_pb2_grpc.SystemServiceStub(self.channel)
         self.hosts = host_pb2_grpc.HostServiceStub(self.channel)

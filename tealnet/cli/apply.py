@@ -13,7 +13,7 @@ import click
 from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.documents import SET_LABEL, BadDocument, Document, read_files
-from tealnet.cli.objects import delete_all
+from tealnet.cli.objects import counted, delete_all
 from tealnet.cli.options import confirm, files_option, tenant_option, wait_options, yes_option
 from tealnet.cli.plan import located, print_plan
 from tealnet.cli.progress import Progress
@@ -195,7 +195,7 @@ def _prune(session: Session, items: Sequence[Any], *, yes: bool) -> None:
     if not yes:
         for item in items:
             click.echo(f"  {output.title(item.name)}", err=True)
-        confirm(f"delete these {len(items)} objects, which no document holds any more?")
+        confirm(f"delete {counted(len(items), 'object')} that no document holds any more?")
     targets = [Target(kinds.kind_of(item.name), item.name) for item in items]
     stay = delete_all(session, targets, force=False, ignore_missing=True)
     if stay:

@@ -16,6 +16,7 @@ from tealnet.cli.targets import Target, complete_targets, targets_of
 _HIDDEN = {"name", "uid", "etag", "revision", "create_time", "update_time", "conditions", "state", "since", "last"}
 _EVENTS = 20
 _LISTED = 30
+_MANY = 2**63 - 1  # where the API stops counting addresses
 Rows = list[tuple[str, str]]
 
 
@@ -53,7 +54,7 @@ def show(session: Session, target: Target) -> None:
     """Print one object."""
     item = session.client.get(target.name)
     click.secho(output.title(item.name), bold=True)
-    rows = [*_state(item), *_fields(item), *_related(session, target)]
+    rows = [*_state(item), *_fields(_shown(item)), *_related(session, target)]
     times = [("created", item.create_time), ("changed", item.update_time)]
     rows += [(word, f"{output.moment(t)} ({output.ago(t)} ago)") for word, t in times if t.seconds]
     width = max((len(label) for label, _ in rows), default=0)
@@ -75,6 +76,19 @@ def _state(item: Any) -> Rows:
     if "since" in fields and status.since.seconds:
         state += f" for {output.ago(status.since)}"
     return [("state", state)] if status.state else []
+
+
+def _shown(item: Any) -> Any:
+    """Without `revoked_before` where it only says that older certificates than the object do not count."""
+    if (
+        "revoked_before" in item.DESCRIPTOR.fields_by_name
+        and item.revoked_before.seconds <= item.create_time.seconds + 1
+    ):
+        shown = type(item)()
+        shown.CopyFrom(item)
+        shown.ClearField("revoked_before")
+        return shown
+    return item
 
 
 def _fields(item: Any, prefix: str = "") -> Rows:
@@ -112,8 +126,9 @@ def _scalar(descriptor: Any, value: Any) -> str:
 def _message(message: Any) -> str:
     match message.DESCRIPTOR.name:
         case "AddressUsage":
+            total = message.total if message.total < _MANY else "2^63 or more"
             return (
-                f"{message.cidr}: {message.used} of {message.total} in use, {message.reserved} reserved, "
+                f"{message.cidr}: {message.used} of {total} in use, {message.reserved} reserved, "
                 f"{message.quarantined} in quarantine"
             )
         case "StaticRoute":

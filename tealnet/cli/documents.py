@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from google.protobuf import json_format
 
 from tealnet import kinds
 from tealnet.cli import output
+from tealnet.cli.fields import Misfit, fit, unknown
 from tealnet.kinds import Kind
 
 SET_LABEL = "tealnet.dev/set"
@@ -228,23 +228,11 @@ def _snake(kind: Kind, key: Any) -> str:
 
 
 def _resolve(data: dict[str, Any], name: str) -> None:
-    """Short names of other objects, and of enum values, to whole ones."""
+    """Short names of other objects to whole ones."""
     for reference, target in _REFERENCES.items():
         value = data.get(reference)
         if isinstance(value, str) and value and "/" not in value:
             data[reference] = target.full_name("/".join(name.split("/")[:2]), value)
-    attachment, placement = data.get("attachment"), data.get("placement")
-    if isinstance(attachment, dict) and isinstance(attachment.get("kind"), str):
-        data["attachment"] = {**attachment, "kind": _attachment_kind(attachment["kind"])}
-    if isinstance(placement, dict) and isinstance(placement.get("kinds"), list):
-        data["placement"] = {**placement, "kinds": [_attachment_kind(str(kind)) for kind in placement["kinds"]]}
-    if isinstance(data.get("policy"), (str, bool)):  # YAML reads OFF as false
-        word = "OFF" if data["policy"] is False else str(data["policy"])
-        data["policy"] = word if word.startswith("POLICY_") else f"POLICY_{word.upper()}"
-
-
-def _attachment_kind(word: str) -> str:
-    return word if word.startswith("ATTACHMENT_KIND_") else f"ATTACHMENT_KIND_{word.upper()}"
 
 
 def _own(data: dict[str, Any], source: _Source) -> dict[str, Any]:
@@ -257,29 +245,21 @@ def _own(data: dict[str, Any], source: _Source) -> dict[str, Any]:
 
 def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, list[str]]:
     body, mask = kind.message(), []
-    known = [descriptor.name for descriptor in kind.message.DESCRIPTOR.fields if descriptor.name not in _OUTPUT_ONLY]
+    fields = kind.message.DESCRIPTOR.fields_by_name
     for key, value in data.items():
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-            raise source.bad(f"{key}: a {kind.title} has no such field; {there}", key)
+        if key not in fields:
+            known = [name for name in fields if name not in _OUTPUT_ONLY]
+            raise source.bad(f"{key}: {unknown(key, known, f'a {kind.title}')}", key)
         if value is not None:
             try:
-                json_format.ParseDict({key: value}, body)
-            except json_format.ParseError as error:
-                raise source.bad(f"{key}: {_plain(error)}", key) from None
-            except (RecursionError, ValueError, TypeError, AttributeError) as error:
-                raise source.bad(f"{key}: {value!r:.80} does not fit ({error})", key) from None
+                json_format.ParseDict({key: fit(fields[key], value, key)}, body)
+            except (Misfit, json_format.ParseError) as error:
+                raise source.bad(str(error), key) from None
+            except (RecursionError, ValueError) as error:  # text that is no UTF-8, for example
+                raise source.bad(f"{key}: does not fit: {error}", key) from None
         if key in _SUBFIELDS and isinstance(value, dict):
-            fields = kind.message.DESCRIPTOR.fields_by_name[key].message_type.fields
-            names = {f.json_name: f.name for f in fields}
+            names = {f.json_name: f.name for f in fields[key].message_type.fields}
             mask += [f"{key}.{names.get(str(sub), sub)}" for sub in value]
         elif key != "etag":
             mask.append(key)
     return body, mask
-
-
-def _plain(error: Exception) -> str:
-    """json_format's words without its preamble."""
-    text = str(error)
-    return text.split(" field: ", 1)[-1].removesuffix(".") if " field: " in text else text.removesuffix(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 from contextlib import suppress
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tealnet.cli.session import Failure, Session
+from tealnet.cli.session import Failure, Session, lab_command
 
 _SECONDS = 2.0  # for one look at a server
 _EXPIRED, _NOT_YET, _HOSTNAME = 10, 9, 62  # X509_V_ERR_* of OpenSSL, x509_vfy.h
@@ -29,7 +28,9 @@ def explain(error: Any, session: Session) -> str:
         return f"the controller does not know this call ({error.message}).\n  Compare the versions: `teal version`"
     lines = [error.message]
     lines += [f"  {path}: {text}" if path else f"  {text}" for path, text in error.violations if text not in lines[0]]
-    lines += [f"  {text}" for text in error.blockers if text not in lines[0]]
+    lines += [f"  {text}" for text in error.blockers if not _is_said(text, lines[0])]
+    if code is grpc.StatusCode.OUT_OF_RANGE and error.reason == "RESUME_EXPIRED":
+        lines.append("  Leave out --resume")
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         found = session.settings()
         lines.append(f"  context {found['name']!r} uses {found['cert']}; `teal pki show` says who that is")
@@ -38,6 +39,12 @@ def explain(error: Any, session: Session) -> str:
     if code is grpc.StatusCode.INTERNAL:
         lines.append("  That is a bug of the controller; its log says more")
     return "\n".join(lines)
+
+
+def _is_said(text: str, message: str) -> bool:
+    """Whether a message names what another text names."""
+    names = [word for word in text.split() if word.startswith(("tenants/", "hosts/"))]
+    return all(name in message for name in names) if names else text in message
 
 
 def failure_of(error: BaseException, session: Session) -> Failure | None:
@@ -126,6 +133,8 @@ def _connect(server: str) -> socket.socket:
             raise
         return plain
     host, _, port = server.removeprefix("dns:").removeprefix("///").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("it is no address; write HOST:PORT or unix:PATH")
     return socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS)
 
 
@@ -163,8 +172,6 @@ def _distrust(server: str, context: dict[str, Any], error: ssl.SSLCertVerificati
 
 
 def _hint(context: dict[str, Any]) -> str:
-    if lab := context.get("lab"):
-        name = "" if lab == "default" else f" --name {lab}"
-        return f"it does not run.\n  `teal lab status{name}` shows what does; `teal lab logs{name} controller` why"
-    root = "" if os.geteuid() == 0 else " (as root)"
-    return f"it does not run.\n  On its machine{root}: `systemctl status teal-controller`"
+    if command := lab_command(context, "status"):
+        return f"it does not run.\n  `{command}` shows what does, `{lab_command(context, 'logs controller')}` why"
+    return "it does not run.\n  On its machine: `systemctl status tealnet-controller`"

@@ -112,14 +112,16 @@ def delete(
         _confirm_cascade(session, chosen)
     elif selector and names and not yes:
         _list(names)
-        confirm(f"delete these {len(names)} objects?")
+        confirm(f"delete {counted(len(names), 'object')}?")
     if selector and not names:
         click.echo("nothing found, nothing deleted", err=True)
     parents = _sync_parents(session, chosen) if wait else []
     gone_is_fine = ignore_missing or bool(files)
     failed = delete_all(session, chosen, force=cascade, ignore_missing=gone_is_fine)
     if failed:
-        raise Failure(f"{failed} of {len(chosen)} objects could not be deleted")
+        raise Failure(
+            f"{failed} of {len(chosen)} objects could not be deleted" if len(chosen) > 1 else "nothing was deleted"
+        )
     if wait and chosen:
         click.echo(f"gone: {wait_for(session, parents=parents, timeout=timeout)}")
 
@@ -163,7 +165,9 @@ def delete_all(session: Session, targets: Sequence[Target], *, force: bool, igno
         except ApiError as error:
             if error.code is grpc.StatusCode.NOT_FOUND and ignore_missing:
                 return True, f"{output.title(target.name)} is not there"
-            return False, f"{output.title(target.name)} stays: {explain(error, session)}"
+            holds = error.reason == "IN_USE" and target.kind in (kinds.TENANT, kinds.NETWORK)
+            way = "\n  --cascade deletes what it holds, too" if holds else ""
+            return False, f"{output.title(target.name)} stays: {explain(error, session)}{way}"
         return True, f"{output.title(target.name)} deleted"
 
     order = [kind for kind in kinds.KINDS[::-1] if any(t.kind is kind for t in targets)]
@@ -173,6 +177,11 @@ def delete_all(session: Session, targets: Sequence[Target], *, force: bool, igno
                 progress.say(line, err=not well)
                 failed += not well
     return failed
+
+
+def counted(count: int, word: str) -> str:
+    """1 object, 2 objects"""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _list(names: Iterable[str]) -> None:
@@ -193,7 +202,7 @@ def _confirm_cascade(session: Session, targets: Sequence[Target]) -> None:
     chosen = [target.name for target in targets]
     also = [name for name in dict.fromkeys(held) if name not in chosen]
     _list(chosen + also)
-    along = f" and the {len(also)} objects that they hold" if also else ""
+    along = f", with the {counted(len(also), 'object')} above" if also else ""
     what = output.title(chosen[0]) if len(chosen) == 1 else f"these {len(chosen)} objects"
     confirm(f"delete {what}{along}?")
 

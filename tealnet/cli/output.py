@@ -77,7 +77,7 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
             ("NAME", lambda o: short(o.name)),
             ("CIDRS", lambda o: " ".join(o.cidrs)),
             ("ROUTER", lambda o: short(o.router)),
-            ("MTU", lambda o: str(o.mtu)),
+            ("MTU", lambda o: str(o.mtu or "default")),
             ("PORTS", lambda o: str(o.status.ports)),
             ("CONDITIONS", _conditions),
         ),

@@ -104,6 +104,10 @@ def diff(session: Session, *, files: tuple[str, ...], tenant: str) -> None:
 
 
 def _print_diff(document: Document, result: Any) -> None:
+    if not result.HasField("before") and "revoked_before" not in document.mask:
+        after = getattr(result.after, document.kind.name)
+        if "revoked_before" in after.DESCRIPTOR.fields_by_name:
+            after.ClearField("revoked_before")  # the time of the creation, whenever that will be
     before, after = _yaml(result.before), _yaml(result.after)
     old = f"{document.title} (now)" if before else "/dev/null"
     lines = list(difflib.unified_diff(before, after, old, f"{document.title} ({document.where})"))

@@ -76,6 +76,15 @@ def save_config(content: dict[str, Any]) -> None:
         raise Failure(f"cannot write {path}: {error.strerror}") from None
 
 
+def lab_command(context: dict[str, Any], words: str) -> str:
+    """`teal lab WORDS` for the lab of a context, as it is to be typed; "" if it has none."""
+    lab = context.get("lab")
+    if not lab:
+        return ""
+    verb, _, rest = words.partition(" ")
+    return " ".join(filter(None, ["teal lab", verb, "" if lab == "default" else f"--name {lab}", rest]))
+
+
 @dataclass
 class Session:
     """One invocation: `context` by name ("" = current), `tenant` as given with -t ("" = the context's)."""
@@ -115,6 +124,8 @@ class Session:
             name = found.get("server_name") or "controller"
             try:
                 self._client = Client(Context(server=found["server"], server_name=name, **files), timeout=self.timeout)
+            except ValueError as error:
+                raise Failure(f"the server of context {found['name']!r}: {error}") from None
             except OSError as error:
                 raise Failure(
                     f"cannot read {error.filename} of context {found['name']!r}: {error.strerror}.\n"

@@ -51,7 +51,7 @@ def targets_of(session: Session, words: tuple[str, ...]) -> list[Target]:
     if "/" in first:
         return [_one(session, word) for word in words]
     if first.lower() == "all":
-        chosen: list[Kind] = list(_SHOWN_FIRST)
+        chosen = [kind for kind in _SHOWN_FIRST if kind.owned or not session.own_tenant()]
     else:
         chosen = [kind_of_word(word) for word in first.split(",")]
     if not names:

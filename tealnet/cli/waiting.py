@@ -8,7 +8,7 @@ from typing import Any
 
 from tealnet.cli import output
 from tealnet.cli.progress import Progress
-from tealnet.cli.session import Failure, Session
+from tealnet.cli.session import Failure, Session, lab_command
 
 DISCONNECTED, BEHIND, FAILED = 3, 4, 5  # exit codes
 
@@ -22,17 +22,13 @@ class SyncFailure(Failure):
         lines += [
             f"  {_short(lag.host)} is behind: it has revision {lag.revision} on its devices" for lag in answer.behind
         ]
-        logs = "`teal lab logs {} agent`" if context.get("lab") else "`systemctl status teal-agent` on {}"
-        lines += [
-            f"  {_short(host)} is disconnected: its agent has no session and goes on with what it knew. "
-            f"Look at {logs.format(_short(host))}"
-            for host in answer.disconnected
-        ]
-        lines += [
-            f"  {_short(host)} is lost: silent for long; it may still forward. "
-            f"If it is gone for good: `teal host fence {_short(host)}`"
-            for host in answer.lost
-        ]
+        for host in map(output.short, answer.disconnected):
+            look = lab_command(context, f"logs {host} agent") or f"ssh {host} systemctl status tealnet-agent"
+            lines.append(f"  {host} is disconnected: its agent has no session and goes on with what it knew.")
+            lines.append(f"    Why: `{look}`. If it is gone for good: `teal host fence {host}`")
+        for host in map(output.short, answer.lost):
+            lines.append(f"  {host} is lost: silent for long; it may still forward.")
+            lines.append(f"    If it is gone for good: `teal host fence {host}`")
         code = FAILED if answer.failed else BEHIND if answer.behind else DISCONNECTED
         super().__init__("\n".join(lines), code=code)
 
