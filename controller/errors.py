@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "tealnet"
+# A status travels in trailing metadata, of which gRPC clients take 8 KiB by default and cut the call otherwise. The
+# text is there twice: percent-encoded (3 bytes for one at worst), and in the details in base64 (4 for 3).
+_MOST_TEXT = 900  # bytes
+_MOST_DETAILS = 2000  # bytes, of all details together
+_MOST_WORDS = 300  # bytes of one text inside a detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +55,34 @@ class ApiError(Exception):
         return []
 
     def status(self) -> status_pb2.Status:
-        """As google.rpc.Status, with details."""
-        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
-        status = status_pb2.Status(code=self.code, message=self.text)
+        """As google.rpc.Status, with details; so short that it can be sent, whatever the request was."""
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
+        info.metadata.update({key: shortened(value, _MOST_WORDS) for key, value in self.metadata.items()})
+        status = status_pb2.Status(code=self.code, message=shortened(self.text, _MOST_TEXT))
+        room = _MOST_DETAILS
         for detail in (info, *self.details()):
+            _fit(detail, room)
+            room -= detail.ByteSize()
             status.details.add().Pack(detail)
         return status
+
+
+def shortened(text: str, most: int) -> str:
+    """At most `most` bytes of UTF-8; what is cut off leaves a mark."""
+    raw = text.encode()
+    return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "…"
+
+
+def _fit(detail: Any, room: int) -> None:
+    """Shorten the texts of a detail; of its list the first that fit stay."""
+    for descriptor, value in detail.ListFields():
+        if descriptor.message_type is None and not descriptor.is_repeated:
+            setattr(detail, descriptor.name, shortened(value, _MOST_WORDS))
+        elif descriptor.is_repeated and not descriptor.message_type.GetOptions().map_entry:
+            for part in value:
+                _fit(part, room)
+            while len(value) > 1 and detail.ByteSize() > room:
+                del value[-1]
 
 
 class Invalid(ApiError):

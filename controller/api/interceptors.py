@@ -16,8 +16,8 @@ from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from controller.caller import current_caller
-from controller.errors import Ambiguous, ApiError, ResourceExhausted, Unavailable
-from controller.etcd import LeaseNotFound, OutcomeUnknown, StoreFull, StoreUnavailable
+from controller.errors import Ambiguous, ApiError, ResourceExhausted, Unavailable, shortened
+from controller.etcd import OutcomeUnknown, StoreError, StoreFull, TxnTooLarge
 
 log = structlog.get_logger()
 
@@ -47,12 +47,16 @@ def typed(error: Exception, method: str) -> ApiError:
     match error:
         case ApiError():
             return error
-        case StoreUnavailable() | LeaseNotFound():
-            return Unavailable("the store does not answer; nothing was written")
         case OutcomeUnknown():
             return Ambiguous("the store does not answer; the write may have been done")
         case StoreFull():
             return ResourceExhausted("the store is full", subject="store", reason="STORE_FULL")
+        case TxnTooLarge():
+            text = "this is more than the store takes in one transaction; do it in several steps"
+            return ResourceExhausted(text, subject="store", reason="TXN_TOO_LARGE")
+        case StoreError():  # not answered, or refused because of a state that passes: a lease that went
+            log.warning("the store refuses", method=method, error=str(error))
+            return Unavailable("the store does not take this now; nothing was written")
         case _:
             log.error("bug: unexpected error in a handler", method=method, exc_info=error)
             return ApiError("internal error; the controller's log has the details")
@@ -117,7 +121,7 @@ def _audit(method: str, request: Any, **result: Any) -> None:
         who = current_caller().role
     except LookupError:
         who = ""
-    log.info("audit", who=who, method=short_method(method), name=subject_of(request), **result)
+    log.info("audit", who=who, method=short_method(method), name=shortened(subject_of(request), 200), **result)
 
 
 def subject_of(request: Any) -> str:
