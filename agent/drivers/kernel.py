@@ -193,7 +193,8 @@ class Kernel:
         return True
 
     def forget(self, path: str) -> None:
-        """A namespace is gone (or another one): nobody listens in it any more."""
+        """A namespace is gone (or another one): nobody listens in it any more, its id means nothing."""
+        self._by_nsid = {nsid: known for nsid, known in self._by_nsid.items() if known[0] != path}
         if self._watched.pop(path, None) is not None and self.ears is not None:
             self.ears.gone(path)
 
@@ -236,20 +237,16 @@ class Kernel:
             return False
 
     def learn(self, *paths: str) -> None:
-        """Ask for the ids of these namespaces."""
-        known = {identity: nsid for nsid, (_, identity) in self._by_nsid.items()}
+        """Ask for the ids of these namespaces. Always the kernel: it gives both numbers to others when one ends."""
         for path in paths:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             except OSError:
                 continue
             try:
-                identity = _identity(os.fstat(fd))
-                nsid = known.get(identity)
-                if nsid is None:
-                    nsid = rtnetlink.nsid(self.host, fd)
+                nsid = rtnetlink.nsid(self.host, fd)
                 if nsid is not None:
-                    self._by_nsid[nsid] = path, identity
+                    self._by_nsid[nsid] = path, _identity(os.fstat(fd))
             except OSError:
                 continue  # not a namespace
             finally:

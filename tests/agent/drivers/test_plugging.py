@@ -143,3 +143,16 @@ async def test_tampering_is_repaired(stack: Any, sh: Shell, until: Until, what: 
         await stack.look()
         assert stack.pending() == set(), {layer: delta.actual for layer, delta in stack.deltas.items()}
         listening.cancel()
+
+
+async def test_namespaces_that_come_and_go_are_told_apart(stack: Any) -> None:
+    """The kernel gives the numbers of a namespace that has ended (inode, id) to the next one at once."""
+    for turn in range(12):
+        wanted = [stack.workload(1 + (turn + offset) % 4) for offset in range(1 + turn % 3)]
+        stack.want(*wanted)
+        await stack.settle()
+        assert stack.pending() == set()
+        stack.want_no(*wanted[: 1 + turn % 2])
+        await stack.settle()
+        stack.want_no(*wanted)
+        await stack.settle()
