@@ -185,7 +185,12 @@ def events_of(session: Session, name: str) -> list[Any]:
 
 
 def _events(session: Session, name: str) -> None:
-    events = [event for event in events_of(session, name) if event.name == name]
+    from tealnet.client import ApiError
+
+    try:
+        events = [event for event in events_of(session, name) if event.name == name]
+    except ApiError:  # a tenant sees hosts, but not what happened to them
+        return
     if events:
         click.secho("events of the last day:", bold=True)
     for event in events[-_EVENTS:]:
