@@ -83,12 +83,12 @@ def usable(spec: NetworkSpec, version: int) -> list[Span]:
             continue
         holes = [(int(a), int(a)) for a in held_back(cidr, gateway)]
         holes += [(int(first), int(last)) for first, last in spec.reserved if first.version == version]
-        spans += _without((int(cidr.network_address), int(cidr.broadcast_address)), holes)
+        spans += without((int(cidr.network_address), int(cidr.broadcast_address)), holes)
     return spans
 
 
-def _without(span: Span, holes: Iterable[Span]) -> list[Span]:
-    """What is left of a span."""
+def without(span: Span, holes: Iterable[Span]) -> list[Span]:
+    """What is left of a span without the others."""
     left: list[Span] = []
     at, end = span
     for first, last in sorted(holes):

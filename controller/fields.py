@@ -177,17 +177,32 @@ def span(value: str, field: str, found: Violations) -> tuple[Address, Address] |
     """`a-b`, one address or a prefix, as an inclusive range."""
     first, dash, last = value.partition("-")
     try:
-        if not dash:
+        low: Address
+        high: Address
+        if dash:
+            low, high = ip_address(first.strip()), ip_address(last.strip())
+        else:
             net = ip_network(value.strip())
-            return net.network_address, net.broadcast_address
-        low, high = ip_address(first.strip()), ip_address(last.strip())
+            low, high = net.network_address, net.broadcast_address
     except ValueError:
         found.add(field, f"{value[:80]!r} is not an address, a prefix or a range like 10.0.0.2-10.0.0.9")
+        return None
+    if "%" in value:
+        found.add(field, f"{value[:80]!r} has a zone; leave it out")
         return None
     if low.version != high.version or int(low) > int(high):
         found.add(field, f"{value[:80]!r} ends before it begins")
         return None
     return low, high
+
+
+def distinct(values: Iterable[str], field: str, found: Violations) -> None:
+    """A list in canonical form in which nothing stands twice."""
+    seen: dict[str, int] = {}
+    for i, value in enumerate(values):
+        if value in seen:
+            found.add(f"{field}[{i}]", f"{value[:80]} stands in {field}[{seen[value]}] already")
+        seen.setdefault(value, i)
 
 
 def span_text(first: Address, last: Address) -> str:

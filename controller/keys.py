@@ -166,12 +166,11 @@ class Keys:
         """One address of a segment."""
         return self._key(f"k/u/ip/{segment_uid}/{address_hex(address)}")
 
-    def ips(self, segment_uid: str, cidr: Network) -> tuple[bytes, bytes]:
-        """The range of keys of all addresses of a CIDR, end exclusive."""
-        first, last = mapped(cidr.network_address), mapped(cidr.broadcast_address)
+    def ips(self, segment_uid: str, first: Address, last: Address) -> tuple[bytes, bytes]:
+        """The range of keys of all addresses from one to another, both included; the range's end is exclusive."""
         prefix = f"k/u/ip/{segment_uid}/"
         # The key after the last one: its own bytes and a zero byte.
-        return self._key(f"{prefix}{first:032x}"), self._key(f"{prefix}{last:032x}") + b"\0"
+        return self._key(prefix + address_hex(first)), self._key(prefix + address_hex(last)) + b"\0"
 
     def mac(self, segment_uid: str, mac: str) -> bytes:
         """One MAC of a segment; 12 hex."""

@@ -86,7 +86,9 @@ def _reserved(message: network_pb2.Network, found: Violations) -> None:
         found.add("reserved_ranges", f"at most {MOST_RESERVED}")
         return
     spans = [fields.span(text, f"reserved_ranges[{i}]", found) for i, text in enumerate(message.reserved_ranges)]
-    message.reserved_ranges[:] = [fields.span_text(*span) for span in spans if span]
+    if all(spans):
+        message.reserved_ranges[:] = [fields.span_text(*span) for span in spans if span]
+        fields.distinct(message.reserved_ranges, "reserved_ranges", found)
 
 
 def _dns(dns: network_pb2.Dns, found: Violations) -> None:
@@ -96,9 +98,12 @@ def _dns(dns: network_pb2.Dns, found: Violations) -> None:
     servers = [fields.address(text, f"dns.servers[{i}]", found) for i, text in enumerate(dns.servers)]
     if dns.servers:
         dns.servers[:] = [str(server) for server in servers if server]
+    if all(servers):
+        fields.distinct(dns.servers, "dns.servers", found)
     for i, domain in enumerate(dns.search_domains):
         if not _DOMAIN.fullmatch(domain):
             found.add(f"dns.search_domains[{i}]", f"{domain[:80]!r} is not a domain name")
+    fields.distinct(dns.search_domains, "dns.search_domains", found)
 
 
 def network_shape(message: network_pb2.Network, spec: NetworkSpec, found: Violations) -> None:
@@ -210,7 +215,9 @@ def _allowed(message: port_pb2.Port, found: Violations) -> None:
         else:
             fields.unicast(prefix, field, found)
         parsed.append(prefix)
-    message.allowed_addresses[:] = [str(prefix) for prefix in parsed]
+    if len(parsed) == len(message.allowed_addresses):
+        message.allowed_addresses[:] = [str(prefix) for prefix in parsed]
+        fields.distinct(message.allowed_addresses, "allowed_addresses", found)
 
 
 def _attachment_fields(attachment: port_pb2.Attachment, found: Violations) -> None:

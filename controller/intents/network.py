@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from controller import decode
-from controller.allocate import LAST_NETWORK_NUMBER, held_back
+from controller.allocate import LAST_NETWORK_NUMBER, held_back, without
 from controller.draft import Draft
 from controller.errors import Blocker, FailedPrecondition, NotFound
 from controller.etcd.types import KeyValue, Page
 from controller.features import l2_check as check
 from controller.features.router_check import network_fits, routes_fit
-from controller.fields import Violations
+from controller.fields import Violations, span_text
 from controller.intents.base import (
     Context,
     Quota,
@@ -55,7 +54,8 @@ class Networks:
 
     def create(self, draft: Draft, name: str, message: network_pb2.Network) -> None:
         """T1."""
-        spec = self._shape(draft, name, message, store_pb2.Issued())
+        spec = self._shape(name, message, store_pb2.Issued())
+        self._carried(draft, message)
         tenant = living_tenant(draft, tenant_of(name))
         uid, segment_uid, rng, settings = new_uid(), new_uid(), self.context.rng, self.context.settings
         value, world = holder(name, uid), draft.reading.world
@@ -106,10 +106,13 @@ class Networks:
         kept_gateways = list(message.gateways) == list(stored_message(row, "network").gateways)
         if kept_gateways:
             check.drop_gateways(message, decode.spec_of("network", row.name, message, issued))
-        spec = self._shape(draft, row.name, message, issued)
+        spec = self._shape(row.name, message, issued)
+        if spec.mtu != row.spec.mtu:  # a host that came later with less room must not make the network unchangeable
+            self._carried(draft, message)
         self._fill(message, spec, row.name)
         self._give_up_cidrs(draft, row, spec)
         self._keep_back(draft, row, spec)
+        _refuse_spoken_for(draft, row, spec)
         reading = draft.reading
         router = self._router(draft, row.name, message)
         moved = message.router != row.spec.router
@@ -145,16 +148,20 @@ class Networks:
 
     # ---- checks
 
-    def _shape(self, draft: Draft, name: str, message: network_pb2.Network, issued: store_pb2.Issued) -> NetworkSpec:
+    def _shape(self, name: str, message: network_pb2.Network, issued: store_pb2.Issued) -> NetworkSpec:
         found = Violations("network")
         check.same_tenant(message.router, name, "router", found)
         spec: NetworkSpec = decode.spec_of("network", name, message, issued)
         check.network_shape(message, spec, found)
-        mtu = message.mtu or self.context.settings.default_mtu
-        if not found.found:
-            check.mtu_limit(mtu, _underlays(draft.reading.world), found)
         found.finish()
         return spec
+
+    def _carried(self, draft: Draft, message: network_pb2.Network) -> None:
+        """The MTU against what the underlays of hosts have room for, as they report it now."""
+        found = Violations("network")
+        mtu = message.mtu or self.context.settings.default_mtu
+        check.mtu_limit(mtu, _underlays(draft.reading.world), found)
+        found.finish()
 
     def _fill(self, message: network_pb2.Network, spec: NetworkSpec, name: str) -> None:
         """Write down what the server has chosen."""
@@ -191,9 +198,10 @@ class Networks:
 
     def _give_up_cidrs(self, draft: Draft, row: Intent[NetworkSpec], spec: NetworkSpec) -> None:
         """No address may be in use, or in quarantine, that the network would no longer have."""
-        for gone in uncovered(row.spec.cidrs, spec.cidrs):
+        for first, last in uncovered(row.spec.cidrs, spec.cidrs):
             for segment in row.spec.segments:
-                draft.must_be_empty(*draft.keys.ips(segment.uid, gone), _in_use(row.name, gone))
+                gone = span_text(first, last)
+                draft.must_be_empty(*draft.keys.ips(segment.uid, first, last), _in_use(row.name, gone))
 
     def _keep_back(self, draft: Draft, row: Intent[NetworkSpec], spec: NetworkSpec) -> None:
         """No port may have an address that becomes a gateway, network or broadcast address."""
@@ -202,19 +210,29 @@ class Networks:
                 draft.must_be_absent(draft.keys.ip(segment.uid, address), _address_held(row.name, address))
 
 
-def uncovered(old: Iterable[Prefix], new: tuple[Prefix, ...]) -> Iterator[Prefix]:
-    """The parts of old prefixes that no new one has."""
+def uncovered(old: Iterable[Prefix], new: Iterable[Prefix]) -> Iterator[tuple[Address, Address]]:
+    """The ranges of addresses of old prefixes that no new one has, first and last: few, however the prefixes lie."""
+    kept = list(new)
     for cidr in old:
-        pieces = [cidr]
-        for other in new:
-            pieces = [rest for piece in pieces for rest in _without(piece, other)]
-        yield from pieces
+        make = type(cidr.network_address)
+        holes = [(int(k.network_address), int(k.broadcast_address)) for k in kept if k.version == cidr.version]
+        for first, last in without((int(cidr.network_address), int(cidr.broadcast_address)), holes):
+            yield make(first), make(last)
 
 
-def _without(piece: Any, other: Any) -> Iterable[Any]:
-    if piece.version != other.version or not piece.overlaps(other):
-        return (piece,)
-    return () if piece.subnet_of(other) else piece.address_exclude(other)
+def _refuse_spoken_for(draft: Draft, row: Intent[NetworkSpec], spec: NetworkSpec) -> None:
+    """No port may send as what becomes a gateway.
+
+    Not compared: a port that is given such a prefix at this very moment is refused its next change instead.
+    """
+    world = draft.reading.world
+    for gateway in sorted(set(spec.gateways) - set(row.spec.gateways), key=str):
+        for name in sorted(world.ports_by_network.keys(row.name)):
+            for prefix in world.ports.rows[name].spec.allowed:
+                if prefix.version == gateway.version and gateway in prefix:
+                    text = f"{gateway} cannot be a gateway of {row.name}: {name} may send from {prefix}"
+                    blocker = Blocker("ADDRESS_ALLOWED", name, text)
+                    raise FailedPrecondition(text, [blocker], reason="ADDRESS_ALLOWED")
 
 
 def _held_back(spec: NetworkSpec) -> set[Address]:
@@ -233,7 +251,7 @@ def _underlays(world: World) -> Iterator[tuple[str, int, int]]:
             yield host.name, status.underlay_mtu, host.spec.vtep.version if host.spec.vtep else 4
 
 
-def _in_use(name: str, gone: Prefix) -> Callable[[Page], FailedPrecondition]:
+def _in_use(name: str, gone: str) -> Callable[[Page], FailedPrecondition]:
     def refuse(page: Page) -> FailedPrecondition:
         blockers = []
         for kv in page.kvs:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from typing import Any
 
+import pytest
+
 from controller.errors import FailedPrecondition, Invalid, NotFound
-from controller.etcd.types import put
+from controller.etcd.types import delete, put
+from controller.fields import span_text
+from controller.intents.network import uncovered
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import network_pb2, router_pb2
 from tests.controller.writing import Replicated, refusal, writing
@@ -31,6 +36,8 @@ _BAD: list[tuple[dict[str, Any], str]] = [
     ({"cidrs": ["10.0.0.0/24"], "reserved_ranges": ["10.0.0.9-10.0.0.2"]}, "network.reserved_ranges[0]"),
     ({"cidrs": ["10.0.0.0/24"], "reserved_ranges": ["10.0.0.9-10.0.1.2"]}, "network.reserved_ranges[0]"),
     ({"cidrs": ["10.0.0.0/24"], "reserved_ranges": ["many"]}, "network.reserved_ranges[0]"),
+    ({"cidrs": ["fd00::/64"], "reserved_ranges": ["fd00::5%x\n"]}, "network.reserved_ranges[0]"),
+    ({"cidrs": ["fd00::/64"], "reserved_ranges": ["fd00::5", "fd00:0::5"]}, "network.reserved_ranges[1]"),
     ({"cidrs": ["10.0.0.0/24"], "router": "main"}, "network.router"),
     ({"cidrs": ["10.0.0.0/24"], "router": "tenants/globex/routers/main"}, "network.router"),
     ({"cidrs": ["10.0.0.0/24"], "mtu": 575}, "network.mtu"),
@@ -39,7 +46,9 @@ _BAD: list[tuple[dict[str, Any], str]] = [
     ({"cidrs": ["10.0.0.0/24"], "policy": 2}, "network.policy"),
     ({"cidrs": ["10.0.0.0/24"], "policy": 77}, "network.policy"),
     ({"cidrs": ["10.0.0.0/24"], "dns": {"servers": ["x"]}}, "network.dns.servers[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "dns": {"servers": ["10.0.0.5"] * 2}}, "network.dns.servers[1]"),
     ({"cidrs": ["10.0.0.0/24"], "dns": {"search_domains": ["a b"]}}, "network.dns.search_domains[0]"),
+    ({"cidrs": ["10.0.0.0/24"], "dns": {"search_domains": ["a.b"] * 2}}, "network.dns.search_domains[1]"),
     ({"cidrs": ["10.0.0.0/24"], "address_quarantine": {"seconds": -1}}, "network.address_quarantine"),
     ({"cidrs": ["10.0.0.0/24"], "address_quarantine": {"nanos": 5}}, "network.address_quarantine"),
 ]
@@ -123,6 +132,56 @@ async def test_the_mtu_that_underlays_carry() -> None:
         assert isinstance(error, Invalid)
         assert "1450" in error.text and "hosts/h1" in error.text
         await one.network("acme/web", cidrs=["10.0.0.0/24"], mtu=1450)
+        less = store_pb2.HostStatusRow(underlay_mtu=1400).SerializeToString()
+        result = await site.etcd.txn((), [put(one.store.keys.host_status(host.uid), less)])
+        await one.store.passed(result.revision)
+        changed = await one.update_network("tenants/acme/networks/web", labels={"a": "b"})
+        assert changed.labels == {"a": "b"}
+        assert isinstance(await refusal(one.update_network("tenants/acme/networks/web", mtu=1449)), Invalid)
+
+
+async def test_a_wide_cidr_becomes_many_narrow_ones_in_one_small_transaction() -> None:
+    async with writing(max_ops=128) as site:
+        one = site.one
+        await one.tenant("acme")
+        web = await one.network("acme/web", cidrs=["10.0.0.0/8", "fd00::/16"])
+        segment = web.segments[0].uid
+        await one.port("acme/p", addresses=["10.77.0.9"])
+        narrow = [f"10.{16 * n}.7.4/30" for n in range(8)] + [f"fd00:{n}:5::4/126" for n in range(1, 9)]
+        error = await refusal(one.update_network("tenants/acme/networks/web", cidrs=narrow))
+        assert error.reason == "CIDR_IN_USE" and "10.64.7.8-10.80.7.3" in error.text, error.text
+        await one.update_port("tenants/acme/ports/p", addresses=["10.16.7.6", "fd00:1:5::6"])
+        await site.etcd.txn((), [delete(one.store.keys.ip(segment, ip_address("10.77.0.9")))])
+        changed = await one.update_network("tenants/acme/networks/web", cidrs=narrow)
+        assert list(changed.cidrs) == narrow
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "gone"),
+    [
+        (["10.0.0.0/24"], ["10.0.0.0/25"], ["10.0.0.128-10.0.0.255"]),
+        (["10.0.0.0/24"], ["10.0.0.0/16"], []),
+        (["10.0.0.0/24", "fd00::/64"], ["fd00::/64"], ["10.0.0.0-10.0.0.255"]),
+        (["10.0.0.0/24"], ["10.0.0.64/26", "fd00::/64"], ["10.0.0.0-10.0.0.63", "10.0.0.128-10.0.0.255"]),
+    ],
+)
+def test_what_prefixes_no_longer_have(old: list[str], new: list[str], gone: list[str]) -> None:
+    left = uncovered(map(ip_network, old), map(ip_network, new))
+    assert [span_text(first, last) for first, last in left] == gone
+
+
+async def test_no_gateway_for_which_a_port_may_speak() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        await one.port("acme/p", allowed_addresses=["10.9.0.0/24"])
+        wider = {"cidrs": ["10.0.0.0/24", "10.9.0.0/24"]}
+        error = await refusal(one.update_network("tenants/acme/networks/web", **wider))
+        assert isinstance(error, FailedPrecondition)
+        assert [b.subject for b in error.blockers] == ["tenants/acme/ports/p"]
+        await one.update_port("tenants/acme/ports/p", "allowed_addresses")
+        await one.update_network("tenants/acme/networks/web", **wider)
 
 
 async def set_routes(one: Replicated, *routes: tuple[str, str]) -> Any:

@@ -169,6 +169,7 @@ _BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"allowed_addresses": ["0.0.0.0/0"]}, "port.allowed_addresses[0]"),
     ({"allowed_addresses": ["10.0.0.0/8"]}, "port.allowed_addresses[0]"),
     ({"allowed_addresses": ["10.9.0.1/24"]}, "port.allowed_addresses[0]"),
+    ({"allowed_addresses": ["10.9.0.0/24", "10.9.0.0/255.255.255.0"]}, "port.allowed_addresses[1]"),
     ({"host": "h1"}, "port.host"),
     ({"labels": {"a b": "c"}}, "port.labels"),
     ({"description": "x" * 1025}, "port.description"),
