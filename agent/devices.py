@@ -34,6 +34,8 @@ log = structlog.get_logger()
 
 # Milliseconds. An Ack of anything that was removed waits for the revalidators, which at rest look that seldom.
 REVALIDATE_WITHIN = "100"
+# Open vSwitch's own devices, one for each type of datapath.
+OVS_DEVICES = frozenset({"ovs-netdev", "ovs-system"})
 KERNEL_MODULE = "/sys/module/openvswitch"
 
 
@@ -68,7 +70,11 @@ class Devices:
         self._link = LinkDriver(
             self._thread,
             datapath_type=datapath,
-            allowed=Allowed(netns=settings.allow_netns, devices=settings.allow_device),
+            allowed=Allowed(
+                netns=settings.allow_netns,
+                devices=settings.allow_device,
+                never=OVS_DEVICES | {settings.bridge, settings.tunnel, settings.uplink, settings.underlay_bridge},
+            ),
             foreign_ovs_ports=self._foreign_ports,
         )
         self._events = NetlinkEvents(

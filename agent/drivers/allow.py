@@ -24,6 +24,7 @@ class Allowed:
 
     netns: tuple[str, ...] = ()  # "/run/netns/cni-*"
     devices: tuple[str, ...] = ()  # "tap*"
+    never: frozenset[str] = frozenset()  # devices that are this host's own, whatever `devices` says
 
 
 class PlacementRefused(Exception):
@@ -71,11 +72,12 @@ def netns_identity(path: str, identity: tuple[int, int], never: Collection[tuple
         raise PlacementRefused("NetnsNotAllowed", text, retriable=False)
 
 
-def device(facts: DeviceFacts, globs: Sequence[str]) -> None:
+def device(facts: DeviceFacts, allowed: Allowed) -> None:
     """Refuse a device. Raises PlacementRefused(DeviceNotAllowed: never as it is; DeviceInUse: not as it is used)."""
-    if not any(fnmatchcase(facts.name, glob) for glob in globs):
+    if not any(fnmatchcase(facts.name, glob) for glob in allowed.devices):
         raise PlacementRefused("DeviceNotAllowed", f"{facts.name}: not in this agent's allow_device", retriable=False)
-    never = _why_never(facts)
+    # By name: a bridge of a userspace datapath is a tap like any other.
+    never = "it is the host's own uplink, bridge or tunnel" if facts.name in allowed.never else _why_never(facts)
     if never:
         raise PlacementRefused("DeviceNotAllowed", f"{facts.name}: {never}", retriable=False)
     used = _why_in_use(facts)

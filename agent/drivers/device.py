@@ -29,20 +29,20 @@ class Adopted:
                 continue
             found[name] = replace(link, mtu=info.mtu)
             try:
-                allow.device(_facts(kernel, info, foreign or ()), self._allowed.devices)
+                allow.device(_facts(kernel, info, foreign or ()), self._allowed)
             except PlacementRefused as refused:
                 found[name] = replace(found[name], flaw=refused.text)
         return found
 
     def write(self, kernel: Kernel, want: Link, foreign: Collection[str] | None) -> Link:
         """Check a device and set its MTU. Raises PlacementRefused, OSError."""
-        allow.device(DeviceFacts(want.device), self._allowed.devices)  # say nothing of devices that are not in the list
+        allow.device(DeviceFacts(want.device), self._allowed)  # say nothing of devices that are not in the list
         if foreign is None:
             raise PlacementRefused("OvsUnknown", "Open vSwitch does not answer: whose port it is?", retriable=True)
         info = rtnetlink.link(kernel.host, want.device)
         if info is None:
             raise PlacementRefused("DeviceMissing", f"{want.device}: no such device", retriable=True)
-        allow.device(_facts(kernel, info, foreign), self._allowed.devices)
+        allow.device(_facts(kernel, info, foreign), self._allowed)
         if info.mtu != want.mtu:
             kernel.host.check(rtnetlink.set_link(info.index, mtu=want.mtu))
         self._links[want.device] = want

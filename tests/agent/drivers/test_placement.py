@@ -16,6 +16,9 @@ isolated = pytest.mark.isolated
 Shell = Callable[[str], str]
 
 
+TAPS = Allowed(devices=("tap*",), never=frozenset({"tap7"}))
+
+
 @pytest.mark.parametrize(
     ("path", "globs"),
     [
@@ -56,12 +59,18 @@ def test_a_path_that_is_allowed() -> None:
 )
 def test_devices_that_are_refused(facts: DeviceFacts, reason: str) -> None:
     with pytest.raises(PlacementRefused) as refused:
-        device(facts, ["tap*"])
+        device(facts, TAPS)
     assert refused.value.reason == reason
 
 
+def test_the_hosts_own_devices_are_refused_whatever_they_are_called() -> None:
+    with pytest.raises(PlacementRefused) as refused:
+        device(DeviceFacts("tap7", kind="tun"), TAPS)
+    assert refused.value.reason == "DeviceNotAllowed" and "the host's own" in str(refused.value)
+
+
 def test_a_device_that_is_allowed() -> None:
-    device(DeviceFacts("tap0", kind="tun", master_kind="openvswitch"), ["tap*"])
+    device(DeviceFacts("tap0", kind="tun", master_kind="openvswitch"), TAPS)
 
 
 @isolated
