@@ -100,6 +100,10 @@ class Layer:
         """Read back before doing anything?"""
         return (self._stale or bool(self._stale_keys)) and self._look_due <= self._clock()
 
+    def in_doubt(self) -> bool:
+        """What is known to be there may not be so: somebody said so, and it has not been read back yet."""
+        return self.usable() and self.must_look()
+
     def usable(self) -> bool:
         """Read back and in reach."""
         return self.was_read and not self.unavailable
