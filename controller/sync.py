@@ -18,7 +18,7 @@ import structlog
 
 from controller.admission import LOST
 from controller.etcd import StoreError
-from controller.etcd.types import delete, prefix_end, put
+from controller.etcd.types import delete, prefix_end, present, put
 from controller.replica import Replica
 from controller.report import Report
 from controller.sessions import Sessions
@@ -38,6 +38,7 @@ class Outcome:
     """The answer, by host uid. `behind` has the revision each host has reached."""
 
     revision: int
+    is_reached: bool = True  # the store has this revision
     hosts: set[str] = field(default_factory=set)
     synced: set[str] = field(default_factory=set)
     behind: dict[str, int] = field(default_factory=dict)
@@ -49,8 +50,8 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """All hosts in scope have it, none failed, none is without a session."""
-        return self.synced == self.hosts and not self.failed
+        """It is committed, all hosts in scope have it, none failed, none is without a session."""
+        return self.is_reached and self.synced == self.hosts and not self.failed
 
 
 class Sync:
@@ -90,7 +91,7 @@ class Sync:
 
     async def _round(self, revision: int, domains: Domains, deadline: float) -> Outcome:
         """Ask everybody once."""
-        outcome = Outcome(revision)
+        outcome = Outcome(revision, is_reached=revision <= self.store.revision)
         if self._elsewhere(domains):
             await self._ask_others(outcome, domains=domains, deadline=deadline)
         else:
@@ -201,19 +202,25 @@ class Sync:
 
     async def _answer(self, question: str, row: store_pb2.Barrier) -> None:
         domains = frozenset(row.domains) if row.scoped else None
-        answer = await self._own(row.revision, domains, time.monotonic() + row.timeout_ms / 1000)
+        deadline = time.monotonic() + row.timeout_ms / 1000
+        answer = await self._own(row.revision, domains, deadline, question=question)
         key = self.store.keys.barrier_answer(question, self.replica.id)
+        asked = present(self.store.keys.barrier(question))  # nobody would clear away what comes after the question went
         try:
-            await self.store.etcd.txn((), [put(key, answer.SerializeToString(), self.replica.lease_id)])
+            await self.store.etcd.txn([asked], [put(key, answer.SerializeToString(), self.replica.lease_id)])
         except StoreError as error:
             log.warning("barrier not answered", question=question, error=str(error))
 
-    async def _own(self, revision: int, domains: Domains, deadline: float) -> store_pb2.BarrierAnswer:
-        """Wait for the sessions of this replica in scope, until the deadline."""
+    async def _own(
+        self, revision: int, domains: Domains, deadline: float, *, question: str = ""
+    ) -> store_pb2.BarrierAnswer:
+        """Wait for the sessions of this replica in scope, until the deadline or until nobody asks any more."""
         answer = store_pb2.BarrierAnswer()
         try:
             async with asyncio.timeout_at(_loop_time(deadline)):
                 while behind := self._behind(revision, domains):
+                    if question and question not in self.store.world.barriers.rows:
+                        break
                     answer.slowest = next(iter(behind))
                     await self.sessions.progress()
         except TimeoutError:

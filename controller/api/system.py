@@ -16,6 +16,7 @@ from controller.decode import tenant_of
 from controller.errors import NotFound, PermissionDenied, invalid
 from controller.events import Events
 from controller.hosts import timestamp
+from controller.names import kind_of
 from controller.status import Status
 from controller.store import Store
 from controller.sync import Domains, Outcome, Sync
@@ -70,6 +71,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
         parent = parent or own
         if not parent:
             return None
+        if kind_of(parent) in ("", "host"):
+            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router or port")
         if own and tenant_of(parent) != own:
             raise NotFound(parent, field="parent")
         world, of_network = self.world, self.parts.sync.sessions.resources.of_hosts.domain_of_network.rows
@@ -134,8 +137,10 @@ class System(system_pb2_grpc.SystemServiceServicer):
         caller, presenter = current_caller(), self.parts.presenter
         unknown = sorted(set(request.kinds) - set(_KINDS))
         if unknown:
-            raise invalid("kinds", f"unknown: {', '.join(unknown)}; known are {', '.join(_KINDS)}")
+            raise invalid("kinds", f"unknown: {', '.join(unknown)[:200]}; known are {', '.join(_KINDS)}")
         parent = "" if request.parent in ("", "-", "tenants/-") else request.parent
+        if parent and not kind_of(parent):
+            raise invalid("parent", f"{parent[:200]!r} is not a resource name like tenants/TENANT")
         if parent and not self._sees(parent):
             raise NotFound(parent, field="parent")
         if request.resume_revision < 0:
@@ -208,6 +213,10 @@ class System(system_pb2_grpc.SystemServiceServicer):
         name, own = request.name, current_caller().tenant
         if own and not name:
             name = own
+        if name and not kind_of(name):
+            raise invalid("name", f"{name[:200]!r} is not a resource name like tenants/TENANT")
+        if request.page_size < 0:
+            raise invalid("page_size", "not negative; 0 means the default")
         if name and not self._sees(name):
             raise NotFound(name, field="name")
         if not name and not current_caller().is_admin:

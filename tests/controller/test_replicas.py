@@ -104,6 +104,23 @@ async def test_sync_asks_all_replicas(pair: Pair) -> None:
         await until(lambda: not world.answers.rows, "the answers are gone")
 
 
+async def test_a_question_that_is_given_up_leaves_nothing(pair: Pair) -> None:
+    agent = FakeAgent("h1", "192.0.2.1")
+    async with agent.connected(pair.sites[1]):
+        await until(lambda: H1 in pair.controllers[0].store.world.sessions.rows)
+        agent.acks = False
+        revision = await pair.write(pair.make.port(P3, NET, ["10.0.0.7"], host="h1"))
+        world = pair.controllers[1].store.world
+        asking = asyncio.create_task(pair.controllers[0].sync.ask(revision=revision, domains=DOMAIN, timeout=600))
+        await until(lambda: [b for b in world.barriers.rows.values() if not b.mark])
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: not [b for b in world.barriers.rows.values() if not b.mark])
+        await until(lambda: not any("Sync._answer" in repr(task) for task in asyncio.all_tasks()), "the answer's end")
+        await pair.controllers[0].store.barrier()
+        assert not world.answers.rows
+
+
 async def test_one_replica_does_the_chores_and_another_follows(pair: Pair) -> None:
     worlds = [controller.store.world for controller in pair.controllers]
     first = (await until(lambda: worlds[0].terms.rows.get("chores"))).replica

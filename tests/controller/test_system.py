@@ -122,6 +122,24 @@ async def test_sync_by_parent(place: Site, admin: Client, acme: Client) -> None:
         await acme.sync("tenants/acme/networks/none")
     async with refused(grpc.StatusCode.INVALID_ARGUMENT):
         await admin.system.Sync(system_pb2.SyncRequest(revision=-1))
+    future = system_pb2.SyncRequest(revision=2**62, parent="tenants/acme", timeout={"nanos": 10**8})
+    assert not (await admin.system.Sync(future)).complete, "nobody has what is not written"
+
+
+@pytest.mark.parametrize("name", ["acme", "tenants/acme/gateways/g", "x" * 100_000])
+async def test_names_that_are_none(admin: Client, name: str) -> None:
+    async with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        await admin.system.Sync(system_pb2.SyncRequest(parent=name))
+    async with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        await admin.system.Watch(system_pb2.WatchRequest(parent=name)).read()
+    async with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        await admin.system.ListEvents(system_pb2.ListEventsRequest(name=name))
+    async with refused(grpc.StatusCode.INVALID_ARGUMENT):
+        await admin.system.ListEvents(system_pb2.ListEventsRequest(page_size=-1))
+    labels = {f"{name} {number}": "?" for number in range(3000 if len(name) < 10 else 3)}
+    tenant = tenant_pb2.CreateTenantRequest(tenant_id="more", tenant=tenant_pb2.Tenant(labels=labels))
+    async with refused(grpc.StatusCode.INVALID_ARGUMENT):  # however much is wrong, it arrives
+        await admin.tenants.CreateTenant(tenant)
 
 
 async def test_watch(place: Site, admin: Client, acme: Client) -> None:
