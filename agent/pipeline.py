@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
-from agent.openflow.oxm import match
+from agent.openflow.oxm import Value, match
 
 Address = IPv4Address | IPv6Address
 Mask = tuple[int, int]
@@ -91,6 +91,8 @@ FROM_TUNNEL: Mask = (Flag.FROM_TUNNEL, Flag.FROM_TUNNEL)
 FROM_PORT: Mask = (0, Flag.FROM_TUNNEL)
 UNICAST: Mask = (0, 0x010000000000)  # of an Ethernet address: the group bit is clear
 ND_SOLICITATION, ND_ADVERTISEMENT = 135, 136
+_NEIGHBOUR = (133, 134, ND_SOLICITATION, ND_ADVERTISEMENT, 137)  # RS, RA, NS, NA, redirect (RFC 4861)
+_MULTICAST_LISTENER = (130, 131, 132, 143)  # RFC 2710, RFC 3810
 
 
 def flow(*, stage: Stage, priority: int, match_: bytes, actions: bytes, feature: Feature) -> Flow:
@@ -126,6 +128,7 @@ def load_key_v4(field: str) -> bytes:
 def base_flows() -> Iterator[Flow]:
     """What does not depend on any tenant."""
     base = Feature.BASE
+    yield from _never(base)
     yield from _service(base)
     for miss, then in (
         (Stage.SERVICE, Stage.CT_FROM),
@@ -170,16 +173,29 @@ def _ct_to(base: Feature) -> Iterator[Flow]:
     yield flow(stage=Stage.CT_TO, priority=50, match_=match(), actions=goto(Stage.POLICY_TO), feature=base)
 
 
+def _never(base: Feature) -> Iterator[Flow]:
+    """What passes from nobody, whoever may send from that address."""
+
+    def drop(stage: Stage, *, priority: int, **fields: Value) -> Flow:
+        return flow(stage=stage, priority=priority, match_=match(**fields), actions=b"", feature=base)
+
+    for kind in (*_MULTICAST_LISTENER, *_NEIGHBOUR):
+        if kind != ND_SOLICITATION:  # which is answered here
+            yield drop(Stage.PORT_SECURITY, priority=120, icmp6=True, icmpv6_type=kind)
+        yield drop(Stage.TUNNEL_SOURCE, priority=200, icmp6=True, icmpv6_type=kind)  # no honest host sends it on
+    yield drop(Stage.PORT_SECURITY, priority=120, icmp=True, icmp_type=5)  # redirect
+    for stage, priority in ((Stage.PORT_SECURITY, 120), (Stage.TUNNEL_SOURCE, 200)):
+        # The type of a fragment is not seen here, also of the first one. Receivers take neighbour discovery only with
+        # a hop limit of 255, and should take none in fragments (RFC 4861, RFC 6980); not all know the latter.
+        yield drop(stage, priority=priority, icmp6=True, nw_frag="first", nw_ttl=255)
+        # Extension headers that do not end within the frame, or not within the first fragment (RFC 7112).
+        yield drop(stage, priority=priority, ipv6=True, nw_proto=0)
+    # A v4-mapped target would be looked up as the v4 address in it; none is ever on a wire (RFC 4291, 2.5.5.2).
+    yield drop(Stage.ROUTE, priority=2000, ipv6=True, ipv6_dst="::ffff:0:0/96")
+
+
 def _service(base: Feature) -> Iterator[Flow]:
     """Answers to ARP (RFC 826) and neighbour solicitation (RFC 4861) from the look-up's result."""
-    for kind in (133, 134, ND_ADVERTISEMENT, 137):  # RS, RA, NA, redirect: nobody needs a workload's own
-        yield flow(
-            stage=Stage.PORT_SECURITY,
-            priority=120,
-            match_=match(icmp6=True, icmpv6_type=kind),
-            actions=b"",
-            feature=base,
-        )
     # A solicitation with a false link-layer option must not fall through to the plain IPv6 flow.
     solicitation = match(icmp6=True, icmpv6_type=ND_SOLICITATION)
     yield flow(stage=Stage.PORT_SECURITY, priority=85, match_=solicitation, actions=b"", feature=base)
