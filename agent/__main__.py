@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # before gRPC is imported: its handlers crash a process that forks
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its own lines would lie between ours
 
 import argparse
 import asyncio

@@ -27,7 +27,7 @@ SILENCE = 1.5  # seconds without a word = the other side is dead
 CONNECT_TIMEOUT = 1.5
 WELCOME_TIMEOUT = 8.0  # a replica may have to wait for its own tables first
 FIRST_BACKOFF, LAST_BACKOFF = 0.2, 5.0  # seconds, with full jitter; the very first retry is at once
-STEADY = 5.0  # a session that lived this long was a good one
+STEADY = 1.0  # a session that lived this long was a good one
 MAX_MESSAGE = 16 << 20
 
 
