@@ -12,8 +12,8 @@ from typing import Any
 
 import structlog
 
-from controller.etcd.types import Compare, KeyValue, Page, created, delete, get, modified, prefix_end, put
-from controller.rows import TombstoneRow
+from controller.etcd.types import Compare, KeyValue, Page, created, delete, empty, get, modified, prefix_end, put
+from controller.rows import IdentityRow, TombstoneRow
 from controller.store import Store
 from tealnet.core.tables import Table
 from tealnet.store.v1 import store_pb2
@@ -31,7 +31,8 @@ class Release:
         self.store, self.term = store, term
         self._first: dict[tuple[str, str, str], float] = {}  # when a tombstone was first seen
         self._orphans: dict[bytes, float] = {}  # when a row was first seen without its object
-        self._candidates: dict[bytes, int] = {}  # number's key → mod_revision at the last check
+        self._candidates: dict[bytes, int] = {}  # number's key → revision of its release, at the last check
+        self._unused: dict[int, int] = {}  # identity of nobody → revision when that was first seen
 
     # ---- tombstones and addresses
 
@@ -78,7 +79,7 @@ class Release:
     # ---- numbers
 
     async def numbers(self) -> None:
-        """Free VNIs and domain numbers that were released before everything that any host still knows.
+        """Free VNIs, domain and identity numbers that were released before everything that any host still knows.
 
         A number must be free by this rule at two checks in a row: a session that has just begun is not in its
         replica's low water mark yet.
@@ -92,7 +93,35 @@ class Release:
                     free[kv.key] = kv.mod_revision
                     if self._candidates.get(kv.key) == kv.mod_revision and await self._delete([kv]):
                         log.info("number freed", key=self.store.keys.relative(kv.key))
+        for number, since in self._of_nobody().items():
+            key = self.store.keys.identity(number)
+            if since < low:
+                free[key] = since
+                if self._candidates.get(key) == since:
+                    await self._free_identity(number)
         self._candidates = free
+
+    def _of_nobody(self) -> dict[int, int]:
+        """Identities whose tenant is no more, and since which revision; a tenant that lives keeps its own."""
+        world = self.store.world
+        living = {tenant.uid for tenant in world.tenants.rows.values()}
+        gone = (number for number, row in world.identities.rows.items() if row.members[0] not in living)
+        self._unused = {number: self._unused.get(number, self.store.revision) for number in gone}
+        return self._unused
+
+    async def _free_identity(self, number: int) -> None:
+        """Unless a port has it after all: then one of the two transactions fails."""
+        keys, etcd = self.store.keys, self.store.etcd
+        row: IdentityRow | None = self.store.world.identities.rows.get(number)
+        if row is None:
+            return
+        key, references = keys.identity(number), keys.references("identity", str(number))
+        unused = [self.term, created(key, row.create_revision), empty(references, prefix_end(references))]
+        by_set = (await etcd.range(keys.identity_set(row.members[0]))).kvs if len(row.members) == 1 else ()
+        own = [kv for kv in by_set if kv.value == str(number).encode()]
+        compares = [*unused, *(modified(kv.key, kv.mod_revision) for kv in own)]
+        if (await etcd.txn(compares, [delete(key), *(delete(kv.key) for kv in own)])).succeeded:
+            log.info("number freed", key=keys.relative(key))
 
     def _low_water(self) -> int:
         """The lowest revision that any host, in session or not, may still be at."""

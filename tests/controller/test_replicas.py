@@ -231,6 +231,29 @@ async def test_numbers_wait_for_every_host(single: Pair) -> None:
         assert await rounds() == 0
 
 
+async def test_identities_go_when_their_tenant_is_gone(single: Pair) -> None:
+    release, store = await release_of(single), single.controllers[0].store
+    keys = single.make.keys
+    living = store.world.tenants.rows["tenants/acme"].uid
+
+    def issued(number: int, uid: str) -> list[Put]:
+        row = store_pb2.Identity(tenant_uid=uid).SerializeToString()
+        return [put(keys.identity(number), row), put(keys.identity_set(uid), str(number).encode())]
+
+    await single.write(*issued(7001, living), *issued(7002, uid_of("old")), *issued(7003, uid_of("older")))
+    held = keys.reference(kind="identity", uid="7003", by_kind="port", by_uid=uid_of("p"))
+    await single.etcd.txn((), [put(held, b"")])
+    await release.numbers()  # seen for the first time
+    seen = await store.barrier()
+    await until(lambda: min(r.low_water for r in store.world.replicas.rows.values()) > seen, "a new low water mark")
+    await release.numbers()
+    assert 7002 in store.world.identities.rows, "only when it was free at two checks"
+    await release.numbers()
+    await until(lambda: 7002 not in store.world.identities.rows)
+    assert {7001, 7003} <= store.world.identities.rows.keys()
+    assert not (await single.etcd.range(keys.identity_set(uid_of("old")))).kvs
+
+
 async def test_old_terms_change_nothing(single: Pair) -> None:
     store = single.controllers[0].store
     await until(lambda: store.world.terms.rows.get("chores"))
