@@ -16,7 +16,7 @@ from enum import Enum
 import structlog
 
 from controller.caller import PATIENCE
-from controller.draft import Draft, Emptiness, Proposals, Reading, Written, holds
+from controller.draft import Chosen, Draft, Emptiness, Proposals, Reading, Written, holds
 from controller.errors import Aborted, Ambiguous, ApiError, ResourceExhausted, Unavailable
 from controller.etcd import OutcomeUnknown, StoreFull, StoreUnavailable
 from controller.etcd.types import Compare, Get, KeyValue, Nested, Op, Page, TxnResult, delete, get
@@ -85,9 +85,9 @@ class Committer:
         self.store, self.max_ops = store, max_ops
         self._in_flight: set[bytes] = set()
 
-    def item(self, build: Callable[[Draft], None]) -> Item:
-        """A part of a commit."""
-        return Item(build, Proposals(self._in_flight))
+    def item(self, build: Callable[[Draft], None], shared: Chosen | None = None) -> Item:
+        """A part of a commit; `shared` is one for all its parts."""
+        return Item(build, Proposals(self._in_flight, shared))
 
     async def commit(
         self, build: Callable[[Draft], None], *, effect: Effect = Effect.WRITE, patience: float = PATIENCE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -83,26 +84,44 @@ class Reading:
         return list(found.values())
 
 
-class Proposals:
-    """What was chosen for one commit, kept over its attempts: only what turns out to be taken is chosen anew."""
+class Reach(Enum):
+    """Who uses what is proposed."""
 
-    def __init__(self, in_flight: set[bytes]) -> None:
+    ITEM = "item"
+    COMMIT = "commit"
+    """All items of a commit that ask for it: the number that the first of them needs is the others', too."""
+
+
+Chosen = dict[str, tuple[Hashable, bytes]]
+
+
+class Proposals:
+    """What was chosen for one item, kept over its attempts: only what turns out to be taken is chosen anew.
+
+    `shared` is the same for all items that are committed together.
+    """
+
+    def __init__(self, in_flight: set[bytes], shared: Chosen | None = None) -> None:
         self._in_flight = in_flight  # of all commits of this process
-        self._chosen: dict[str, tuple[Hashable, bytes]] = {}
+        self._shared: Chosen = {} if shared is None else shared
+        self._chosen: Chosen = {}
         self._own: set[bytes] = set()
         self.taken: set[bytes] = set()
 
-    def choose(self, label: str, find: Callable[[Callable[[T], bool]], T], key_of: Callable[[T], bytes]) -> T:
+    def choose(
+        self, label: str, find: Callable[[Callable[[T], bool]], T], *, key_of: Callable[[T], bytes], reach: Reach
+    ) -> T:
         """The value for `label`: as before, or a free one that `find` comes up with."""
-        if label in self._chosen:
-            return self._chosen[label][0]  # type: ignore[return-value]
+        chosen = self._shared if reach is Reach.COMMIT else self._chosen
+        if label in chosen:
+            return chosen[label][0]  # type: ignore[return-value]
 
         def is_free(value: T) -> bool:
             key = key_of(value)
             return key not in self.taken and key not in self._in_flight
 
         value = find(is_free)
-        self._chosen[label] = value, key_of(value)
+        chosen[label] = value, key_of(value)
         self.hold(key_of(value))
         return value
 
@@ -115,7 +134,9 @@ class Proposals:
     def collided(self, key: bytes) -> None:
         """A key that was proposed is taken."""
         self.taken.add(key)
-        self._chosen = {label: choice for label, choice in self._chosen.items() if choice[1] != key}
+        for chosen in (self._chosen, self._shared):
+            for label in [label for label, choice in chosen.items() if choice[1] == key]:
+                del chosen[label]
 
     def release(self) -> None:
         """Forget all choices: the commit is over, or everything is to be checked anew."""
@@ -224,9 +245,10 @@ class Draft:
         *,
         key_of: Callable[[T], bytes],
         value: bytes,
+        reach: Reach = Reach.ITEM,
     ) -> T:
         """Choose something free and claim its key; etcd decides."""
-        chosen = self.proposals.choose(label, find, key_of)
+        chosen = self.proposals.choose(label, find, key_of=key_of, reach=reach)
         self.claim(key_of(chosen), value, refuse=None)
         return chosen
 

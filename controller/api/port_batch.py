@@ -12,7 +12,7 @@ from controller import names
 from controller.api.standard import Parts, Standard, row_of
 from controller.caller import Caller, current_caller
 from controller.commit import Atomicity, Item
-from controller.draft import Draft
+from controller.draft import Chosen, Draft
 from controller.errors import ApiError, Invalid, NotFound, Violation, invalid
 from controller.etcd.types import KeyValue
 from controller.requests import Replay, Ticket
@@ -47,10 +47,11 @@ class Batch:
     async def create(self, request: port_pb2.BatchCreatePortsRequest) -> port_pb2.BatchCreatePortsResponse:
         """Raises ApiError for the batch as a whole; errors of items stand in the answer."""
         caller = current_caller()
-        parent = names.check_parent(request.parent, "parent")
+        names.check_parent(request.parent, "parent")
         if not 1 <= len(request.requests) <= MOST:
             raise invalid("requests", f"1 to {MOST} requests in a batch, not {len(request.requests)}")
-        entries = [await self._entry(request, index, parent) for index in range(len(request.requests))]
+        shared: Chosen = {}
+        entries = [await self._entry(request, index, shared) for index in range(len(request.requests))]
         try:
             await self._prepare(request, entries)
             revision, atomicity = 0, Atomicity.ALL if request.atomic else Atomicity.EACH
@@ -65,8 +66,8 @@ class Batch:
 
     # ---- preparing
 
-    async def _entry(self, batch: port_pb2.BatchCreatePortsRequest, index: int, parent: str) -> Entry:
-        request, entry = batch.requests[index], Entry()
+    async def _entry(self, batch: port_pb2.BatchCreatePortsRequest, index: int, shared: Chosen) -> Entry:
+        request, entry, parent = batch.requests[index], Entry(), batch.parent
         try:
             if request.parent not in ("", parent):
                 raise invalid("parent", f"is {request.parent[:200]!r}; that of the batch is {parent}")
@@ -77,7 +78,7 @@ class Batch:
             body = self.standard.body(request.port, name=entry.name)
             entry.ticket = await self._ticket(batch, index, parent)
             build = await self.parts.notes.noting(self._build(entry.name, body, entry.ticket), reason="Created")
-            entry.item = self.parts.committer.item(build)
+            entry.item = self.parts.committer.item(build, shared)
         except Replay as replay:
             await self._replayed(entry, replay)
         except ApiError as error:
@@ -196,7 +197,7 @@ class Batch:
 def _claimed_twice(draft: Draft, claimed: dict[bytes, bytes]) -> Exception | None:
     """What it means that an earlier item of the batch has claimed the same key: a name, an address, an interface."""
     for claim in draft.claims.values():
-        if claim.key in claimed and claim.refuse:
+        if claim.key in claimed and claim.refuse:  # what is only proposed is shared on purpose
             return claim.refuse(KeyValue(claim.key, claimed[claim.key], 0, 0, 0))
     claimed.update({key: draft.puts[key].value for key in draft.claims if key in draft.puts})
     return None

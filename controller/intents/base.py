@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from controller import allocate, decode
-from controller.draft import Draft
+from controller.draft import Draft, Reach
 from controller.errors import Aborted, Blocker, FailedPrecondition, NotFound, ResourceExhausted
 from controller.etcd.types import KeyValue, Page, prefix_end
 from controller.fields import Violations
@@ -134,7 +134,7 @@ def take_slot(
 
 def take_number(
     draft: Draft, label: str, *, span: tuple[int, int], used: Callable[[int], bool], key_of: Callable[[int], bytes],
-    value: bytes, rng: random.Random,
+    value: bytes, rng: random.Random, reach: Reach = Reach.ITEM,
 ) -> int:  # fmt: skip
     """A free number of a pool. Raises ResourceExhausted."""
 
@@ -142,7 +142,7 @@ def take_number(
         return allocate.number(*span, is_free=lambda n: not used(n) and is_free(n), rng=rng)
 
     try:
-        return draft.propose(label, find, key_of=key_of, value=value)
+        return draft.propose(label, find, key_of=key_of, value=value, reach=reach)
     except allocate.Exhausted as error:
         text = f"no {label} is free: all {error.size} within {span[0]}…{span[1]} are in use or not yet released"
         raise ResourceExhausted(text, subject=label, reason="POOL_EXHAUSTED") from None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from controller import decode
 from controller.allocate import FIRST_NUMBER, LAST_NUMBER
-from controller.draft import Draft
+from controller.draft import Draft, Reach
 from controller.errors import Blocker, FailedPrecondition, NotFound, invalid
 from controller.etcd.types import KeyValue
 from controller.features import l2_check as check
@@ -127,6 +127,7 @@ class Ports:
             key_of=keys.identity,
             value=row,
             rng=self.context.rng,
+            reach=Reach.COMMIT,  # the ports of a batch have the same one
         )
         draft.put(by_set, str(number).encode())
         return number

@@ -33,8 +33,16 @@ async def inconsistencies(store: Store) -> list[str]:
     both = wanted.keys() & actual.keys()
     lines += [f"of another: {store.keys.relative(key)}" for key in both if wanted[key] != actual[key]]
     lines += [f"broken: {key}: {why}" for key, why in store.broken.items()]
+    lines += [f"identity {members} has the numbers {numbers}" for members, numbers in _twice(store.world)]
     lines += [f"not derived: {key}: {error!r}" for key, error in store.graph.errors()]
     return sorted(lines)
+
+
+def _twice(world: World) -> Iterator[tuple[Any, list[int]]]:
+    """Sets of groups with more than one identity."""
+    for members, numbers in world.identities_by_members.buckets.items():
+        if len(numbers) > 1:
+            yield members, list(world.identities_by_members.keys(members))
 
 
 def _wanted(world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:

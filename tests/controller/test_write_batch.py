@@ -10,6 +10,7 @@ from controller.errors import Invalid, NotFound, PermissionDenied
 from tealnet.core.identity import Kind
 from tealnet.core.pki import load_certificate, make_csr, uri_names
 from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
+from tests.controller.consistent import inconsistencies
 from tests.controller.writing import Replicated, become, refusal, writing
 
 
@@ -34,6 +35,8 @@ async def test_a_large_batch_in_small_transactions() -> None:
         assert len({a for r in answer.results for a in r.port.addresses}) == 600
         assert answer.revision == max(r.port.revision for r in answer.results)
         assert len({r.port.revision for r in answer.results}) > 1
+        assert len({row.spec.identity for row in site.one.store.world.ports.rows.values()}) == 1
+        assert await inconsistencies(site.one.store) == []
 
 
 async def test_each_item_has_its_own_result() -> None:

@@ -129,18 +129,18 @@ async def writing(*, replicas: int = 1, max_ops: int = 4096, **settings: Any) ->
         etcd = await stack.enter_async_context(Etcd([endpoint]))
         keys = await bootstrap(etcd, "default")
         jobs, made = [], []
-        for number in range(replicas):
-            replica = Replica(etcd, keys, f"replica-{number}")
-            store = Store(etcd, keys, replica=replica.id)
-            made.append(services(store, Settings(**settings), ca, max_ops=max_ops))
-            await store.load()
-            jobs += [asyncio.create_task(store.run()), asyncio.create_task(replica.run())]
-        try:
-            yield Writing(etcd, endpoint, ca, made)
-        finally:
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:  # a job that fails ends the test
+            for number in range(replicas):
+                replica = Replica(etcd, keys, f"replica-{number}")
+                store = Store(etcd, keys, replica=replica.id)
+                made.append(services(store, Settings(**settings), ca, max_ops=max_ops))
+                await store.load()
+                jobs += [group.create_task(store.run()), group.create_task(replica.run())]
+            try:
+                yield Writing(etcd, endpoint, ca, made)
+            finally:
+                for job in jobs:
+                    job.cancel()
 
 
 async def refusal(call: Any) -> ApiError:
