@@ -7,12 +7,14 @@ but what the server has chosen (addresses, a MAC) is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from controller.errors import Invalid, Violation
+from controller.fields import MOST_LABELS
 
 OUTPUT = frozenset({"name", "uid", "etag", "revision", "create_time", "update_time"})
 
@@ -41,8 +43,10 @@ def merge(stored: Any, body: Any, *, paths: list[str], policy: Policy, prefix: s
     """Edit `stored` in place. Raises Invalid for paths that are unknown, output only or not to be changed."""
     found: list[Violation] = []
     for path in paths:
-        top, _, rest = path.partition(".")
-        if top not in stored.DESCRIPTOR.fields_by_name:
+        top, dot, rest = path.partition(".")
+        if dot and (not rest or top in policy.fixed | policy.chosen):
+            found.append(Violation("update_mask", f"{path[:80]!r} is no path of a {prefix}"))
+        elif top not in stored.DESCRIPTOR.fields_by_name:
             known = ", ".join(d.name for d in stored.DESCRIPTOR.fields if d.name not in policy.output)
             found.append(Violation("update_mask", f"{path[:80]!r} is no field of a {prefix}; there are: {known}"))
         elif top in policy.output:
@@ -56,8 +60,22 @@ def merge(stored: Any, body: Any, *, paths: list[str], policy: Policy, prefix: s
             continue
         elif problem := _copy(stored, body, top, rest):
             found.append(Violation("update_mask", f"{path[:80]!r}: {problem}"))
+    if not found:
+        found = [Violation(f"{prefix}.{path}", f"at most {MOST_LABELS} labels") for path in _overfull(stored)]
     if found:
         raise Invalid(found)
+
+
+def _overfull(message: Any, path: str = "") -> Iterator[str]:
+    """Maps that have grown too large, label by label."""
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None:
+            continue
+        if descriptor.message_type.GetOptions().map_entry:
+            if len(value) > MOST_LABELS:
+                yield path + descriptor.name
+        elif not descriptor.is_repeated:
+            yield from _overfull(value, f"{path}{descriptor.name}.")
 
 
 def _populated(message: Any, field: str) -> bool:

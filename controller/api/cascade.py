@@ -34,6 +34,8 @@ class Cascade:
     async def network(self, request: Any, standard: Standard[Any]) -> None:
         """A network with its ports. Others may create ports meanwhile: they go, too, or the last try loses."""
         name = names.check_name("network", request.name, "name")
+        if await standard.is_done(request, name):
+            return  # what has the name now is another's
         await self._check(standard, name, request.etag)
 
         def ports() -> list[str]:
@@ -52,6 +54,8 @@ class Cascade:
     async def tenant(self, request: Any, standard: Standard[Any]) -> None:
         """A tenant with all that it holds. It is DELETING first, and takes nothing new from then on."""
         name = names.check_name("tenant", request.name, "name")
+        if await standard.is_done(request, name):
+            return  # what has the name now is another's
         await self._mark(name, request.etag)
         for writer, index in (
             (self._ports, self.world.ports_by_tenant),
@@ -59,10 +63,7 @@ class Cascade:
             (self._routers, self.world.routers_by_tenant),
         ):
             await self._delete_all(writer, lambda index=index: list(index.keys(name)))  # type: ignore[misc]
-        last = type(request)()
-        last.CopyFrom(request)
-        last.etag = ""  # it was checked before DELETING changed it
-        await standard.delete(last)
+        await standard.delete(request, etag="")  # it was checked before DELETING changed it
 
     async def _mark(self, name: str, etag: str) -> None:
         def build(draft: Draft) -> None:

@@ -86,16 +86,28 @@ class Standard(Generic[M]):
         updated: M = await self.write(request, build, name=name, what=what, unchanged=unchanged)
         return updated
 
-    async def delete(self, request: Any) -> None:
-        """Delete, AIP-135."""
+    async def delete(self, request: Any, *, etag: str | None = None) -> None:
+        """Delete, AIP-135; `etag` takes the place of the request's."""
         name = names.check_name(self.kind, request.name, "name")
 
         def build(draft: Draft) -> None:
             row = self.row(draft, name)
-            check_etag(row, request.etag)
+            check_etag(row, request.etag if etag is None else etag)
             self.writer.delete(draft, row)
 
         await self.write(request, build, name=name, what="Deleted")
+
+    async def is_done(self, request: Any, name: str) -> bool:
+        """Whether a request with an id was carried out before. Raises Invalid for the id of another request."""
+        try:
+            await self._ticket(request, name)
+        except Replay:
+            return True
+        return False
+
+    async def _ticket(self, request: Any, name: str) -> Ticket | None:
+        tenant = names.tenant_of(name) if self.kind in names.OWNED else ""
+        return await self.parts.requests.ticket(request, tenant=tenant, request_id=request.request_id)
 
     def body(self, given: Any, *, name: str) -> Any:
         """The object of a request in canonical form, without what only the server sets. Raises Invalid."""
@@ -143,8 +155,7 @@ class Standard(Generic[M]):
 
         try:
             if effect is Effect.WRITE:
-                tenant = names.tenant_of(name) if self.kind in names.OWNED else ""
-                ticket = await self.parts.requests.ticket(request, tenant=tenant, request_id=request.request_id)
+                ticket = await self._ticket(request, name)
             committed = await self.parts.committer.commit(ticketed, effect=effect, patience=caller.time_left)
         except (ApiError, Replay) as error:
             why = await self.parts.requests.explain(ticket, error)

@@ -7,7 +7,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from controller.errors import Invalid
 from controller.masks import OUTPUT, Policy, merge, paths_of
-from tealnet.v1 import network_pb2, port_pb2
+from tealnet.v1 import network_pb2, port_pb2, tenant_pb2
 
 POLICY = Policy(output=OUTPUT | {"status"}, fixed=frozenset({"network"}), chosen=frozenset({"addresses", "mac"}))
 
@@ -84,3 +84,28 @@ def test_well_known_types_are_whole() -> None:
         merge(stored, body, paths=["address_quarantine.seconds"], policy=Policy(), prefix="network")
     merge(stored, body, paths=["address_quarantine"], policy=Policy(), prefix="network")
     assert not stored.HasField("address_quarantine")
+
+
+@pytest.mark.parametrize("path", ["labels.", "network.name", "mac.x", "addresses.0"])
+def test_paths_of_nothing(path: str) -> None:
+    with pytest.raises(Invalid):
+        merged(STORED, port_pb2.Port(), path)
+
+
+def test_labels_do_not_grow_for_ever_one_by_one() -> None:
+    body = port_pb2.Port(labels={f"k{n}": "v" for n in range(63)})
+    paths = [f"labels.k{n}" for n in range(63)]
+    assert len(merged(STORED, body, *paths[:62]).labels) == 64
+    with pytest.raises(Invalid) as error:
+        merged(STORED, body, *paths)
+    assert error.value.violations[0].field == "port.labels"
+    selector = {f"k{n}": "v" for n in range(65)}
+    with pytest.raises(Invalid) as error:
+        merge(
+            tenant_pb2.Tenant(),
+            tenant_pb2.Tenant(placement={"host_selector": selector}),
+            paths=["placement"],
+            policy=Policy(),
+            prefix="tenant",
+        )
+    assert error.value.violations[0].field == "tenant.placement.host_selector"

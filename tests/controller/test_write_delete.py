@@ -7,7 +7,7 @@ from typing import Any
 from controller.api.cascade import Cascade
 from controller.errors import FailedPrecondition
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import host_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, router_pb2, tenant_pb2
 from tests.controller.writing import Replicated, refusal, writing
 
 
@@ -104,3 +104,24 @@ async def test_tombstones_say_what_waits_for_them() -> None:
         error = await refusal(one.port("acme/r", addresses=list(port.addresses)))
         assert error.reason == "ADDRESS_IN_USE"
         assert "quarantine" in error.text and "hosts/h1" in error.text
+
+
+async def test_a_forced_delete_that_is_sent_again_leaves_what_has_the_name_now() -> None:
+    async with writing() as site:
+        one = site.one
+        tenant = await one.tenant("acme")
+        network = await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        gone = network_pb2.DeleteNetworkRequest(name=network.name, etag=network.etag, force=True, request_id="one")
+        await one.networks.DeleteNetwork(gone, None)
+        await one.networks.DeleteNetwork(gone, None)  # done already
+        await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        port = await one.port("acme/p")
+        await one.networks.DeleteNetwork(gone, None)
+        assert port.name in one.store.world.ports.rows
+        all_gone = tenant_pb2.DeleteTenantRequest(name=tenant.name, etag=tenant.etag, force=True, request_id="two")
+        await one.tenants.DeleteTenant(all_gone, None)
+        await one.tenant("acme")
+        await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        await one.port("acme/p")
+        await one.tenants.DeleteTenant(all_gone, None)
+        assert port.name in one.store.world.ports.rows
