@@ -112,12 +112,16 @@ def take_slot(
     draft: Draft, tenant: Intent[TenantSpec], quota: Quota, *, uid: str, name: str, rng: random.Random
 ) -> int:
     """A free slot of the tenant's quota (A6). Raises ResourceExhausted."""
+    world = draft.reading.world
     overlaid = {row.slot for (kind, other), row in draft.reading.overlay.items() if kind == quota.kind}
 
     def find(is_free: Callable[[int], bool]) -> int:
         def unused(slot: int) -> bool:
             return not quota.by_slot.keys((tenant.name, slot)) and slot not in overlaid and is_free(slot)
 
+        # After a quota was lowered slots above it are taken, and so many below it are not to be given out.
+        if len(getattr(world, f"{quota.kind}s_by_tenant").keys(tenant.name)) >= quota.limit:
+            raise allocate.Exhausted(quota.limit)
         return allocate.number(0, quota.limit - 1, is_free=unused, rng=rng)
 
     try:

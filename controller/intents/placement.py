@@ -17,17 +17,21 @@ def selected(selector: Labels, labels: Labels) -> bool:
     return set(selector) <= set(labels)
 
 
-def place(draft: Draft, tenant: Intent[TenantSpec], *, host: str, kind: Attach) -> Intent[HostSpec] | None:
-    """The host that a port is to be on, if the tenant may put it there; None for an unbound port.
-
-    A host that is not granted is not found. Raises NotFound, FailedPrecondition.
-    """
+def check_kind(tenant: Intent[TenantSpec], kind: Attach) -> None:
+    """Whether a tenant may attach in this way. Raises FailedPrecondition."""
     if kind not in tenant.spec.kinds:
         granted = ", ".join(k.value for k in tenant.spec.kinds)
         text = (
             f"{tenant.name} may not attach by {kind.value}, only by {granted}; an admin can grant it (placement.kinds)"
         )
         raise FailedPrecondition(text, [Blocker("KIND_NOT_GRANTED", tenant.name, text)], reason="KIND_NOT_GRANTED")
+
+
+def place(draft: Draft, tenant: Intent[TenantSpec], *, host: str) -> Intent[HostSpec] | None:
+    """The host that a port is to be on, if the tenant may put it there; None for an unbound port.
+
+    A host that is not granted is not found. Raises NotFound, FailedPrecondition.
+    """
     if not host:
         return None
     row = draft.reading.row("host", host)

@@ -28,7 +28,7 @@ from controller.intents.base import (
     take_number,
     take_slot,
 )
-from controller.intents.placement import place
+from controller.intents.placement import check_kind, place
 from controller.masks import OUTPUT, Policy
 from controller.names import short, tenant_of
 from controller.rows import Address, Attach, Intent, NetworkSpec, PortSpec
@@ -76,7 +76,8 @@ class Ports:
         if network is None:
             raise NotFound(message.network, field="port.network")
         spec = self._shape(name, message, network.spec, store_pb2.Issued())
-        host = place(draft, tenant, host=message.host, kind=spec.kind)
+        check_kind(tenant, spec.kind)
+        host = place(draft, tenant, host=message.host)
         own = Own(name, new_uid())
         limit = tenant.spec.max_ports or self.context.settings.quota_ports
         quota = Quota("port", limit, draft.reading.world.ports_by_slot)
@@ -144,12 +145,14 @@ class Ports:
         spec = self._shape(row.name, message, network.spec, issued)
         moved = spec.host != old.host
         host_uid = issued.host_uid
-        if moved or spec.kind is not old.kind:
+        if moved or (spec.kind, spec.where, spec.interface) != (old.kind, old.where, old.interface):
             tenant = draft.reading.row("tenant", spec.tenant)
             if tenant is None:
                 raise NotFound(spec.tenant)
-            host = place(draft, tenant, host=spec.host, kind=spec.kind)
-            host_uid = host.uid if host else ""
+            check_kind(tenant, spec.kind)
+            if moved:
+                host = place(draft, tenant, host=spec.host)
+                host_uid = host.uid if host else ""
         self._change_addresses(draft, network, row, spec, host_uid=issued.host_uid)
         if spec.mac != old.mac:
             draft.delete(draft.keys.mac(issued.segment_uid, old.mac))

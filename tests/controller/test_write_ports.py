@@ -8,7 +8,7 @@ from typing import Any
 from controller.errors import FailedPrecondition, Invalid, NotFound, ResourceExhausted
 from controller.etcd.types import delete
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import common_pb2, host_pb2, port_pb2
+from tealnet.v1 import common_pb2, host_pb2, port_pb2, tenant_pb2
 from tests.controller.writing import refusal, writing
 
 DEVICE = common_pb2.ATTACHMENT_KIND_DEVICE
@@ -44,6 +44,20 @@ async def test_a_quota_that_is_used_up() -> None:
         assert (await refusal(one.port("acme/c"))).reason == "QUOTA_EXCEEDED"
         await one.delete_port(port.name)
         await one.port("acme/c")
+
+
+async def test_a_quota_that_was_lowered_gives_no_slots_below_it() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        for number in range(4):
+            await one.port(f"acme/p{number}")
+        tenant = tenant_pb2.Tenant(name="tenants/acme", quota={"ports": 3})
+        await one.tenants.UpdateTenant(tenant_pb2.UpdateTenantRequest(tenant=tenant), None)
+        assert (await refusal(one.port("acme/more"))).reason == "QUOTA_EXCEEDED"
+        await one.delete_port("tenants/acme/ports/p0")
+        assert (await refusal(one.port("acme/more"))).reason == "QUOTA_EXCEEDED"
 
 
 async def test_move_and_back() -> None:
@@ -224,3 +238,23 @@ async def test_what_cannot_be_changed() -> None:
         assert stale.reason == "ETAG_MISMATCH"
         labelled = await one.update_port(port.name, "labels.tealnet.dev/set", labels={"tealnet.dev/set": "one"})
         assert dict(labelled.labels) == {"tealnet.dev/set": "one"}
+
+
+async def test_a_grant_that_was_taken_back_is_not_used_again() -> None:
+    async with writing() as site:
+        one = site.one
+        path = common_pb2.ATTACHMENT_KIND_NETNS_PATH
+        await one.tenant("acme", placement={"kinds": [path]})
+        await one.host("h1")
+        await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        port = await one.port("acme/p", host="hosts/h1", attachment={"kind": path, "path": "/run/netns/cni-1"})
+        tenant = tenant_pb2.Tenant(name="tenants/acme", placement={"kinds": [common_pb2.ATTACHMENT_KIND_NETNS]})
+        await one.tenants.UpdateTenant(tenant_pb2.UpdateTenantRequest(tenant=tenant), None)
+        other = {"path": "/run/netns/cni-2"}
+        assert (await refusal(one.update_port(port.name, "attachment.path", attachment=other))).reason == (
+            "KIND_NOT_GRANTED"
+        )
+        await one.update_port(port.name, labels={"it": "stays"})
+        await one.hosts.DrainHost(host_pb2.DrainHostRequest(name="hosts/h1"), None)
+        own = {"kind": common_pb2.ATTACHMENT_KIND_NETNS}
+        await one.update_port(port.name, "attachment", attachment=own)
