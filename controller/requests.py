@@ -58,16 +58,15 @@ class Requests:
     def __init__(self, store: Store, events: Events) -> None:
         self.store, self.etcd, self.events = store, store.etcd, events
 
-    async def ticket(self, request: Any, *, tenant: str, request_id: str) -> Ticket | None:
+    async def ticket(self, request: Any, *, tenant: str, request_id: str, part: str = "") -> Ticket | None:
         """A ticket for a request with an id, None for one without. `tenant`: its resource name, "" for global objects.
 
-        Raises Invalid, and Replay if it was carried out before.
+        `part` tells the parts of one request apart. Raises Invalid, and Replay if it was carried out before.
         """
         if not request_id:
             return None
-        if not _FORM.fullmatch(request_id):
-            raise invalid("request_id", "letters, digits, '.', '_' and '-', at most 63; for example a UUID")
-        key = self.store.keys.request(await self._scope(tenant), request_id)
+        check_id(request_id)
+        key = self.store.keys.request(await self._scope(tenant), request_id) + part.encode()
         ticket = Ticket(key, fingerprint(request), await self.events.lease())
         found = await self.etcd.range(ticket.key)
         if found.kvs:
@@ -88,6 +87,12 @@ class Requests:
             return error
         found = await self.etcd.range(ticket.key)
         return ticket.answer(found.kvs[0]) if found.kvs else error
+
+
+def check_id(request_id: str) -> None:
+    """Raises Invalid for what is no request id."""
+    if request_id and not _FORM.fullmatch(request_id):
+        raise invalid("request_id", "letters, digits, '.', '_' and '-', at most 63; for example a UUID")
 
 
 def fingerprint(request: Any) -> bytes:

@@ -15,7 +15,7 @@ from controller.commit import Atomicity, Item
 from controller.draft import Chosen, Draft
 from controller.errors import ApiError, Invalid, NotFound, Violation, invalid
 from controller.etcd.types import KeyValue
-from controller.requests import Replay, Ticket
+from controller.requests import Replay, Ticket, check_id
 from tealnet.v1 import common_pb2, port_pb2
 
 MOST = 1000
@@ -48,6 +48,7 @@ class Batch:
         """Raises ApiError for the batch as a whole; errors of items stand in the answer."""
         caller = current_caller()
         names.check_parent(request.parent, "parent")
+        check_id(request.request_id)
         if not 1 <= len(request.requests) <= MOST:
             raise invalid("requests", f"1 to {MOST} requests in a batch, not {len(request.requests)}")
         shared: Chosen = {}
@@ -96,8 +97,8 @@ class Batch:
         return build
 
     async def _ticket(self, batch: port_pb2.BatchCreatePortsRequest, index: int, parent: str) -> Ticket | None:
-        request_id = f"{batch.request_id}.{index}" if batch.request_id else ""
-        return await self.parts.requests.ticket(batch.requests[index], tenant=parent, request_id=request_id)
+        item, request_id = batch.requests[index], batch.request_id
+        return await self.parts.requests.ticket(item, tenant=parent, request_id=request_id, part=f"/{index}")
 
     async def _replayed(self, entry: Entry, replay: Replay) -> None:
         """Done by an earlier try of the same batch."""

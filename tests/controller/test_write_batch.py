@@ -76,7 +76,9 @@ async def test_a_batch_that_is_sent_again_goes_on_where_it_stopped() -> None:
     async with writing() as site:
         one = site.one
         await prepared(one)
-        request = batch(5, request_id="again")
+        wrong = await refusal(one.ports.BatchCreatePorts(batch(1, request_id="?"), None))
+        assert isinstance(wrong, Invalid) and wrong.violations[0].field == "request_id"
+        request = batch(5, request_id="x" * 63)
         first = await one.ports.BatchCreatePorts(request, None)
         again = await one.ports.BatchCreatePorts(request, None)
         assert [r.port.uid for r in first.results] == [r.port.uid for r in again.results]
