@@ -195,10 +195,16 @@ class Admission:
             there = value_is(key, found.kvs[0].value) if found.kvs else absent(key)
         raise Refusal("NotReady", "the session changes hands all the time", retry_after_ms=200)
 
-    async def settled(self, admitted: Admitted, hello: pb.Hello) -> None:
-        """The session lives: note who it is, and take back what an earlier refusal said."""
+    async def settled(self, admitted: Admitted, hello: pb.Hello) -> bool:
+        """The session lives: note who it is, and take back what an earlier refusal said.
+
+        Returns whether the host began anew (another boot, another installation): nothing it applied before is there.
+        """
         host = admitted.host
         row = self.store.world.host_status.rows.get(host.uid)
+        began_anew = row is not None and (
+            (row.boot_id not in ("", hello.boot_id)) or (row.instance_uid not in ("", hello.instance_uid))
+        )
         if row and row.instance_uid and row.instance_uid != hello.instance_uid:
             text = f"a new installation of the agent answers for {host.name}"
             await self.events.note(name=host.name, uid=host.uid, reason="HostReplaced", text=text)
@@ -214,10 +220,12 @@ class Admission:
                 str(admitted.vtep),
                 hello.agent_version,
             )
+            row.boot_id = hello.boot_id
             clear_conditions(row, "VtepMismatch", "ForeignHistory")
 
         mine = value_is(self.store.keys.session(host.uid), admitted.session)
         await edit_host_status(self.store.etcd, self.store.keys, host.uid, note, [mine])
+        return began_anew
 
     async def _refused(self, host: Intent[HostSpec], reason: str, text: str) -> None:
         await self.events.note(name=host.name, uid=host.uid, reason=reason, text=text)

@@ -89,6 +89,17 @@ class Report:
     def _differs(self, key: str, failures: dict[str, pb.KeyFailure]) -> bool:
         return failures.get(key) != self.failures.get(key)
 
+    def began_anew(self) -> None:
+        """The host was booted or installed again: what was applied is not there until it says so."""
+        world = self.store.world
+        for name in (
+            name for host in world.hosts_by_uid.keys(self.host_uid) for name in world.ports_by_host.keys(host)
+        ):
+            uid = world.ports.rows[name].uid
+            if (known := self._known(uid)) and known.applied:
+                self._told[uid] = self._queue[uid] = Result(b"", b"", "", "")
+                self._wake.set()
+
     def bound(self, uid: str) -> None:
         """A port was bound to this host, which may have it already: it came back before it was gone."""
         self._told.pop(uid, None)

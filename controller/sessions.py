@@ -207,7 +207,8 @@ class Sessions:
             progressed=self.pulse,
         )
         try:
-            await self.admission.settled(admitted, hello)
+            if await self.admission.settled(admitted, hello):
+                session.report.began_anew()
         except BaseException:
             self._spawn(session.report.close(hello.revision))
             raise

@@ -101,6 +101,7 @@ class FakeAgent:
     name: str
     vtep: str
     instance: str = "instance-1"
+    boot: str = "boot"
     scopes: dict[str, dict[str, bytes]] = field(default_factory=dict)
     unaccounted: dict[str, bytes] = field(default_factory=dict)
     revision: int = 0
@@ -148,7 +149,7 @@ class FakeAgent:
             lineage=self.lineage,
             revision=self.revision,
             instance_uid=self.instance,
-            boot_id="boot",
+            boot_id=self.boot,
             agent_version="test",
             vtep=self.vtep,
             scopes=digests,

@@ -311,6 +311,22 @@ async def test_failure_reaches_status_and_clears(place: Site, write: Writer) -> 
         await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE)
 
 
+async def test_after_a_reboot_nothing_is_active_until_the_host_says_so(place: Site, write: Writer) -> None:
+    agent, status = one(), place.controller.status
+    async with agent.connected(place):
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE)
+    agent.acks = False
+    async with agent.connected(place):  # the stream broke, the host did not
+        await until(lambda: agent.units)
+        assert status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE
+    agent.boot = "another"
+    async with agent.connected(place):
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_PENDING)
+        await until(lambda: agent.units)
+        await agent.ack()
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE)
+
+
 async def test_sync_names_a_stopped_host(place: Site, write: Writer) -> None:
     sync = place.controller.sync
     async with one().connected(place) as agent:
