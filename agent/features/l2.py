@@ -265,8 +265,8 @@ def _tunnel_source(endpoint: Endpoint, *, segment: Segment, host: int) -> Iterat
     metadata = domain_color(segment.domain, segment.color)
     actions = act.set_field("reg10", endpoint.identity) + goto(Stage.ROUTE)
     for source in (*endpoint.addresses, *endpoint.sources):
-        v4: dict[str, Value] = {"ip": True, "nw_src": str(source)}
-        family = v4 if source.version == 4 else {"ipv6": True, "ipv6_src": str(source)}
+        v4: dict[str, Value] = {"ip": True, "nw_src": source}
+        family = v4 if source.version == 4 else {"ipv6": True, "ipv6_src": source}
         yield _l2(
             stage=Stage.TUNNEL_SOURCE,
             priority=10 + getattr(source, "prefixlen", source.max_prefixlen),  # an address before a prefix around it

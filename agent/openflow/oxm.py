@@ -249,6 +249,8 @@ def _check(pairs: dict[str, tuple[int, int]]) -> None:
 
 def int_of(given: object) -> int:
     """One number from an int, an address, or text: number, MAC, IP address."""
+    if type(given) is int:
+        return given
     if isinstance(given, str):
         if given.count(":") == 5 and len(given) == 17:
             return int(given.replace(":", ""), 16)
@@ -264,6 +266,8 @@ def int_of(given: object) -> int:
 
 def parse(target: Field, given: Value) -> tuple[int, int]:
     """(value, mask) of a value for this field. Raises ValueError."""
+    if type(given) is int and 0 <= given and not given >> target.bits:  # the usual case: thousands of times in a row
+        return given, target.full
     value, mask = _parse(target, given)
     if mask >> 8 * target.size or value & ~mask or value >> target.bits:
         raise ValueError(f"{target.name}: {given!r} does not fit")
