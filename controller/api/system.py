@@ -224,6 +224,9 @@ class System(system_pb2_grpc.SystemServiceServicer):
         found = await self.parts.events.read(self._uid(name) if name else "")
         if name:
             found = [event for event in found if event.name == name or event.name.startswith(name + "/")]
+        if own:  # a tenant that had the name before is another
+            tenant = self.world.tenants.rows.get(own)
+            found = [event for event in found if tenant and event.revision >= tenant.create_revision]
         return system_pb2.ListEventsResponse(events=found[-(request.page_size or _EVENTS) :])
 
     def _uid(self, name: str) -> str:
