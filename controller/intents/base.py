@@ -166,6 +166,11 @@ def take_domain(draft: Draft, *, value: bytes, rng: random.Random) -> int:
     )
 
 
+def identity_digest(members: tuple[str, ...]) -> str:
+    """The hash under which the identity of a tenant's uid and, sorted, the uids of groups is found."""
+    return blake2b("/".join(members).encode(), digest_size=16).hexdigest()
+
+
 def refuse_referenced(draft: Draft, name: str, *, kind: str, uid: str) -> None:
     """Nobody may refer to the object; the error says who does."""
     prefix = draft.keys.references(kind, uid)

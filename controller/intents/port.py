@@ -20,6 +20,7 @@ from controller.intents.base import (
     Quota,
     holder,
     holder_of,
+    identity_digest,
     issued_of,
     living_tenant,
     new_uid,
@@ -117,7 +118,7 @@ class Ports:
         known = draft.reading.identity((tenant_uid,))
         if known is not None:
             return known
-        by_set = keys.identity_set(tenant_uid)
+        by_set = keys.identity_set(identity_digest((tenant_uid,)))
         draft.reading.absent(by_set)
         row = store_pb2.Identity(tenant_uid=tenant_uid).SerializeToString()
         number = take_number(

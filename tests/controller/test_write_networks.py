@@ -241,3 +241,16 @@ async def test_pages_and_filters() -> None:
         assert isinstance(await refusal(one.networks.ListNetworks(request, None)), Invalid)
         request.page_token = "%%%"
         assert isinstance(await refusal(one.networks.ListNetworks(request, None)), Invalid)
+
+
+async def test_a_pool_of_vnis_that_is_used_up() -> None:
+    """A released VNI is not given out again before no host can know its old meaning."""
+    async with writing(vni_first=5000, vni_last=5002) as site:
+        one = site.one
+        await one.tenant("acme")
+        made = [await one.network(f"acme/n{number}", cidrs=["10.0.0.0/24"]) for number in range(3)]
+        assert {network.segments[0].vni for network in made} == {5000, 5001, 5002}
+        await one.delete_network(made[0].name)
+        error = await refusal(one.network("acme/more", cidrs=["10.0.0.0/24"]))
+        assert error.reason == "POOL_EXHAUSTED"
+        assert "5000…5002" in error.text
