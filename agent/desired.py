@@ -95,6 +95,10 @@ class Desired:
         """Whose object this is, as resource keys; those who wanted it last, if nobody does now."""
         return sorted({owner.resource for owner in self.owners[layer].get(key, ()) if owner.resource})
 
+    def place(self, layer: str, key: Hashable, value: Any) -> Hashable:
+        """What only one object of this layer can have."""
+        return self._place_of[layer](key, value)
+
     def forget(self, layer: str, key: Hashable) -> None:
         """The object is gone from the device: nobody needs to know any more whose it was."""
         if key not in self.deltas[layer].desired:

@@ -44,6 +44,12 @@ def flow_place(key: Hashable, value: Any) -> Hashable:
     return (value.table, value.priority, value.match) if isinstance(value, Flow) else key
 
 
+def link_place(key: Hashable, value: Any) -> Hashable:
+    """Only one link can lead to an interface of a namespace."""
+    inside = isinstance(value, Link) and value.netns.kind is not NetnsKind.HOST
+    return (value.netns.path, value.interface) if inside else key
+
+
 def namespaces_in_use(actual: Mapping[str, Actual]) -> set[Hashable]:
     """Names of our namespaces that links of ours are in."""
     places = [link.netns for link in actual["link"].values() if isinstance(link, Link)]
@@ -90,7 +96,7 @@ class Devices:
             "address": self._address,
             "flow": self.flow,
         }
-        self.places: Mapping[str, PlaceOf] = {"flow": flow_place}
+        self.places: Mapping[str, PlaceOf] = {"link": link_place, "flow": flow_place}
         self.in_use = {"netns": namespaces_in_use}
         self.on_underlay: Callable[[], None] = lambda: None
         self.on_ovs: Callable[[], None] = lambda: None  # OVSDB has changed, or vswitchd has started

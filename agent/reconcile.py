@@ -214,6 +214,8 @@ class Reconciler:
         self.settle()
         broken: set[str] = set()  # whose left layers are not in place
         for layer in self._devices:
+            if layer.must_look():  # a link has been made again just now
+                await layer.look()
             if layer.usable():
                 await self._write(layer, broken)
             for key in layer.delta.to_write:
@@ -248,6 +250,7 @@ class Reconciler:
 
     async def _write(self, layer: Layer, broken: set[str]) -> None:
         blocked = {key for key in layer.delta.to_write if not self._idents(layer, key).isdisjoint(broken)}
+        blocked |= self._without_place(layer)
         layer.shelve(blocked)
         due = layer.due(layer.delta.to_write - blocked)
         done = await layer.apply(due, ()) if due else None
@@ -257,7 +260,16 @@ class Reconciler:
             for key, failure in failures.items():
                 layer.fail(key, failure, value=written[key])
             done -= failures.keys()
+        if done and layer.name == "link":  # with a device goes what was put on it, and perhaps its guard
+            for other in ("guard", "address"):
+                self.layers[other].reread(done & self.layers[other].delta.actual.keys())
         self._finish(layer, done or set())
+
+    def _without_place(self, layer: Layer) -> set[Hashable]:
+        """What has to wait until something else has gone from its place: that is late, it has not failed."""
+        delta, place = layer.delta, self._desired.place
+        leaving = {place(layer.name, key, delta.actual[key]) for key in delta.to_delete - layer.troubles.keys()}
+        return {key for key in delta.to_write if place(layer.name, key, delta.desired[key]) in leaving}
 
     async def _delete_devices(self) -> None:
         if not self._flow.was_read:

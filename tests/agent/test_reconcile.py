@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.desired import LAYERS, Desired, Pairs, Wants
+from agent.devices import link_place
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.facts import Facts
 from agent.inputs import Inputs
-from agent.layer import LAST_RETRY
+from agent.layer import LAST_LOOK, LAST_RETRY
 from agent.objects import Addressing, Guard, Link, Namespace, NetnsKind, NetnsRef, OvsPort
 from agent.reconcile import Applied, Reconciler
 from tealnet.core.rows.stream import Attach, LocalPort
@@ -42,7 +43,7 @@ class OvsFacts:
     used_ofports: frozenset[int]
 
 
-def port(name: str, *, where: str = "space", identity: int = 1) -> LocalPort:
+def port(name: str, *, where: str = "space", identity: int = 1, interface: str = "") -> LocalPort:
     return LocalPort(
         uid=name,
         vni=5,
@@ -54,7 +55,7 @@ def port(name: str, *, where: str = "space", identity: int = 1) -> LocalPort:
         name=name,
         kind=Attach.NETNS,
         where=where,
-        interface="eth0",
+        interface=interface or f"eth-{name}",
     )
 
 
@@ -121,7 +122,7 @@ class Process:
         self.facts = Facts(self.inputs, ovs=self._ovs, flush=self._flush, revalidate=self._revalidate)
         self.reconciler = Reconciler(
             graph=self.graph,
-            desired=Desired(self._declare()),
+            desired=Desired(self._declare(), {"link": link_place}),
             drivers=machine.devices,
             watcher=self.facts,
             ready=lambda: self.is_ready,
@@ -157,10 +158,10 @@ class Process:
                     return ((uid, FakeFlow(uid, number, local.identity)),) if opened else None
                 return {
                     "netns": ((local.where, Namespace(local.where)),),
-                    "link": ((device, Link(device, space, "eth0", local.mac, 1430, uid)),),
+                    "link": ((device, Link(device, space, local.interface, local.mac, 1430, uid)),),
                     "guard": ((device, Guard(device)),),
                     "ovsdb": ((("port", device), OvsPort("br-int", device, number, uid)),),
-                    "address": ((device, Addressing(device, space, "eth0")),),
+                    "address": ((device, Addressing(device, space, local.interface)),),
                 }[layer]
 
             return Wants(layer, self.graph.derive(inputs.localports, compute), "localport")
@@ -380,6 +381,36 @@ async def test_what_somebody_deletes_is_repaired_alone_and_counted(layer: str, h
     assert machine.log[before:] == [(layer, "write", key)]
     assert process.reconciler.layers[layer].repairs == 1
     assert process.reconciler.applied() == Applied(1, {})
+
+
+async def test_a_device_made_again_is_guarded_before_it_is_up() -> None:
+    """Up to Linux 6.15 a guard ends with its device, and the event that says so may come last."""
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+    for layer in ("link", "guard", "address"):
+        del machine.content(layer)["tn-a"]
+    before = len(machine.log)
+    process.reconciler.reread_key("link", "tn-a")
+    process.reconciler.reread_key("address", "tn-a")
+    await process.steps()  # which checks each step
+    assert [layer for layer, _, _ in machine.log[before:]] == ["link", "guard", "address"]
+
+
+async def test_what_takes_the_place_of_another_waits_until_that_is_gone() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a", interface="eth0"))
+    machine.devices["flow"].unavailable = True
+    assert await process.converge(port("b", interface="eth0")) == Applied(
+        1, {}
+    )  # late, not failed: a's link is still in the way
+    assert machine.content("link").keys() == {"tn-a"}
+    machine.devices["flow"].unavailable = False
+    process.now += LAST_LOOK
+    await process.steps()
+    assert process.reconciler.applied() == Applied(2, {})
+    assert machine.content("link").keys() == {"tn-b"}
 
 
 async def test_what_somebody_adds_in_our_name_goes() -> None:
