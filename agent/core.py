@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
@@ -35,6 +35,10 @@ def agent_version() -> str:
         return version("tealnet")
     except PackageNotFoundError:
         return "0"
+
+
+async def _nothing() -> None:
+    """Nothing is to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Core:
         self.local, self.resources, self.checkpoint = local, resources, checkpoint
         self.sender: Sender | None = None
         self.on_resources: Callable[[], None] = lambda: None
+        self.before_ack: Callable[[], Awaitable[None]] = _nothing
         self.server = ""  # in session with
         self.problem: SessionOver | None = None
         self.mismatches = 0  # digests that did not match; a bug if not 0
@@ -247,6 +252,7 @@ class Core:
             repeat, self._repeat = self._repeat, False
             if self._reconciler.take_narrowed():
                 await self._reconciler.revalidated()
+            await self.before_ack()
             self._say(applied, repeat=repeat)
 
     def failures(self, applied: Applied) -> dict[str, Failure]:

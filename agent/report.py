@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 
 import structlog
 
@@ -20,6 +21,7 @@ LOOK_EVERY = 1.0  # seconds between looks at what costs nothing
 UNDERLAY_EVERY = 30  # … in looks, at the underlay
 WARM_EVERY = 240.0  # seconds; OVS forgets an unused entry after 900
 WARM_RETRY = 5.0
+FIRST_WARM = 1.0  # … that an Ack waits for VTEPs that have just appeared
 
 
 class Reporter:
@@ -33,6 +35,9 @@ class Reporter:
         devices.on_underlay = self._note_underlay
         self._changed = asyncio.Event()
         core.on_resources = devices.on_ovs = self._changed.set
+        core.before_ack = self.reachable
+        self._keeper: TunnelNeighbours | None = None
+        self._tried: frozenset[str] = frozenset()  # VTEPs that an Ack needs not wait for any more
 
     async def run(self) -> None:
         """Report for ever."""
@@ -95,20 +100,40 @@ class Reporter:
         except TimeoutError:
             return
 
+    async def reachable(self) -> None:
+        """Resolve the way to VTEPs that have just appeared: who is told that it is done may send at once.
+
+        One that does not answer holds an Ack up only once; afterwards it is a condition of this host.
+        """
+        vteps = self._vteps()
+        new, self._tried = vteps - self._tried, vteps
+        if new and (keeper := self._keep()) is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_WARM):
+                    await self._warm(keeper, new)
+
+    def _vteps(self) -> frozenset[str]:
+        """Of all other hosts that share a domain with this one."""
+        this = self._inputs.this.rows.get(THIS)
+        own = this.host_uid if this else ""
+        return frozenset(str(peer.vtep) for uid, peer in self._inputs.hostpeers.rows.items() if uid != own)
+
+    def _keep(self) -> TunnelNeighbours | None:
+        this = self._inputs.this.rows.get(THIS)
+        if self._keeper is None and this is not None:
+            self._keeper = TunnelNeighbours(this.datapath, run_dir=self._devices.run_dir)
+        return self._keeper
+
     async def _keep_warm(self) -> None:
         """The way to every VTEP in scope stays resolved: when one appears, after vswitchd starts, and in time."""
         loop = asyncio.get_running_loop()
         done: tuple[frozenset[str], int] | None = None
         due = 0.0
-        keeper: TunnelNeighbours | None = None
         while True:
             self._changed.clear()
-            this = self._inputs.this.rows.get(THIS)
-            ovs = self._devices.ovsdb.facts()
-            if this is not None and ovs.vswitchd_up:
-                keeper = keeper or TunnelNeighbours(this.datapath, run_dir=self._devices.run_dir)
-                own = this.host_uid
-                vteps = frozenset(str(p.vtep) for uid, p in self._inputs.hostpeers.rows.items() if uid != own)
+            keeper, ovs = self._keep(), self._devices.ovsdb.facts()
+            if keeper is not None and ovs.vswitchd_up:
+                vteps = self._vteps()
                 if (vteps, ovs.vswitchd_starts) != done or loop.time() >= due:
                     done = vteps, ovs.vswitchd_starts
                     self._cold = await self._warm(keeper, vteps)
