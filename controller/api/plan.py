@@ -109,6 +109,10 @@ class Planner:
         for claim in asked:
             if claim.key in world.claimed and claim.refuse:
                 raise claim.refuse(KeyValue(claim.key, world.claimed[claim.key], 0, 0, 0))
+        for item in draft.emptiness:
+            held = [KeyValue(k, v, 0, 0, 0) for k, v in world.claimed.items() if item.check.key <= k < item.check.end]
+            if held:
+                raise item.refuse(Page(tuple(held), more=False, count=len(held), revision=0))
         looks = [get(claim.key) for claim in asked]
         looks += [get(item.check.key, item.check.end, limit=10) for item in draft.emptiness]
         if not looks:

@@ -130,6 +130,24 @@ async def test_a_plan_sees_the_documents_before() -> None:
         assert list(answer.results[6].after.port.addresses) == ["10.0.0.9"]
 
 
+async def test_a_plan_sees_addresses_that_the_documents_before_would_take() -> None:
+    async with writing() as site:
+        await site.one.tenant("acme")
+        name = "tenants/acme/networks/web"
+        port = port_pb2.Port(name="tenants/acme/ports/p", network=name)
+        request = system_pb2.PlanRequest()
+        for body in (
+            {"network": network_pb2.Network(name=name, cidrs=["10.0.0.0/29"])},
+            {"port": port},
+            {"network": network_pb2.Network(name=name, cidrs=["10.7.0.0/29"])},
+        ):
+            request.items.add(object=system_pb2.Object(**body))
+        made, port_made, moved = (await site.one.api.planner.plan(request)).results
+        assert made.action == port_made.action == system_pb2.PlanResult.ACTION_CREATE
+        assert moved.action == system_pb2.PlanResult.ACTION_FAIL
+        assert "tenants/acme/ports/p has an address of it" in moved.error.message
+
+
 async def test_a_plan_of_what_is_there() -> None:
     async with writing() as site:
         one = site.one
