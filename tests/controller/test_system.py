@@ -16,6 +16,7 @@ import grpc
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from controller.etcd.types import delete
 from tealnet.core.pki import Ca
@@ -201,6 +202,15 @@ async def test_status_events_version(place: Site, admin: Client, acme: Client) -
     health = health_pb2_grpc.HealthStub(admin.channel)
     answer = await health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_reflection_shows_the_api(acme: Client) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(acme.channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]))
+    answer = await asyncio.wait_for(call.read(), 5)
+    names = {service.name for service in answer.list_services_response.service}
+    assert {f"tealnet.v1.{kind}Service" for kind in ("Tenant", "Network", "Router", "Port", "Host", "System")} <= names
+    call.cancel()
 
 
 async def test_accepted_and_fenced_by_the_api(place: Site, admin: Client) -> None:

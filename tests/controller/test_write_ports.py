@@ -8,7 +8,7 @@ from typing import Any
 from controller.errors import FailedPrecondition, Invalid, NotFound, ResourceExhausted
 from controller.etcd.types import delete
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import common_pb2, host_pb2, port_pb2, tenant_pb2
+from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, tenant_pb2
 from tests.controller.writing import refusal, writing
 
 DEVICE = common_pb2.ATTACHMENT_KIND_DEVICE
@@ -31,6 +31,29 @@ async def test_an_exhausted_network_says_what_holds_its_addresses() -> None:
             assert part in error.text, error.text
         asked = await one.port("acme/asked", addresses=["10.0.0.2"])  # reserved ranges are only never given out
         assert list(asked.addresses) == ["10.0.0.2"]
+
+
+async def test_addresses_run_low_from_nine_in_ten() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        name = (await one.network("acme/web", cidrs=["10.0.0.0/28", "fd00::/64"])).name  # 13 for ports
+
+        async def conditions() -> list[str]:
+            network = await one.networks.GetNetwork(network_pb2.GetNetworkRequest(name=name), None)
+            return [f"{c.type} {c.text}" for c in network.status.conditions]
+
+        for number in range(11):
+            await one.port(f"acme/p{number}", addresses=[f"10.0.0.{2 + number}"])
+        assert await conditions() == []
+        last = await one.port("acme/p11", addresses=["10.0.0.13"])
+        assert await conditions() == [
+            "AddressesLow 12 addresses of 10.0.0.0/28 are in use, 0 in quarantine, 1 are free"
+        ]
+        await one.delete_port(last.name)  # its address is in quarantine: as good as used
+        assert await conditions() == [
+            "AddressesLow 11 addresses of 10.0.0.0/28 are in use, 1 in quarantine, 1 are free"
+        ]
 
 
 async def test_a_quota_that_is_used_up() -> None:
