@@ -11,8 +11,9 @@ import asyncio
 import errno
 import os.path
 import socket
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import ExitStack
+from itertools import islice
 
 import structlog
 
@@ -36,7 +37,9 @@ Names = frozenset[str] | set[str] | None  # None: any, events were lost
 _HOST_GROUPS = (1, 12)  # RTNLGRP_LINK, RTNLGRP_IPV6_IFINFO (a device that speaks IPv6 again)
 _GATHER = 0.005  # seconds: what comes together is looked at together
 _FIRST_PAUSE = 0.02  # seconds between two looks at one source; doubled while it does not rest
-_LAST_PAUSE_HOST, _LAST_PAUSE_WORKLOAD = 0.3, 5.0
+# What is tampered with is to be mended within a second, also when it is tampered with all the time.
+_LAST_PAUSE_HOST, _LAST_PAUSE_WORKLOAD = 0.3, 0.8
+_AT_A_TIME = 8  # devices in one look
 _REST = 4  # pauses without an event, after which a source counts as at rest
 
 
@@ -185,9 +188,10 @@ class NetlinkEvents:
     async def _at_devices(self, names: Names) -> None:
         if names is None:
             return self._anything("link", "guard", "address")
-        self._tell("link", await self._link.changed(names))
-        self._tell("guard", await self._guard.changed(names))
-        self._tell("address", await self._address.changed(names))
+        for some in _few(names):
+            self._tell("link", await self._link.changed(some))
+            self._tell("guard", await self._guard.changed(some))
+            self._tell("address", await self._address.changed(some))
         self._tell("underlay", {name for name in names if not name.startswith(Marks.DEVICE_PREFIX)})
 
     async def _at_guards(self, names: Names) -> None:
@@ -220,6 +224,13 @@ class NetlinkEvents:
     def _anything(self, *layers: str) -> None:
         for layer in layers:
             self._report(layer, None)
+
+
+def _few(names: Collection[str]) -> Iterator[set[str]]:
+    """A few at a time, so that no look holds work up for long."""
+    rest = iter(names)
+    while some := set(islice(rest, _AT_A_TIME)):
+        yield some
 
 
 def _directory(kernel: Kernel) -> str:
