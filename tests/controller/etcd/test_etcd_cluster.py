@@ -8,16 +8,26 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
 from controller.etcd import Etcd, OutcomeUnknown, StoreUnavailable, Tls, child
 from controller.etcd.types import put
 from tealnet.core.pki import Ca
+from tealnet.v1.network_pb2 import CreateNetworkRequest, Network
+from tealnet.v1.network_pb2_grpc import NetworkServiceStub
+from tealnet.v1.port_pb2 import BatchCreatePortsRequest, Port
+from tealnet.v1.port_pb2_grpc import PortServiceStub
+from tealnet.v1.tenant_pb2 import CreateTenantRequest
+from tealnet.v1.tenant_pb2_grpc import TenantServiceStub
 from tests.controller.etcd.helpers import eventually
+from tests.controller.running import Site, prepare, running
 
 
 def free_ports(count: int) -> list[int]:
@@ -78,12 +88,12 @@ class Cluster:
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    running = Cluster(tmp_path)
+    made = Cluster(tmp_path)
     try:
-        await running.start()
-        yield running
+        await made.start()
+        yield made
     finally:
-        await running.stop()
+        await made.stop()
 
 
 async def test_the_member_in_use_is_killed_then_another_is_stopped(cluster: Cluster) -> None:
@@ -144,3 +154,43 @@ async def test_a_client_without_certificate_or_with_another_ca_is_unavailable(cl
         async with Etcd(cluster.clients, tls, timeout=0.5) as etcd:
             with pytest.raises(StoreUnavailable):
                 await etcd.revision()
+
+
+async def test_a_controller_on_three_members_loses_one(cluster: Cluster) -> None:
+    """External etcd over mutual TLS with its default limits: the API writes on when the member in use is killed."""
+
+    async def up() -> bool:
+        try:
+            async with Etcd(cluster.clients, cluster.tls) as etcd:
+                return (await etcd.status()).leader != 0 and await etcd.revision() > 0
+        except StoreUnavailable:
+            return False
+
+    await eventually(up)
+    with tempfile.TemporaryDirectory(prefix="tn") as name:
+        tls = {"etcd_ca": str(cluster.tls.ca), "etcd_cert": str(cluster.tls.cert), "etcd_key": str(cluster.tls.key)}
+        ca, settings = prepare(Path(name), etcd=tuple(cluster.clients), **tls)
+        async with running(settings) as controller:
+            place = Site(Path(name), ca, settings, controller)
+            async with place.channel(ca.issue("admin")) as channel:
+                tenants, networks = TenantServiceStub(channel), NetworkServiceStub(channel)
+                await tenants.CreateTenant(CreateTenantRequest(tenant_id="acme"))
+                cluster.processes[cluster.clients.index(controller.etcd.endpoint)].kill()
+
+                async def written() -> bool:
+                    body = Network(cidrs=["10.0.0.0/24"])
+                    request = CreateNetworkRequest(parent="tenants/acme", network_id="web", network=body)
+                    try:
+                        await networks.CreateNetwork(request)
+                    except grpc.aio.AioRpcError as error:
+                        if error.code() is grpc.StatusCode.UNAVAILABLE:  # the member that led was killed
+                            return False
+                        return error.code() is grpc.StatusCode.ALREADY_EXISTS
+                    return True
+
+                await eventually(written)
+                batch = BatchCreatePortsRequest(parent="tenants/acme")
+                for number in range(40):
+                    batch.requests.add(port_id=f"p{number}", port=Port(network="tenants/acme/networks/web"))
+                answer = await PortServiceStub(channel).BatchCreatePorts(batch)
+                assert all(result.HasField("port") for result in answer.results)
