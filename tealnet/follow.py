@@ -68,6 +68,7 @@ class _Follower:
         self._listed: set[str] | None = None  # names of a list that is under way
         self._synced = bool(request.resume_revision)
         self._catching_up = False
+        self._told_synced = False
         self.started = False
 
     def request(self) -> system_pb2.WatchRequest:
@@ -89,8 +90,9 @@ class _Follower:
         if response.type == _Type.TYPE_SYNCED:
             self._revision = max(self._revision, response.revision)
             yield from self._gone(response.revision)
-            again, self._synced, self._catching_up = self._catching_up, True, False
-            if not again:
+            self._synced, self._catching_up = True, False
+            if not self._told_synced:
+                self._told_synced = True
                 yield response
         elif response.type == _Type.TYPE_BOOKMARK:
             self._revision = max(self._revision, response.revision)

@@ -29,7 +29,11 @@ def context() -> None:
 
 @context.command("list")
 def list_() -> None:
-    """All contexts, who they are, and until when; * = current."""
+    """All contexts, who they are, and until when; * = current.
+
+    \b
+      teal context list
+    """
     config = load_config()
     if not config["contexts"]:
         click.echo("no contexts; `teal lab up` and `teal context add` make them", err=True)
@@ -61,7 +65,11 @@ def _identity(found: dict[str, Any]) -> tuple[str, str]:
 @context.command("use")
 @click.argument("name", shell_complete=complete_contexts)
 def use(name: str) -> None:
-    """Make a context the current one."""
+    """Make a context the current one.
+
+    \b
+      teal context use prod
+    """
     config = load_config()
     if name not in config["contexts"]:
         raise Failure(f"no context {name!r}; there are: {', '.join(sorted(config['contexts'])) or 'none'}")
@@ -102,7 +110,11 @@ def add(name: str, *, server: str, server_name: str, ca: Path, cert: Path, key: 
 @context.command("remove")
 @click.argument("name", shell_complete=complete_contexts)
 def remove(name: str) -> None:
-    """Forget a context."""
+    """Forget a context; its certificates stay where they are.
+
+    \b
+      teal context remove prod
+    """
     if name not in load_config()["contexts"]:
         raise Failure(f"no context {name!r}")
     drop_context(name)

@@ -22,7 +22,7 @@ class Suggesting(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = get_close_matches(args[0], self.list_commands(ctx), n=3, cutoff=0.5) if args else []
+            near = get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.6) if args else []
             if not near or "did you mean" in error.message.lower():
                 raise
             raise click.UsageError(f"{error.message} Did you mean {' or '.join(near)}?", ctx) from None

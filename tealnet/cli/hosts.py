@@ -34,7 +34,12 @@ def host() -> None:
 @output_option
 @pass_session
 def hosts(session: Session, *, selector: str, form: str) -> None:
-    """All hosts with their state: short for `teal get hosts`."""
+    """All hosts with their state: short for `teal get hosts`.
+
+    \b
+      teal hosts
+      teal hosts -o wide -l rack=7
+    """
     output.show([(kinds.HOST, list(session.client.list_all(kinds.HOST, filter_=selector)))], form)
 
 
@@ -87,7 +92,11 @@ def add(session: Session, *, name: str, vtep: str, ttl: float, labels: tuple[str
 @host_argument
 @pass_session
 def host_describe(session: Session, *, name: str) -> None:
-    """Fields, state, conditions with remedies, what it carries, events."""
+    """Fields, state, conditions with remedies, what it carries, events.
+
+    \b
+      teal host describe h1
+    """
     show(session, Target(kinds.HOST, session.name_of(kinds.HOST, name)))
 
 
@@ -95,7 +104,12 @@ def host_describe(session: Session, *, name: str) -> None:
 @host_argument
 @pass_session
 def drain(session: Session, *, name: str) -> None:
-    """Take no new ports on a host; lists those still there. `teal host undrain` takes it back."""
+    """Take no new ports on a host; lists those still there.
+
+    \b
+      teal host drain h1
+      teal host undrain h1    takes it back
+    """
     from tealnet.v1 import host_pb2
 
     full = session.name_of(kinds.HOST, name)
@@ -119,7 +133,11 @@ def _update(session: Session, name: str, **fields: bool) -> str:
 @host_argument
 @pass_session
 def undrain(session: Session, *, name: str) -> None:
-    """Take new ports on a host again."""
+    """Take new ports on a host again.
+
+    \b
+      teal host undrain h1
+    """
     click.echo(f"host {_update(session, name, drained=False)} takes new ports")
 
 
@@ -130,7 +148,11 @@ def undrain(session: Session, *, name: str) -> None:
 def fence(session: Session, *, name: str, yes: bool) -> None:
     """Treat a silent host as gone: refuse its certificate, withdraw its endpoints, free what waits for it.
 
-    The machine itself may forward still: switch it off first if you can. `teal host unfence` takes it back.
+    \b
+      teal host fence h4
+      teal host unfence h4    takes it back
+
+    The machine itself may forward still: switch it off first if you can.
     """
     from tealnet.v1 import host_pb2
 
@@ -149,7 +171,11 @@ def fence(session: Session, *, name: str, yes: bool) -> None:
 @host_argument
 @pass_session
 def unfence(session: Session, *, name: str) -> None:
-    """Let a fenced host come back. Its certificate may have been revoked: `teal host add` makes a new token."""
+    """Let a fenced host come back. Its certificate has been revoked: it needs a new one.
+
+    \b
+      teal host unfence h4 && teal host add h4
+    """
     click.echo(f"host {_update(session, name, fenced=False)} may come back")
 
 
@@ -158,7 +184,12 @@ def unfence(session: Session, *, name: str) -> None:
 @click.option("--all", "all_", is_flag=True, help="Every host that waits for it.")
 @pass_session
 def accept(session: Session, *, name: str, all_: bool) -> None:
-    """Let a host go on after a restored or replaced store, or let it drop ports that are unaccounted for."""
+    """Let a host go on after a restored or replaced store, or let it drop ports that are unaccounted for.
+
+    \b
+      teal host accept h4
+      teal host accept --all
+    """
     if all_ == bool(name):
         raise click.UsageError("give a host's name or --all")
     answer = session.client.accept("hosts/-" if all_ else session.name_of(kinds.HOST, name))

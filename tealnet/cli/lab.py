@@ -13,6 +13,7 @@ import click
 
 from tealnet.cli import output
 from tealnet.cli.contexts import drop_context, put_context
+from tealnet.cli.group import Suggesting
 from tealnet.cli.session import Failure
 from tealnet.lab import Family, Lab, LabError, Network, Parts
 
@@ -62,12 +63,18 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def lab() -> None:
     """Hosts on this machine: namespaces with their own Open vSwitch and agent, and a controller beside them.
 
-    Inside a host default paths and plain tools work as on a real machine: `teal lab exec h1 -- ovs-vsctl show`.
-    Nothing of a lab touches this machine's own Open vSwitch, etcd, interfaces or files.
+    \b
+      teal lab up --hosts 3
+      teal lab exec h1 -- ovs-vsctl show
+      teal lab kill h1 agent
+      teal lab down
+
+    Inside a host default paths and plain tools work as on a real machine. Nothing of a lab touches this machine's own
+    Open vSwitch, etcd, interfaces or files. Machines are the hosts h1, h2, … and `controller`.
     """
 
 
@@ -82,7 +89,12 @@ def lab() -> None:
 )
 @click.option("--without-daemons", is_flag=True, help="Only hosts with Open vSwitch: no controller, no agents.")
 def up(name: str, *, hosts: int, mtu: int, family: str, without_daemons: bool) -> None:
-    """Make a lab and the context `lab` that reaches its controller."""
+    """Make a lab, and the context that reaches its controller: `lab`, or `lab-NAME`.
+
+    \b
+      teal lab up --hosts 3
+      teal lab up --name blue --hosts 20 --family v6
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     parts = Parts.SWITCH if without_daemons else Parts.ALL
     with _plain_errors(), _progress() as note:
@@ -96,7 +108,12 @@ def up(name: str, *, hosts: int, mtu: int, family: str, without_daemons: bool) -
 @name_option
 @click.option("--all", "every", is_flag=True, help="Every lab.")
 def down(name: str, *, every: bool) -> None:
-    """Take a lab down, whatever state it is in. Nothing of it stays."""
+    """Take a lab down, whatever state it is in. Nothing of it stays.
+
+    \b
+      teal lab down
+      teal lab down --all
+    """
     with _plain_errors():
         for one in Lab.names() if every else [name]:
             Lab.remove(one)
@@ -108,7 +125,11 @@ def down(name: str, *, every: bool) -> None:
 @name_option
 @click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(name: str, *, form: str) -> None:
-    """Machines, their processes and what is cut. Exit code 1 if something does not run."""
+    """Machines, their processes and what is cut. Exit code 1 if something does not run.
+
+    \b
+      teal lab status --name blue
+    """
     with _plain_errors():
         found = Lab.load(name).status()
     if form == "json":
@@ -135,7 +156,11 @@ def _words(row: dict[str, object]) -> str:
 
 @lab.command("list")
 def list_() -> None:
-    """Names of the labs on this machine."""
+    """Names of the labs on this machine.
+
+    \b
+      teal lab list
+    """
     for one in Lab.names():
         click.echo(one)
 
@@ -146,7 +171,13 @@ def list_() -> None:
 @host_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def exec_(name: str, *, netns: str, host: str, command: tuple[str, ...]) -> None:
-    """Run CMD inside a host (or `controller`): `teal lab exec h1 -- ip netns list`. Without CMD: a shell."""
+    """Run a command inside a host (or `controller`). Without one: a shell.
+
+    \b
+      teal lab exec h1 -- ip netns list
+      teal lab exec --netns acme.web-1 h1 -- ip addr
+      teal lab exec h1
+    """
     with _plain_errors():
         machine = Lab.load(name).machine(host)
         words = command[1:] if command[:1] == ("--",) else command
@@ -161,7 +192,12 @@ def exec_(name: str, *, netns: str, host: str, command: tuple[str, ...]) -> None
 @click.argument("host", default="")
 @click.option("--bare", is_flag=True, help="A machine fresh from the shelf: addresses on eth0, nothing started.")
 def add_host(name: str, *, host: str, bare: bool) -> None:
-    """Add a host; by default h and the first free number."""
+    """Add a host; by default h and the first free number.
+
+    \b
+      teal lab add-host
+      teal lab add-host spare --bare
+    """
     with _plain_errors():
         added = Lab.load(name).add_host(host, parts=Parts.BARE if bare else None)
     click.echo(f"{added.name} is up: {added.vtep}")
@@ -172,7 +208,12 @@ def add_host(name: str, *, host: str, bare: bool) -> None:
 @host_argument
 @click.option("--force", is_flag=True, help="Take it away without asking the API, like a fire; its object stays.")
 def remove_host(name: str, *, host: str, force: bool) -> None:
-    """Delete a host's object and take the host away. The API refuses while ports are on it."""
+    """Delete a host's object and take the host away. The API refuses while ports are on it.
+
+    \b
+      teal lab remove-host h3
+      teal lab remove-host h3 --force    like a fire
+    """
     with _plain_errors():
         found = Lab.load(name)
         if force:
@@ -191,6 +232,10 @@ def remove_host(name: str, *, host: str, force: bool) -> None:
 def kill(name: str, *, host: str, process: str, number: str, restart: bool) -> None:
     """End a process: agent, ovsdb-server, ovs-vswitchd; of `controller`: controller, etcd.
 
+    \b
+      teal lab kill h1 ovs-vswitchd
+      teal lab kill controller controller --restart
+
     Nothing starts it again but `teal lab start` (etcd: the controller does).
     """
     with _plain_errors():
@@ -205,7 +250,11 @@ def kill(name: str, *, host: str, process: str, number: str, restart: bool) -> N
 @host_argument
 @process_argument
 def start(name: str, *, host: str, process: str) -> None:
-    """Start a process that has ended."""
+    """Start a process that has ended.
+
+    \b
+      teal lab start h1 agent
+    """
     with _plain_errors():
         Lab.load(name).start(host, process)
 
@@ -215,7 +264,11 @@ def start(name: str, *, host: str, process: str) -> None:
 @host_argument
 @process_argument
 def stop(name: str, *, host: str, process: str) -> None:
-    """Freeze a process."""
+    """Freeze a process, as if it hung.
+
+    \b
+      teal lab stop h1 agent
+    """
     with _plain_errors():
         Lab.load(name).stop(host, process)
 
@@ -225,7 +278,11 @@ def stop(name: str, *, host: str, process: str) -> None:
 @host_argument
 @process_argument
 def cont(name: str, *, host: str, process: str) -> None:
-    """Let a frozen process go on."""
+    """Let a frozen process go on.
+
+    \b
+      teal lab cont h1 agent
+    """
     with _plain_errors():
         Lab.load(name).cont(host, process)
 
@@ -235,7 +292,12 @@ def cont(name: str, *, host: str, process: str) -> None:
 @host_argument
 @network_option
 def cut(name: str, *, host: str, network: str) -> None:
-    """Lose every frame of a host, silently: its link stays up. By default its session with the controller lives on."""
+    """Lose every frame of a host, silently: its link stays up. By default its session with the controller lives on.
+
+    \b
+      teal lab cut h2
+      teal lab cut h2 --network all
+    """
     with _plain_errors():
         for one in _NETWORKS[network]:
             Lab.load(name).cut(host, one)
@@ -246,7 +308,11 @@ def cut(name: str, *, host: str, network: str) -> None:
 @host_argument
 @network_option
 def heal(name: str, *, host: str, network: str) -> None:
-    """Carry the host's frames again."""
+    """Carry the host's frames again.
+
+    \b
+      teal lab heal h2
+    """
     with _plain_errors():
         for one in _NETWORKS[network]:
             Lab.load(name).heal(host, one)
@@ -258,7 +324,12 @@ def heal(name: str, *, host: str, network: str) -> None:
 @click.argument("process", default="")
 @click.option("-f", "--follow", is_flag=True, help="Go on as the logs grow.")
 def logs(name: str, *, host: str, process: str, follow: bool) -> None:
-    """Logs of a host or of one of its processes."""
+    """Logs of a host or of one of its processes.
+
+    \b
+      teal lab logs h1 agent -f
+      teal lab logs controller
+    """
     with _plain_errors():
         paths = Lab.load(name).logs(host, process)
     if not paths:

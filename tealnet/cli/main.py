@@ -99,6 +99,8 @@ def run(argv: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as ended:
         return ended.exit_code
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except click.ClickException as failure:
         failure.show()
         return failure.exit_code

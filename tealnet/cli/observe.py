@@ -208,7 +208,11 @@ def _about(name: str) -> str:
 @click.command()
 @pass_session
 def version(session: Session) -> None:
-    """Versions of this command and of the controller."""
+    """Versions of this command and of the controller.
+
+    \b
+      teal version
+    """
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as package_version
 

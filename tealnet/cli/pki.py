@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tealnet.cli.group import Suggesting
+
 if TYPE_CHECKING:
     from cryptography import x509
 
@@ -27,9 +29,16 @@ def _plain_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def pki() -> None:
-    """Make a certificate authority and issue certificates."""
+    """Make a certificate authority and issue certificates.
+
+    \b
+      teal pki init ca --trust-domain net.example.org
+      teal pki issue ca controller --dns c1.example.org --ip 192.0.2.10
+      teal pki issue ca admin
+      teal pki issue ca tenant/acme/admin --out acme
+    """
 
 
 @pki.command()
@@ -37,7 +46,11 @@ def pki() -> None:
 @click.option("--trust-domain", required=True, help="Names the site in every identity, for example net.example.org.")
 @click.option("--days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="How long it is valid.")
 def init(directory: Path, trust_domain: str, days: int) -> None:
-    """Make a certificate authority in DIR: ca.crt for everybody, ca.key for nobody else."""
+    """Make a certificate authority in DIR: ca.crt for everybody, ca.key for nobody else.
+
+    \b
+      teal pki init ca --trust-domain net.example.org
+    """
     with _plain_errors():
         from tealnet.core.pki import Ca, fingerprint
 
@@ -62,6 +75,10 @@ def init(directory: Path, trust_domain: str, days: int) -> None:
 def issue(directory: Path, role: str, dns: tuple[str, ...], ips: tuple[str, ...], days: int, out: Path) -> None:
     """Issue a certificate and key for ROLE, signed by the authority in DIR.
 
+    \b
+      teal pki issue ca controller --dns c1.example.org --ip 192.0.2.10
+      teal pki issue ca tenant/acme/viewer --days 30 --out acme
+
     ROLE is admin, controller, host/NAME, tenant/NAME/admin or tenant/NAME/viewer. The files are named after it:
     tenant-acme-admin.crt and tenant-acme-admin.key.
     """
@@ -76,7 +93,11 @@ def issue(directory: Path, role: str, dns: tuple[str, ...], ips: tuple[str, ...]
 @pki.command()
 @click.argument("cert", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def show(cert: Path) -> None:
-    """Show whose certificate CERT is, and how long it is valid."""
+    """Show whose certificate CERT is, and how long it is valid.
+
+    \b
+      teal pki show admin.crt
+    """
     with _plain_errors():
         from tealnet.core.pki import PkiError, load_certificate
 

@@ -21,6 +21,10 @@ _LEAST = 8
 def status(session: Session, *, form: str, every: bool) -> None:
     """Is all well? Store, replicas, hosts, who is behind: one screen.
 
+    \b
+      teal status
+      watch -n2 teal status
+
     Hosts that need attention stand first. Exit code 0 also when they do: `teal sync` is made for scripts.
     """
     found = session.client.status()

@@ -41,7 +41,7 @@ def test_json_names_enums_and_subfields(tmp_path: Path) -> None:
 
 def test_many_documents_and_lists(tmp_path: Path) -> None:
     text = "kind: Tenant\nname: a\n---\n- {kind: Tenant, name: b}\n- {kind: Host, name: h1, vtep: 192.0.2.1}\n---\n"
-    assert [d.title for d in read(tmp_path, text)] == ["tenant/a", "tenant/b", "host/h1"]
+    assert [d.title for d in read(tmp_path, text)] == ["tenant a", "tenant b", "host h1"]
 
 
 def test_the_default_tenant_is_the_callers(tmp_path: Path) -> None:
@@ -53,25 +53,91 @@ def test_the_default_tenant_is_the_callers(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("kind: Netwrk\nname: web\n", ":1: kind: 'Netwrk' is none of"),
-        ("name: web\n", ":1: kind: None is none of"),
+        ("name: web\n", ":1: kind: missing; one of"),
         ("kind: Network\ncidrs: []\n", ":1: name: missing"),
+        ("kind: Tenant\nname: 5\n", ":2: name: 5 is not text; put it in quotes"),
         ("\n\nkind: Network\nname: web\n", ":3: tenant: missing"),
+        ("kind: Host\nname: h1\ntenant: a\n", ":3: tenant: a host has none"),
+        ("kind: Network\nname: hosts/h1\n", ":2: name: 'hosts/h1' is not the name of a network"),
+        ("kind: Network\nname: a/web\n", ":2: name: not a resource name"),
+        ("kind: Port\ntenant: a\nname: p\nuid: '7'\n", ":4: uid is set by the server"),
         (
             "kind: Network\ntenant: a\nname: web\ncidr: x\n",
-            ':1: Message type "tealnet.v1.Network" has no field named "cidr"',
+            ":4: cidr: a Network has no such field; did you mean cidrs?",
         ),
-        ("kind: Network\ntenant: a\nname: web\nmtu: big\n", ":1: "),
-        ("kind: Network\nname: hosts/h1\n", ":1: name: 'hosts/h1' is not the name of a network"),
-        ("kind: Port\ntenant: a\nname: p\nuid: '7'\n", ":1: uid is set by the server"),
-        ("kind: [\n", ": not YAML"),
+        ("kind: Network\ntenant: a\nname: web\nmtu: big\n", ":4: mtu: 'big' is not a whole number"),
+        ("kind: Network\ntenant: a\nname: web\nmtu: -1\n", ":4: mtu: -1 is not within 0"),
+        ("kind: Network\ntenant: a\nname: web\ncidrs: 10.0.0.0/8\n", ":4: cidrs: a list is expected: ['10.0.0.0/8']"),
+        ("kind: Network\ntenant: a\nname: web\ncidrs: [1]\n", ":4: cidrs[0]: 1 is not text; put it in quotes"),
+        ("kind: Network\ntenant: a\nname: web\ncidrs: [null]\n", ":4: cidrs[0]: is empty"),
+        ("kind: Network\ntenant: a\nname: web\npolicy: SOME\n", ":4: policy: 'SOME' is none of OFF, ENFORCE"),
+        (
+            "kind: Network\ntenant: a\nname: w\naddress_quarantine: soon\n",
+            ":4: address_quarantine: 'soon' is not a time",
+        ),
+        (
+            "kind: Network\ntenant: a\nname: w\ndns: 10.0.0.1\n",
+            ":4: dns: a mapping is expected; its fields are: servers",
+        ),
+        (
+            "kind: Network\ntenant: a\nname: w\ndns: {server: x}\n",
+            ":4: dns.server: a Dns has no such field; did you mean",
+        ),
+        ("kind: Tenant\nname: a\nlabels: [x]\n", ":3: labels: a mapping is expected"),
+        ("kind: Tenant\nname: a\nlabels: {x: yes}\n", ":3: labels.x: true is not text; put it in quotes"),
+        ("kind: Tenant\nname: a\nlabels: {1: x}\n", ":3: labels: the key 1 is not text"),
+        (
+            "kind: Tenant\nname: a\nplacement: {kinds: [TAP]}\n",
+            ":3: placement.kinds[0]: 'TAP' is none of NETNS, NETNS_PATH",
+        ),
+        ("kind: Tenant\nname: a\nquota: {ports: 5000000000}\n", ":3: quota.ports: 5000000000 is not within"),
+        ("kind: Host\nname: h\ndrained: maybe\n", ":3: drained: 'maybe' is neither true nor false"),
+        ("kind: Host\nname: h\nrevoked_before: 2020-01-01\n", ":3: revoked_before: 2020-01-01 is not a time like"),
+        ("kind: [\n", ":2: not YAML"),
+        ("\tkind: Host\n", ":1: not YAML"),
         ("just words\n", ":1: a document is a mapping"),
-        ("kind: Tenant\nname: a\n---\nkind: Tenant\nname: a\n", ":4: tenants/a stands already in"),
+        ("kind: Tenant\nname: a\n---\nkind: Tenant\nname: a\n", ":4: tenant a stands already in"),
+        ("kind: Tenant\nname: a\nname: b\n", ":3: name stands twice"),
+        ("a: &a [*a]\nkind: Tenant\nname: x\nlabels: *a\n", ":1: found unconstructable recursive node"),
+        ("!!python/object:os.system {}\n", ":1: kind: missing"),
+        ("[" * 5000, ": nested too deeply"),
+        ("kind: Tenant\nname: x\0y\n", ": not YAML: unacceptable character"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(BadDocument) as caught:
         read(tmp_path, text)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"kind: Tenant\nname: \xff\n", b"\n\n\xc3\x28"])
+def test_what_is_not_utf8_is_said_with_its_line(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_bytes(text)
+    with pytest.raises(BadDocument, match=r"f\.yaml:[23]: not UTF-8 text \(byte 0x(ff|c3)\)"):
+        read_files((str(file),), tenant="")
+
+
+def test_an_export_can_be_applied(tmp_path: Path) -> None:
+    text = (
+        "- {kind: Network, name: tenants/a/networks/w, uid: u, etag: e, revision: '7', cidrs: [10.0.0.0/24],"
+        " create_time: '2026-01-01T00:00:00Z', policy: POLICY_OFF, address_quarantine: 300s, segments: [{uid: x}],"
+        " status: {ports: 1}}\n"
+    )
+    (document,) = read(tmp_path, text)
+    assert document.mask == ["cidrs", "policy", "address_quarantine"]
+    assert document.body.etag == "e"
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("30", 30), ("30s", 30), ("5m", 300), ("1.5h", 5400), ("'300s'", 300)])
+def test_times_as_people_write_them(tmp_path: Path, value: str, seconds: int) -> None:
+    (document,) = read(tmp_path, f"kind: Network\ntenant: a\nname: w\naddress_quarantine: {value}\n")
+    assert document.body.address_quarantine.ToSeconds() == seconds
+
+
+def test_words_that_yaml_takes_for_booleans(tmp_path: Path) -> None:
+    (document,) = read(tmp_path, "kind: network\ntenant: a\nname: w\npolicy: OFF\n")
+    assert document.body.policy == document.body.POLICY_OFF
 
 
 def test_a_field_knows_its_line(tmp_path: Path) -> None:
