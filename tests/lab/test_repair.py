@@ -105,8 +105,8 @@ HARMS = [
         ({"ovsdb": 4}, {"ovsdb": 4, "flow": ALL}),
         50,
     ),
-    # vswitchd begins anew with the flows of a bridge when it sees its mode change, there and back; in between it has one
-    # flow of its own.
+    # vswitchd begins anew with the flows of a bridge when it sees its mode change, there and back; in between it may
+    # have one flow of its own.
     Harm(
         "the bridge changed",
         "ovs-vsctl set Bridge br-int fail_mode=standalone",
