@@ -81,6 +81,7 @@ def test_every_kind_becomes_its_row() -> None:
         (f"localport/{UID}", localport(vni=1 << 24)),
         (f"localport/{UID}", localport(addresses=[])),
         (f"localport/{UID}", localport(addresses=[b"12345"])),
+        (f"localport/{UID}", localport(addresses=[ip_address("::ffff:10.0.0.5").packed])),
         (f"localport/{UID}", localport(mac=b"12345")),
         (f"localport/{UID}", localport(mac=bytes.fromhex("010000000001"))),
         (f"localport/{UID}", localport(tenant="../x")),

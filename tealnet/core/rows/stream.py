@@ -262,7 +262,10 @@ def _uid(raw: bytes) -> str:
 def _address(raw: bytes) -> Address:
     if len(raw) not in (4, 16):
         raise BadResource(f"an address has 4 or 16 bytes, not {len(raw)}")
-    return ip_address(raw)
+    address = ip_address(raw)
+    if address.version == 6 and address.ipv4_mapped is not None:
+        raise BadResource(f"{address} is the v4 address {address.ipv4_mapped} in another form")
+    return address
 
 
 def _addresses(raws: Iterable[bytes]) -> tuple[Address, ...]:
