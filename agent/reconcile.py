@@ -1,6 +1,6 @@
 """The loop that brings devices to what is wanted, in an order that never opens a port early or leaves one open late.
 
-    netns → link → guard → ovsdb → address      flow      address ← ovsdb ← guard ← link ← netns
+    netns → link → guard → ovsdb, address      flow      address ← ovsdb ← guard ← link ← netns
               create, left to right         one bundle          delete, right to left
 
 Two lanes run side by side: `devices` for all layers but the last, `flow` for the last one, so that a slow bridge never
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
+# A link that is up and guarded may be plugged while it gets its addresses: they wait for different devices.
+STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"))
 SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
@@ -213,19 +215,24 @@ class Reconciler:
                 self._observe(layer)
         self.settle()
         broken: set[str] = set()  # whose left layers are not in place
-        for layer in self._devices:
-            if layer.must_look():  # a link has been made again just now
-                await layer.look()
-            if layer.usable():
-                await self._write(layer, broken)
-            for key in layer.delta.to_write:
-                broken |= self._idents(layer, key)
+        for names in STEPS:
+            step = [self.layers[name] for name in names]
+            await asyncio.gather(*(self._create(layer, broken) for layer in step))
+            for layer in step:
+                for key in layer.delta.to_write:
+                    broken |= self._idents(layer, key)
             broken.discard("")
         if all(layer.was_read for layer in self._devices):
             if not self._devices_passed:
                 self._devices_passed = True
                 self._wake["flow"].set()
             await self._delete_devices()
+
+    async def _create(self, layer: Layer, broken: set[str]) -> None:
+        if layer.must_look():  # a link has been made again just now
+            await layer.look()
+        if layer.usable():
+            await self._write(layer, broken)
 
     async def flow_step(self) -> None:
         """All flows, once: one bundle."""

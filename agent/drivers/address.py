@@ -51,7 +51,7 @@ class AddressDriver:
 
     async def changed(self, devices: Collection[str]) -> set[str]:
         """Which of these are not as they were last read or written by this driver."""
-        return await self._thread.run(lambda kernel: self._memory.differing(devices, self._find_some(kernel, devices)))
+        return await self._thread.look(lambda kernel: self._memory.differing(devices, self._find_some(kernel, devices)))
 
     async def apply(self, write: Mapping[str, Addressing], delete: Collection[str]) -> Mapping[str, Failure]:
         """Bring addresses and routes to what is wanted and set links up; deleting sets them down.

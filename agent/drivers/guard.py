@@ -45,7 +45,7 @@ class GuardDriver:
             found = _find(kernel, devices)
             return self._memory.differing(self._memory.keys() | found.keys() if devices is None else devices, found)
 
-        return await self._thread.run(job)
+        return await self._thread.look(job)
 
     async def apply(self, write: Mapping[str, Guard], delete: Collection[str]) -> Mapping[str, Failure]:
         """One transaction (per 100). A device whose guard is deleted is set down first.

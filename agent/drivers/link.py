@@ -69,7 +69,7 @@ class LinkDriver:
     async def changed(self, devices: Collection[str]) -> set[str]:
         """Which of these are not as they were last read or written by this driver."""
         foreign = self._foreign()
-        return await self._thread.run(
+        return await self._thread.look(
             lambda kernel: self._memory.differing(devices, self._find_some(kernel, devices, foreign))
         )
 

@@ -41,7 +41,7 @@ class NetnsDriver:
 
     async def changed(self, names: Collection[str]) -> set[str]:
         """Which of these are not as they were last read or written by this driver."""
-        return await self._thread.run(lambda kernel: self._memory.differing(names, _find_some(kernel, names)))
+        return await self._thread.look(lambda kernel: self._memory.differing(names, _find_some(kernel, names)))
 
     async def apply(self, write: Mapping[str, Namespace], delete: Collection[str]) -> Mapping[str, Failure]:
         """Make and delete them. A namespace that processes are in loses its name and ends with the last of them.

@@ -2,14 +2,18 @@
 
 All blocking work on namespaces and netlink is done here, in order, without fork: a forked child of a process with live
 gRPC crashes (measured), which rules out pyroute2's NetNS() and netns.create(). More threads would not help: the
-kernel takes one lock for all changes of links.
+kernel takes one lock for all changes of links. Looks after events give way to work for a while: most events are the
+echo of our own work, and each look costs as much as what it looks after.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -21,13 +25,16 @@ from agent.names import NETNS_DIRECTORY
 T = TypeVar("T")
 Job = tuple[Callable[[Kernel], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
+_LOOK_PATIENCE = 0.3  # seconds that a look lets work go before it
+
 
 class NetnsThread:
     """Runs jobs one after the other. Make it, `start()` it, `close()` it when nothing is under way any more."""
 
     def __init__(self, directory: str = NETNS_DIRECTORY) -> None:
         self._directory = directory
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.PriorityQueue[tuple[float, int, Job | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()  # jobs of one time in the order in which they came
         self._thread = threading.Thread(target=self._work, name="netns", daemon=True)
         self._ears: Ears | None = None
         self._error: BaseException | None = None
@@ -39,7 +46,7 @@ class NetnsThread:
 
     def close(self) -> None:
         """End the thread after the jobs that wait; returns when it has ended."""
-        self._jobs.put(None)
+        self._jobs.put((math.inf, next(self._numbers), None))
         if self._thread.is_alive():
             self._thread.join()
 
@@ -48,11 +55,18 @@ class NetnsThread:
 
         Raises DeviceUnavailable when the thread could not start or could not return to its own namespace.
         """
+        return await self._enqueue(job, due=time.monotonic())
+
+    async def look(self, job: Callable[[Kernel], T]) -> T:
+        """The same for a job that only reads and can wait: work that comes shortly after it goes first."""
+        return await self._enqueue(job, due=time.monotonic() + _LOOK_PATIENCE)
+
+    async def _enqueue(self, job: Callable[[Kernel], T], *, due: float) -> T:
         if self._error is not None:
             raise DeviceUnavailable(f"the namespace thread has ended: {self._error}")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put((job, future, loop))
+        self._jobs.put((due, next(self._numbers), (job, future, loop)))
         return await future
 
     def _work(self) -> None:
@@ -63,7 +77,7 @@ class NetnsThread:
             return
         kernel.ears = self._ears
         try:
-            while (waiting := self._jobs.get()) is not None:
+            while (waiting := self._jobs.get()[2]) is not None:
                 job, future, loop = waiting
                 kernel.begin()
                 try:
@@ -79,7 +93,7 @@ class NetnsThread:
     def _give_up(self, error: BaseException) -> None:
         """Refuse what waits and what will come."""
         self._error = error
-        while (waiting := self._jobs.get()) is not None:
+        while (waiting := self._jobs.get()[2]) is not None:
             _, future, loop = waiting
             _tell(loop, future, None, DeviceUnavailable(f"the namespace thread has ended: {error}"))
 

@@ -266,7 +266,7 @@ def int_of(given: object) -> int:
 
 def parse(target: Field, given: Value) -> tuple[int, int]:
     """(value, mask) of a value for this field. Raises ValueError."""
-    if type(given) is int and 0 <= given and not given >> target.bits:  # the usual case: thousands of times in a row
+    if type(given) is int and given >= 0 and not given >> target.bits:  # the usual case: thousands of times in a row
         return given, target.full
     value, mask = _parse(target, given)
     if mask >> 8 * target.size or value & ~mask or value >> target.bits:
