@@ -17,7 +17,7 @@ from controller.world import World
 from tealnet.core.rows.stream import localport_key
 from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2
 
-LOW = 0.9  # share of a CIDR's addresses that are taken, from which AddressesLow is set
+LOW = 90  # percent of a CIDR's addresses that are taken, from which AddressesLow is set
 _MOST = 2**63 - 1
 PortState = port_pb2.PortStatus.State
 HostState = host_pb2.Host.State
@@ -138,8 +138,9 @@ class Status:
         for cidr in network.spec.cidrs:
             usage = _usage(network.spec, cidr, used=used, waiting=waiting)
             status.addresses.append(usage)
-            free = usage.total - usage.reserved - usage.used - usage.quarantined
-            if free <= (1 - LOW) * (usage.total - usage.reserved):
+            room, taken = usage.total - usage.reserved, usage.used + usage.quarantined
+            free = room - taken
+            if 100 * taken >= LOW * room:
                 text = (
                     f"{usage.used} addresses of {cidr} are in use, {usage.quarantined} in quarantine, {free} are free"
                 )
