@@ -272,6 +272,9 @@ class Sync:
         for name in world.ports_by_uid.keys(ident):
             if holding := scopes.holdings.rows.get(name):
                 return scopes.domain_of_vni.rows.get(holding.vni, 0)
+        for place in world.tombstones_by_port.keys(ident):  # of a port that could not be removed
+            for name in world.networks_by_uid.keys(world.tombstones.rows[place].network_uid):
+                return scopes.domain_of_network.rows.get(name, 0)
         return 0
 
     def _follow(self, tables: set[str]) -> None:

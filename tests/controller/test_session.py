@@ -194,6 +194,25 @@ async def test_tombstone_is_carried_out_and_noted(place: Site, write: Writer) ->
         await until(lambda: store.world.tombstones.rows[place_of].acked, "the tombstone is acked")
 
 
+async def test_what_a_host_could_not_remove_is_not_carried_out(place: Site, write: Writer) -> None:
+    """It may still be there and send: its addresses are nobody else's until the host says otherwise."""
+    store = place.controller.store
+    async with one().connected(place) as agent:
+        await synced(place, agent, store.revision)
+        agent.failures = [pb.KeyFailure(key=LOCAL1, reason="NetnsRefused", text="busy")]
+        other = write.make.tombstone("h1", P2, network=NET)  # for comparison
+        revision = await write(delete(store.keys.intent(P1)), write.make.tombstone("h1", P1, network=NET), other)
+        await synced(place, agent, revision)
+        rows = store.world.tombstones.rows
+        await until(lambda: rows[uid_of("hosts/h1"), uid_of(P2), ""].acked)
+        assert not rows[uid_of("hosts/h1"), uid_of(P1), ""].acked
+        outcome = await place.controller.sync.ask(revision=revision, domains=frozenset({1001}), timeout=1)
+        assert [f.key for f in outcome.failed] == [LOCAL1] and not outcome.complete
+        agent.failures = []
+        await agent.ack()
+        await until(lambda: rows[uid_of("hosts/h1"), uid_of(P1), ""].acked)
+
+
 async def test_digest_mismatch_sends_the_scope_whole(place: Site, write: Writer) -> None:
     agent = one()
     agent.spoil = {DOMAIN}
