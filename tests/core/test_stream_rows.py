@@ -117,6 +117,10 @@ def test_what_can_not_be_is_refused(key: str, body: bytes) -> None:
         ("KIND_NETNS_PATH", "/run/netns/x\n", "eth0"),
         ("KIND_DEVICE", "tap 0", ""),
         ("KIND_DEVICE", "", ""),
+        # Another port's, by whatever name.
+        ("KIND_NETNS_PATH", "/run/netns/globex.secret", "eth0"),
+        ("KIND_NETNS_PATH", "/var/run/netns/globex.secret", "eth0"),
+        ("KIND_DEVICE", "tn0123456789ab", ""),
     ],
 )
 def test_names_that_reach_the_system_are_checked(kind: str, where: str, interface: str) -> None:

@@ -26,6 +26,9 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")  # IFNAMSIZ is 16 with the final zero
 _PATH = re.compile(r"(/[A-Za-z0-9_.@:+-]+)+")
 _UID = re.compile(r"[0-9a-f]{32}")
+# Names that agents give (agent.names) to what they make for ports: no other port may lay a claim to them.
+_AGENTS_DEVICE = re.compile(r"tn[0-9a-f]{12}")
+_AGENTS_NETNS = re.compile(r"/(var/)?run/netns/[^/.]+\.[^/.]+")
 
 
 class BadResource(ValueError):
@@ -226,7 +229,11 @@ def _attachment(message: pb.LocalAttachment) -> tuple[Attach, str, str]:
         where, kind = _matching(_PATH, message.where, "path"), Attach.NETNS_PATH
         if any(part in (".", "..") for part in where.split("/")):
             raise BadResource(f"not a plain path: {where}")
+        if _AGENTS_NETNS.fullmatch(where):
+            raise BadResource(f"{where}: a namespace that an agent makes is no path of somebody's")
     elif message.kind == pb.LocalAttachment.KIND_DEVICE:
+        if _AGENTS_DEVICE.fullmatch(message.where):
+            raise BadResource(f"{message.where}: a device that an agent makes belongs to its port alone")
         return Attach.DEVICE, _matching(_DEVICE, message.where, "device"), ""
     else:
         raise BadResource(f"unknown kind of attachment: {message.kind}")
