@@ -105,9 +105,11 @@ def _host(host: Any, revision: int) -> list[str]:
     state = output.state_of(host)
     if status.since.seconds and state != "READY":
         state += f" for {output.ago(status.since)}"
+    if host.drained:
+        state += " (drained)"
     lag = max(0, revision - status.synced_revision) if status.synced_revision else 0
     return [
-        output.short(host.name) + (" (drained)" if host.drained else ""),
+        output.short(host.name),
         state,
         host.vtep,
         str(status.ports),
