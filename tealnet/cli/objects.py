@@ -168,7 +168,9 @@ def delete_all(session: Session, targets: Sequence[Target], *, force: bool, igno
             client.delete(target.name, force=force and target.kind in (kinds.TENANT, kinds.NETWORK))
         except ApiError as error:
             if error.code is grpc.StatusCode.NOT_FOUND:
-                return ignore_missing, f"{output.title(target.name)} is not there"
+                return ignore_missing, (
+                    f"{output.title(target.name)} is not there" if ignore_missing else explain(error, session)
+                )
             if is_unreachable(error):
                 gone.set()
             holds = error.reason == "IN_USE" and target.kind in (kinds.TENANT, kinds.NETWORK)

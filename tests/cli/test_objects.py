@@ -185,7 +185,7 @@ def test_delete_goes_on_and_counts(world: Fake, teal: Teal) -> None:
     assert done.out == "port acme/web-1 deleted\nport acme/web-2 deleted\n"
     assert teal("delete", "port", "acme/none", "--ignore-missing").code == 0
     done = teal("delete", "port", "acme/none")
-    assert done.code == 1 and done.err == "port acme/none is not there\nerror: nothing was deleted\n"
+    assert done.code == 1 and done.err == "tenants/acme/ports/none not found\nerror: nothing was deleted\n"
 
 
 def test_delete_by_label_file_and_the_wrong_way(world: Fake, teal: Teal, tmp_path: Path) -> None:
