@@ -29,7 +29,7 @@ from controller.intents.base import (
     take_number,
     take_slot,
 )
-from controller.intents.placement import check_kind, place
+from controller.intents.placement import check_kind, check_room, place
 from controller.masks import OUTPUT, Policy
 from controller.names import short, tenant_of
 from controller.rows import Address, Attach, Intent, NetworkSpec, PortSpec
@@ -79,6 +79,8 @@ class Ports:
         spec = self._shape(name, message, network.spec, store_pb2.Issued())
         check_kind(tenant, spec.kind)
         host = place(draft, tenant, host=message.host)
+        if host:
+            check_room(draft, host, network, default_mtu=self.context.settings.default_mtu)
         own = Own(name, new_uid())
         limit = tenant.spec.max_ports or self.context.settings.quota_ports
         quota = Quota("port", limit, draft.reading.world.ports_by_slot)
@@ -153,6 +155,8 @@ class Ports:
             check_kind(tenant, spec.kind)
             if moved:
                 host = place(draft, tenant, host=spec.host)
+                if host:
+                    check_room(draft, host, network, default_mtu=self.context.settings.default_mtu)
                 host_uid = host.uid if host else ""
         self._change_addresses(draft, network, row, spec, host_uid=issued.host_uid)
         if spec.mac != old.mac:

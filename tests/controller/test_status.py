@@ -11,7 +11,7 @@ WEB = "tenants/acme/networks/web"
 
 
 def status_of(derivation: Derivation) -> Status:
-    return Status(derivation.world, derivation.resources, lambda _: 0)
+    return Status(derivation.world, derivation.resources, lambda _: 0, default_mtu=1430)
 
 
 @pytest.mark.parametrize("room", [10, 30, 70, 100, 250])
