@@ -82,11 +82,13 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield line.update
 
 
-def _context(name: str) -> str:
+def context_name(name: str) -> str:
+    """The context of a lab."""
     return "lab" if name == "default" else f"lab-{name}"
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """A signal's handler: end as after Ctrl-C, tidily."""
     raise KeyboardInterrupt
 
 
@@ -124,14 +126,14 @@ def up(name: str, *, hosts: int, mtu: int, family: str, without_daemons: bool) -
 
     The context is called `lab`, or `lab-NAME`, and becomes the current one.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     parts = Parts.SWITCH if without_daemons else Parts.ALL
     with _plain_errors(), _progress() as note:
         made = Lab.up(name, hosts=hosts, mtu=mtu, family=Family(family), parts=parts, note=note)
     click.echo(f"lab {name!r} is up: {', '.join(host.name for host in made.hosts) or 'no hosts'}")
     if parts is Parts.ALL:
-        put_context(_context(name), made.context)
-        click.echo(f"context {_context(name)} is the current one")
+        put_context(context_name(name), made.context)
+        click.echo(f"context {context_name(name)} is the current one")
 
 
 @lab.command()
@@ -147,7 +149,7 @@ def down(name: str, *, every: bool) -> None:
     with _plain_errors():
         for one in Lab.names() if every else [name]:
             Lab.remove(one)
-            drop_context(_context(one))
+            drop_context(context_name(one))
             click.echo(f"lab {one!r} is down")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -274,15 +273,6 @@ def test_completion_knows_kinds_and_names(fake: Fake, teal: Teal, monkeypatch: p
     assert look("teal get ports -t ") == ["acme"]
     assert look("teal --context ") == ["fake"]
     assert look("teal stat") == ["status"]
-
-
-@pytest.fixture
-def labs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The directory of labs; not pytest's, which is too long for sockets."""
-    monkeypatch.delenv("TEALNET_LAB", raising=False)
-    with TemporaryDirectory(prefix="t-") as directory:
-        monkeypatch.setenv("TEALNET_LAB_DIR", directory)
-        yield Path(directory)
 
 
 def test_completion_knows_labs(teal: Teal, monkeypatch: pytest.MonkeyPatch, labs: Path) -> None:
