@@ -365,6 +365,21 @@ async def test_sync_names_a_stopped_host(place: Site, write: Writer) -> None:
         await synced(place, agent, revision)
 
 
+async def test_sync_of_all_names_a_stopped_host_without_ports(place: Site, write: Writer) -> None:
+    await write(write.make.host("h3", 3, vtep="192.0.2.3"), write.make.host("h4", 4, vtep="192.0.2.4"))
+    third = FakeAgent("h3", "192.0.2.3", instance="instance-3")
+    sync, sessions = place.controller.sync, place.controller.store.world.sessions
+    async with one().connected(place), two().connected(place):
+        async with third.connected(place):
+            assert (await sync.ask(revision=0, domains=None, timeout=5)).complete  # h4 was never seen
+        await until(lambda: uid_of("hosts/h3") not in sessions.rows)
+        outcome = await sync.ask(revision=0, domains=None, timeout=2)
+        assert not outcome.complete and outcome.disconnected == {uid_of("hosts/h3")}
+        assert (await sync.ask(revision=0, domains=frozenset({1001}), timeout=2)).complete  # it need not know
+        await write(write.make.host("h3", 3, vtep="192.0.2.3", fenced=True))
+        assert (await sync.ask(revision=0, domains=None, timeout=2)).complete
+
+
 async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
     store, make = place.controller.store, write.make
     await write(make.port(P3, NET, ["10.0.0.7"], host="h1"))
