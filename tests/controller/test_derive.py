@@ -155,7 +155,7 @@ def test_one_change_is_small_on_the_stream() -> None:
     assert sum(map(len, unit.parts)) <= 500
     (update,) = (pb.ToAgent.FromString(part).update for part in unit.parts)
     (delta,) = update.scopes
-    assert delta.digest == derivation.resources.scope("domain/1001").digest("domain/1001")
+    assert (delta.scope, delta.digest) == ("domain/1001", derivation.resources.scope("domain/1001").digest(""))
 
 
 def test_a_large_scope_goes_in_parts() -> None:

@@ -62,6 +62,8 @@ def test_every_kind_becomes_its_row() -> None:
     port = decode(f"localport/{UID}", localport())
     assert isinstance(port, stream.LocalPort)
     assert (port.kind, port.where, port.interface) == (Attach.NETNS, "web-1", "eth0")
+    like_the_port = pb.LocalAttachment(kind=pb.LocalAttachment.KIND_NETNS, interface="eth0")
+    assert decode(f"localport/{UID}", localport(attachment=like_the_port)) == port
     assert port.addresses == (ip_address("10.0.0.5"), ip_address("fd00::5"))
 
     route = pb.Route(domain=700, prefix=prefix("0.0.0.0/0"), next_hop=ip_address("10.0.0.5").packed)

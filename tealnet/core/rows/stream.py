@@ -192,7 +192,8 @@ def _endpoint(ident: str, body: bytes) -> Endpoint:
 
 def _localport(ident: str, body: bytes) -> LocalPort:
     message = pb.LocalPort.FromString(body)
-    kind, where, interface = _attachment(message.attachment)
+    name = _matching(_NAME, message.name, "name")
+    kind, where, interface = _attachment(message.attachment, name)
     return LocalPort(
         uid=_uid_text(ident),
         vni=_vni(message.vni),
@@ -201,7 +202,7 @@ def _localport(ident: str, body: bytes) -> LocalPort:
         identity=message.identity,
         sources=tuple(_prefix(prefix) for prefix in message.sources),
         tenant=_matching(_NAME, message.tenant, "tenant"),
-        name=_matching(_NAME, message.name, "name"),
+        name=name,
         kind=kind,
         where=where,
         interface=interface,
@@ -222,9 +223,9 @@ def _route(ident: str, body: bytes) -> Route:
     return route
 
 
-def _attachment(message: pb.LocalAttachment) -> tuple[Attach, str, str]:
+def _attachment(message: pb.LocalAttachment, name: str) -> tuple[Attach, str, str]:
     if message.kind == pb.LocalAttachment.KIND_NETNS:
-        where, kind = _matching(_NAME, message.where, "namespace"), Attach.NETNS
+        where, kind = _matching(_NAME, message.where or name, "namespace"), Attach.NETNS
     elif message.kind == pb.LocalAttachment.KIND_NETNS_PATH:
         where, kind = _matching(_PATH, message.where, "path"), Attach.NETNS_PATH
         if any(part in (".", "..") for part in where.split("/")):
