@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tealnet.cli.contexts import put_context
-from tealnet.cli.lab import context_name, interrupt
+from tealnet.cli.lab import context_name, end_tidily
 from tealnet.cli.session import Failure
 from tealnet.lab import Lab, LabError, api
 
@@ -37,9 +36,7 @@ def demo(*, keep: bool) -> None:
 
     Exit code 1 with the reason if anything is not as promised.
     """
-    # What a closed terminal or a `timeout` sends is no reason to leave a lab behind.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    end_tidily()
     from tealnet.lab.story import Story
 
     started = time.monotonic()

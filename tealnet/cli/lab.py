@@ -87,9 +87,14 @@ def context_name(name: str) -> str:
     return "lab" if name == "default" else f"lab-{name}"
 
 
-def interrupt(*_: object) -> None:
-    """A signal's handler: end as after Ctrl-C, tidily."""
+def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def end_tidily() -> None:
+    """From here on `kill` and a closed terminal do what Ctrl-C does: nothing half-made is left behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
 
 
 @click.group(cls=Suggesting)
@@ -126,7 +131,7 @@ def up(name: str, *, hosts: int, mtu: int, family: str, without_daemons: bool) -
 
     The context is called `lab`, or `lab-NAME`, and becomes the current one.
     """
-    signal.signal(signal.SIGTERM, interrupt)
+    end_tidily()
     parts = Parts.SWITCH if without_daemons else Parts.ALL
     with _plain_errors(), _progress() as note:
         made = Lab.up(name, hosts=hosts, mtu=mtu, family=Family(family), parts=parts, note=note)
@@ -174,6 +179,9 @@ def status(name: str, *, form: str) -> None:
             state = "up" if machine["up"] else "down"
             rows.append([machine["name"], state, machine.get("vtep", ""), ",".join(machine.get("cut", [])), processes])
         output.table(["MACHINE", "STATE", "VTEP", "CUT", "PROCESSES"], rows)
+        if not found["ready"]:
+            down = f"teal lab down --name {name}"
+            click.echo(f"It was never finished: `teal lab up` is still at it or was killed; `{down}` removes it")
     well = found["ready"] and found["networks"] and all(
         row["state"] == "running" for machine in found["machines"] for row in machine["processes"].values()
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -37,6 +38,11 @@ def named(name: str) -> str:
 def title(name: str) -> str:
     """With its kind: port acme/web-1, host h1."""
     return f"{name.split('/')[-2].removesuffix('s')} {named(name)}"
+
+
+def in_order(name: str) -> list[str | int]:
+    """A key by which h2 stands before h10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def enum_of(message: Any, field: str) -> str:
@@ -195,7 +201,8 @@ def show(found: Sequence[tuple[Kind, Sequence[Any]]], form: str) -> None:
             heads = [head for head, _ in columns]
             if len(found) > 1:
                 heads[heads.index("NAME")] = kind.title.upper()
-            table(heads, [[cell(item) for _, cell in columns] for item in objects])
+            rows = sorted(objects, key=lambda item: in_order(item.name))
+            table(heads, [[cell(item) for _, cell in columns] for item in rows])
 
 
 def show_one(kind: Kind, item: Any, form: str) -> None:

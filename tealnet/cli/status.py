@@ -74,7 +74,7 @@ def _member(member: Any) -> list[str]:
 
 
 def _hosts(found: Any, *, every: bool) -> None:
-    hosts = sorted(found.hosts, key=lambda host: (not _needs_attention(host), host.name))
+    hosts = sorted(found.hosts, key=lambda host: (not _needs_attention(host), output.in_order(host.name)))
     room = max(_LEAST, shutil.get_terminal_size().lines - _FRAME - len(found.etcd) - len(found.replicas))
     shown = hosts if every or len(hosts) <= room else hosts[:room]
     rows = [_host(host, found.revision) for host in shown]

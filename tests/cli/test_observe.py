@@ -102,6 +102,8 @@ def test_status_fits_one_screen_and_shows_the_worst_first(
     assert "! h7: VtepMismatch: it says 192.0.2.9" in text and "what to do: set the address" in text
     assert "FAILED" not in text, "columns that say nothing are left out"
     assert teal("status", "--all").out.count("READY") == 40
+    names = [line.split()[0] for line in teal("hosts").out.splitlines()[1:]]
+    assert names.index("h2") < names.index("h10"), "as people count"
     assert json.loads(teal("status", "-o", "json").out)["cluster"] == "default"
 
 
@@ -135,6 +137,11 @@ def test_events_are_a_table(fake: Fake, teal: Teal) -> None:
     assert "host h1" in teal("events").out
     assert len(json.loads(teal("events", "-o", "json").out)) == 2
     assert teal("events", "port", "acme/none").err == "no events in the last 24 hours\n"
+
+
+def test_version_without_a_controller(teal: Teal) -> None:
+    done = teal("version")
+    assert done.code == 0 and "controller  (no context chosen)" in done.out
 
 
 def test_version_of_both_sides(fake: Fake, teal: Teal) -> None:
