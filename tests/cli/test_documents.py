@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tealnet.cli.documents import BadDocument, Document, read_files
+from tealnet.cli.documents import BadDocument, Document, read_files, read_text
 
 
 def read(tmp_path: Path, text: str, *, tenant: str = "") -> list[Document]:
@@ -187,3 +188,12 @@ def test_a_missing_file_and_an_empty_directory(tmp_path: Path) -> None:
 def test_the_examples_are_good() -> None:
     folder = Path(__file__).parents[2] / "examples"
     assert len(read_files((str(folder),), tenant="")) >= 12
+
+
+def test_what_the_examples_show_in_comments_is_good_too() -> None:
+    shown = 0
+    for file in sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")):
+        text, count = re.subn(r"^( *)# (?=[a-z_]+: )", r"\1", file.read_text(), flags=re.M)
+        assert read_text(text, file=file.name, tenant="")
+        shown += count
+    assert shown >= 6
