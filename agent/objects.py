@@ -52,7 +52,8 @@ class Link:
     """A port's link. Layer link, key: host-side device name.
 
     NETNS and NETNS_PATH: a veth pair, host side `device`, workload side `interface` (with `mac`) inside `netns`.
-    DEVICE: an existing device; only checked and given the MTU. Created down; the layer `address` sets both ends up.
+    DEVICE: an existing device; only checked and given the MTU. Created down; the layer `guard` sets up `device`
+    (with datapath "system", which has none, `address`), the layer `address` the other end.
     """
 
     device: str

@@ -1,7 +1,7 @@
 """The links of ports: veth pairs of ours, and devices of others that we were allowed to plug. Layer link.
 
 Key: the host-side device. A pair's host side is a wire's end and nothing more: no addresses, no ARP, no IPv6. Both ends
-are made down; the layer `address` sets them up.
+are made down; the layers `guard` and `address` set them up.
 """
 
 from __future__ import annotations
