@@ -74,11 +74,13 @@ class Lab:
         if not 0 <= hosts <= HOSTS_MAX:
             raise LabError(f"{hosts} hosts: a lab has 0 to {HOSTS_MAX}")
         directory = place.directory(name)
-        directory.parent.mkdir(parents=True, exist_ok=True)
         try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
             directory.mkdir(mode=0o711)
         except FileExistsError:
             raise LabError(f"lab {name!r} exists; `teal lab down --name {name}` removes it") from None
+        except OSError as error:
+            raise LabError(f"cannot make {error.filename}: {error.strerror}; TEALNET_LAB_DIR is where") from None
         with place.locked(directory):
             lab = cls(directory, {"mtu": mtu, "parts": parts, "family": family, "ready": False, "hosts": {}})
             try:
