@@ -105,8 +105,9 @@ class Machine:
             assert key in self.content("guard"), "up before it is guarded"
         if layer == "flow":
             assert f"tn-{key}" in self.content("guard"), "opened without a guard"
-            plugged = {device for _, device in self.content("ovsdb")} | self.released
-            assert f"tn-{key}" in plugged, "opened before it is plugged"
+            device = f"tn-{key}"
+            plugged = ("port", device) in self.content("ovsdb") or device in self.released
+            assert plugged, "opened before it is plugged"
 
     def _check_delete(self, layer: str, key: Any) -> None:
         if layer == "ovsdb":
