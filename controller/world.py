@@ -73,4 +73,5 @@ class World:
         self.tombstones_by_host: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.host_uid,))
         self.tombstones_by_network: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.network_uid,))
         self.tombstones_by_domain: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.domain,))
+        self.tombstones_by_address: Index[TombstoneRow] = self.tombstones.index(lambda r: r.address_keys)
         self.tombstones_by_port: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.port_uid,))

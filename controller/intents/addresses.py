@@ -14,7 +14,7 @@ from controller.draft import Draft
 from controller.errors import Blocker, FailedPrecondition, ResourceExhausted
 from controller.etcd.types import KeyValue, created
 from controller.intents.base import Context, holder, holder_of
-from controller.keys import address_hex, mapped
+from controller.keys import address_hex
 from controller.rows import Address, Intent, NetworkSpec, TombstoneRow
 from tealnet.store.v1 import store_pb2
 
@@ -25,7 +25,6 @@ NOWHERE = "-"
 def choose(draft: Draft, network: Intent[NetworkSpec], *, value: bytes, context: Context) -> list[Address]:
     """One free address of each family, claimed. Raises ResourceExhausted that says what holds the others."""
     segment, spec, world = network.spec.segments[0].uid, network.spec, draft.reading.world
-    waiting = _waiting(draft, network)
     shown = {
         (row.spec.segment_uid, address)
         for (kind, _), row in draft.reading.overlay.items()
@@ -38,8 +37,10 @@ def choose(draft: Draft, network: Intent[NetworkSpec], *, value: bytes, context:
 
         def unused(address: Address) -> bool:
             place = (segment, address)
-            used = world.ports_by_address.keys(place) or place in shown or mapped(address) in waiting
-            return not used and is_free(address)
+            if place in shown or world.ports_by_address.keys(place):
+                return False
+            in_quarantine = world.tombstones_by_address.keys(draft.keys.ip(segment, address).decode())
+            return not in_quarantine and is_free(address)
 
         return allocate.address(spans, version=version, is_free=unused, rng=context.rng)
 
@@ -93,11 +94,6 @@ def choose_mac(draft: Draft, network: Intent[NetworkSpec], first: Address, *, va
         key_of=lambda mac: draft.keys.mac(segment, mac),
         value=value,
     )
-
-
-def _waiting(draft: Draft, network: Intent[NetworkSpec]) -> set[int]:
-    """Addresses in quarantine, as v4-mapped numbers."""
-    return {int(key[-32:], 16) for row in _tombstones(draft, network) for key in row.address_keys}
 
 
 def _tombstones(draft: Draft, network: Intent[NetworkSpec]) -> list[TombstoneRow]:
