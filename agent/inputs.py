@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from tealnet.core.rows.colors import Weights
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
 from tealnet.core.tables import Graph, Index, Table
 
@@ -41,6 +42,7 @@ class Inputs:
         self.hostpeers: Table[str, HostPeer] = graph.table()  # by host uid
         self.localports: Table[str, LocalPort] = graph.table()  # by port uid
         self.routes: Table[str, Route] = graph.table()  # by "<domain>/<prefix>"
+        self.weights: Table[str, Weights] = graph.table()  # by network uid
         # Facts.
         self.ofports: Table[str, int] = graph.table()  # by device: what OVS reports
         self.issued: Table[str, int] = graph.table()  # by port uid: ofport and ct zone that this agent issued
@@ -51,6 +53,7 @@ class Inputs:
             "hostpeer": self.hostpeers,
             "localport": self.localports,
             "route": self.routes,
+            "weights": self.weights,
         }
         # By property.
         self.segments_of_domain: Index[Segment] = self.segments.index(lambda row: (row.domain,))
@@ -60,6 +63,7 @@ class Inputs:
         self.localports_of_namespace: Index[LocalPort] = self.localports.index(
             lambda row: ((row.kind, row.tenant, row.where),)
         )
+        self.weights_of_domain: Index[Weights] = self.weights.index(lambda row: (row.domain,))
         self.routes_of_domain: Index[Route] = self.routes.index(lambda row: (row.domain,))
 
     def put(self, key: str, row: Row | None) -> None:

@@ -5,7 +5,9 @@ drops on a miss unless a flow here sends on. A packet has one color, its connect
 
     CLASSIFY ─ port ──→ PORT_SECURITY → SERVICE → CT_FROM → POLICY_FROM ─→ ROUTE → COLOR → RESOLVE ─┐
         └── tunnel → OUTER_SOURCE, WIRE, TUNNEL_SOURCE ───────────────────┘                          │
-                     OUTPUT ← POLICY_TO ← CT_TO ← (ENDPOINT: a pure look-up) ←───────────────────────┘
+        OUTPUT ← COMMIT_TO ← INGRESS ← POLICY_TO ← CT_TO ← EGRESS ← (ENDPOINT: a pure look-up) ←─────┘
+
+The stages around conntrack are in agent/conntrack.py.
 """
 
 from __future__ import annotations
@@ -39,8 +41,11 @@ class Stage(IntEnum):
     COLOR = 35
     RESOLVE = 36
     ENDPOINT = 40
+    EGRESS = 42
     CT_TO = 45
     POLICY_TO = 50
+    INGRESS = 52
+    COMMIT_TO = 55
     OUTPUT = 60
     VTEP = 62
 
@@ -60,6 +65,7 @@ class Reg:
     OUTER_HOST = "reg12"  # host number of the outer source
     FLAGS = "reg13"
     NETWORK = "reg14"  # network number of the local sender
+    RULE = "reg15"  # the rule that let a new connection pass; a commit writes it down
 
 
 class Flag(IntEnum):
@@ -79,8 +85,11 @@ class Feature(IntEnum):
     BASE = 1
     L2 = 2
     ROUTER = 3
+    COLORS = 4
+    SECURITY = 5
 
 
+COLORS = 8  # in a routing domain at most; numbers 1 … 8, 0 = none
 ROUTER_MAC = "02:74:6e:00:00:01"  # one for all networks
 ROUTER_MAC_INT = int(ROUTER_MAC.replace(":", ""), 16)
 ROUTER_LINK_LOCAL = IPv6Address("fe80::1")
@@ -132,10 +141,9 @@ def base_flows() -> Iterator[Flow]:
     yield from _service(base)
     for miss, then in (
         (Stage.SERVICE, Stage.CT_FROM),
-        (Stage.CT_FROM, Stage.POLICY_FROM),
-        (Stage.POLICY_FROM, Stage.ROUTE),
         (Stage.COLOR, Stage.RESOLVE),
-        (Stage.POLICY_TO, Stage.OUTPUT),
+        (Stage.EGRESS, Stage.CT_TO),
+        (Stage.INGRESS, Stage.COMMIT_TO),
     ):
         yield flow(stage=miss, priority=0, match_=match(), actions=goto(then), feature=base)
     # Routed with no hop left: dropped here, so that dec_ttl makes no upcall of it; below the router's own answers.
@@ -144,7 +152,7 @@ def base_flows() -> Iterator[Flow]:
             expired = match(reg13=FROM_PORT, eth_dst=ROUTER_MAC_INT, nw_ttl=ttl, **{family: True})
             yield flow(stage=Stage.ROUTE, priority=900, match_=expired, actions=b"", feature=base)
     yield flow(
-        stage=Stage.RESOLVE, priority=0, match_=match(), actions=goto(Stage.ENDPOINT) + goto(Stage.CT_TO), feature=base
+        stage=Stage.RESOLVE, priority=0, match_=match(), actions=goto(Stage.ENDPOINT) + goto(Stage.EGRESS), feature=base
     )
     yield from _ct_to(base)
     to_mac = act.move("xreg4[0..47]", "eth_dst")
@@ -166,11 +174,11 @@ def base_flows() -> Iterator[Flow]:
 
 def _ct_to(base: Feature) -> Iterator[Flow]:
     """After the look-up: nobody there, the router itself, a local port, or (never from a tunnel) another host."""
-    for priority, fields in ((95, {"reg4": GATEWAY_HOST}), (90, {"reg4": 0, "reg5": 0})):
-        yield flow(stage=Stage.CT_TO, priority=priority, match_=match(**fields), actions=b"", feature=base)
-    yield flow(stage=Stage.CT_TO, priority=70, match_=match(reg4=0), actions=goto(Stage.POLICY_TO), feature=base)
+    for priority, fields in ((1010, {"reg4": GATEWAY_HOST}), (1000, {"reg4": 0, "reg5": 0})):
+        yield flow(stage=Stage.EGRESS, priority=priority, match_=match(**fields), actions=b"", feature=base)
+    yield flow(stage=Stage.CT_TO, priority=70, match_=match(reg4=0), actions=goto(Stage.OUTPUT), feature=base)
     yield flow(stage=Stage.CT_TO, priority=60, match_=match(reg13=FROM_TUNNEL), actions=b"", feature=base)
-    yield flow(stage=Stage.CT_TO, priority=50, match_=match(), actions=goto(Stage.POLICY_TO), feature=base)
+    yield flow(stage=Stage.CT_TO, priority=50, match_=match(), actions=goto(Stage.OUTPUT), feature=base)
 
 
 def _never(base: Feature) -> Iterator[Flow]:

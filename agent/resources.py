@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import Digest, version
-from tealnet.core.rows.stream import BadResource, LocalPort, Row, decode, segment_key
+from tealnet.core.rows.parse import BadResource
+from tealnet.core.rows.stream import LocalPort, Row, decode, segment_key
 
 FEATURES: frozenset[str] = frozenset()  # features of resources that this build understands
 KEPT = ""  # the scope of what is kept without proof; outside all digests

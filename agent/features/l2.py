@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from agent import names
+from agent.conntrack import colored, conntrack_flows
 from agent.desired import Pairs, Wants
 from agent.features.l2_port import addressing_of, link_of, port_flows
 from agent.inputs import THIS, Inputs
@@ -100,12 +101,25 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
 
     opened = graph.derive(inputs.localports, open_ofport)
 
+    def has_colors(read: Read, domain: int) -> bool | None:
+        return colored(read.all(inputs.segments_of_domain, domain)) or None
+
+    colored_domains = graph.derive(inputs.segments_of_domain, has_colors)
+
+    def tracking_flags(read: Read, uid: str) -> int | None:
+        """Conntrack only where it decides something: in domains with colors, and where rules guard the port (B8)."""
+        port = read.get(inputs.localports, uid)
+        segment = read.get(inputs.segments, port.vni) if port else None
+        return Flag.CT_FROM | Flag.CT_TO if segment and read.get(colored_domains, segment.domain) else None
+
+    tracking = graph.derive(inputs.localports, tracking_flags)
+
     def local_flows(read: Read, uid: str) -> Pairs | None:
         port, ofport = read.get(inputs.localports, uid), read.get(opened, uid)
         segment = read.get(inputs.segments, port.vni) if port else None
         if port is None or ofport is None or segment is None:
             return None
-        return pairs(port_flows(port, segment=segment, ofport=ofport))
+        return pairs(port_flows(port, segment=segment, ofport=ofport, flags=read.get(tracking, uid) or 0))
 
     def endpoint_flows(read: Read, uid: str) -> Pairs | None:
         endpoint, this = read.get(inputs.endpoints, uid), read.get(inputs.this, THIS)
@@ -114,7 +128,8 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
             return None
         ofport = read.get(opened, uid)
         if ofport is not None:  # what is plugged here is here, whatever others are told during a move
-            return pairs(_local_endpoint(endpoint, segment=segment, ofport=ofport))
+            flags = read.get(tracking, uid) or 0
+            return pairs(_local_endpoint(endpoint, segment=segment, ofport=ofport, flags=flags))
         result: list[Flow] = []
         peer = read.get(inputs.hostpeers, endpoint.host_uid)
         if peer is not None and endpoint.host_uid != this.host_uid:
@@ -150,7 +165,7 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
 
     def base(read: Read, key: str) -> Pairs | None:
         this = read.get(inputs.this, key)
-        return pairs([*base_flows(), _from_tunnel(this.tunnel_ofport)]) if this else None
+        return pairs([*base_flows(), *conntrack_flows(), _from_tunnel(this.tunnel_ofport)]) if this else None
 
     ports, endpoints = inputs.localports, inputs.endpoints
     return [
@@ -249,11 +264,12 @@ def _endpoint(endpoint: Endpoint, *, segment: Segment, result: bytes) -> Iterato
         yield _l2(stage=Stage.ENDPOINT, priority=10, match_=key, actions=found)
 
 
-def _local_endpoint(endpoint: Endpoint, *, segment: Segment, ofport: int) -> Iterator[Flow]:
+def _local_endpoint(endpoint: Endpoint, *, segment: Segment, ofport: int, flags: int) -> Iterator[Flow]:
     zone_to = act.set_field("reg11", ofport << 16, mask=0xFFFF0000)
-    return _endpoint(
-        endpoint, segment=segment, result=act.set_field("reg4", 0) + act.set_field("reg5", ofport) + zone_to
-    )
+    result = act.set_field("reg4", 0) + act.set_field("reg5", ofport) + zone_to
+    if flags & Flag.CT_TO:
+        result += act.set_field("reg13", Flag.CT_TO, mask=Flag.CT_TO)
+    return _endpoint(endpoint, segment=segment, result=result)
 
 
 def _remote_endpoint(endpoint: Endpoint, *, segment: Segment, host: int) -> Iterator[Flow]:
