@@ -54,6 +54,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # clients find out that a replica is silent
+    ("grpc.keepalive_permit_without_calls", 1),
 ]
 _SERVICES = [
     SERVICE,
