@@ -14,6 +14,7 @@ from controller.api.present import Presenter
 from controller.caller import current_caller
 from controller.decode import tenant_of
 from controller.errors import NotFound, PermissionDenied, invalid
+from controller.etcd import StoreError
 from controller.events import Events
 from controller.hosts import timestamp
 from controller.names import kind_of
@@ -25,6 +26,7 @@ from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 
 _TIMEOUT = 10.0  # seconds, if a Sync does not say
 _LONGEST = 3600.0
+_STATUS_PATIENCE = 0.5  # seconds that a status waits for hosts that are behind
 _KINDS = ("tenant", "network", "router", "port", "host")
 _EVENTS = 1000
 
@@ -181,9 +183,21 @@ class System(system_pb2_grpc.SystemServiceServicer):
             return response
         response.etcd.extend(await self.parts.members())
         response.replicas.extend(self._replicas())
+        reached = await self._reached()
         for name in sorted(world.hosts.rows):
-            response.hosts.append(self.parts.presenter.message("host", world.hosts.rows[name], caller))
+            host = self.parts.presenter.message("host", world.hosts.rows[name], caller)
+            host.status.synced_revision = reached.get(host.uid, host.status.synced_revision)
+            response.hosts.append(host)
+        response.revision = max((response.revision, *reached.values()))
         return response
+
+    async def _reached(self) -> dict[str, int]:
+        """How far each host in session is, by uid, also of those that other replicas serve; nothing without a store."""
+        try:
+            outcome = await self.parts.sync.ask(revision=0, domains=None, timeout=_STATUS_PATIENCE)
+        except StoreError:
+            return {}
+        return dict.fromkeys(outcome.synced, outcome.revision) | outcome.behind
 
     def _port_states(self, tenant: str) -> list[system_pb2.PortCount]:
         names = self.world.ports_by_tenant.keys(tenant) if tenant else list(self.world.ports.rows)

@@ -81,7 +81,7 @@ def lab() -> None:
 
 @lab.command()
 @name_option
-@click.option("--hosts", default=3, show_default=True, type=click.IntRange(0, 250), help="How many; they are h1, h2, …")
+@click.option("--hosts", default=3, show_default=True, type=click.IntRange(0, 240), help="How many; they are h1, h2, …")
 @click.option(
     "--mtu", default=1500, show_default=True, type=click.IntRange(1280, 9000), help="Of the underlay, in bytes."
 )
