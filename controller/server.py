@@ -135,7 +135,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         session = sessions.by_host.get(host_uid)
         return session.synced if session else 0
 
-    status = Status(store.world, resources, synced_of)
+    status = Status(store.world, resources, synced_of, default_mtu=settings.default_mtu)
     sync = Sync(store, sessions, replica)
     chores = Chores(store, sync, replica=replica, events=events, settings=settings)
     watches = Watches(store)

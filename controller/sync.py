@@ -161,11 +161,15 @@ class Sync:
     # ---- scope
 
     def hosts_in(self, domains: Domains) -> set[str]:
-        """Hosts with a port in the domains, and those that still have to let one go; without fenced ones."""
+        """Hosts with a port in the domains, and those that still have to let one go; without fenced ones.
+
+        All hosts: also those that have no port, if they were ever seen.
+        """
         world, scopes = self.store.world, self.sessions.resources.of_hosts
         rows = world.tombstones.rows
         if domains is None:
-            found = set(scopes.domains_of_host.rows) | set(world.sessions.rows)
+            seen = {uid for uid, row in world.host_status.rows.items() if row.instance_uid}
+            found = seen | set(scopes.domains_of_host.rows) | set(world.sessions.rows)
             waiting: Iterable[tuple[str, str, str]] = rows
         else:
             found = {host for domain in domains for host in scopes.hosts_of_domain.rows.get(domain, ())}
@@ -272,6 +276,9 @@ class Sync:
         for name in world.ports_by_uid.keys(ident):
             if holding := scopes.holdings.rows.get(name):
                 return scopes.domain_of_vni.rows.get(holding.vni, 0)
+        for place in world.tombstones_by_port.keys(ident):  # of a port that could not be removed
+            for name in world.networks_by_uid.keys(world.tombstones.rows[place].network_uid):
+                return scopes.domain_of_network.rows.get(name, 0)
         return 0
 
     def _follow(self, tables: set[str]) -> None:

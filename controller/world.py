@@ -48,6 +48,7 @@ class World:
         self.tenants_by_uid: Index[Intent[TenantSpec]] = self.tenants.index(lambda r: (r.uid,))
         self.routers_by_tenant: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.tenant,))
         self.routers_by_domain: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.domain,))
+        self.networks_by_uid: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.uid,))
         self.networks_by_tenant: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.tenant,))
         self.networks_by_router: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.router,))
         self.networks_by_segment: Index[Intent[NetworkSpec]] = self.networks.index(

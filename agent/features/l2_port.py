@@ -24,6 +24,7 @@ def link_of(port: LocalPort, *, mtu: int) -> Link:
         mac=port.mac,
         mtu=mtu,
         port_uid=port.uid,
+        tenant=port.tenant,
     )
 
 

@@ -14,7 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from tealnet.cli import apply, contexts, create, describe, edit, execute, hosts, objects, observe, plan, status
+from tealnet.cli import apply, contexts, create, demo, describe, edit, execute, hosts, objects, observe, plan, status
 from tealnet.cli.group import Top
 from tealnet.cli.lab import lab
 from tealnet.cli.options import Seconds
@@ -64,25 +64,11 @@ def completion(shell: str) -> None:
     click.echo(found(teal, {}, "teal", "_TEAL_COMPLETE").source())
 
 
-@click.command()
-@click.option("--keep", is_flag=True, help="Leave the lab up for playing.")
-def demo(keep: bool) -> None:
-    """Tell the story on a lab of 3 hosts, with real traffic (root; about a minute).
-
-    \b
-      teal demo
-      teal demo --keep && teal get ports
-    """
-    from tealnet.lab.demo import run
-
-    sys.exit(run(keep="lab" if keep else ""))
-
-
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
 teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
-teal.add_section("Setting up", (lab, demo, contexts.context, pki, completion, observe.version))
+teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, completion, observe.version))
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def register_hosts(teal: Client, hosts: Iterable[Host]) -> None:
         try:
             teal.create(kinds.HOST, ident=host.name, body=host_pb2.Host(vtep=host.vtep, labels={"lab": "true"}))
         except ApiError as error:
-            raise LabError(f"host {host.name}: {error}") from None
+            raise LabError(f"host {host.name}: {error.message}") from None
 
 
 def unregister_host(teal: Client, name: str) -> None:
@@ -71,7 +71,7 @@ def unregister_host(teal: Client, name: str) -> None:
     try:
         teal.delete(f"hosts/{name}")
     except ApiError as error:
-        raise LabError(f"host {name}: {error}") from None
+        raise LabError(f"host {name}: {error.message}") from None
 
 
 def wait_ready(teal: Client, hosts: Iterable[Host]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
-from tealnet.lab import api, pki, place, process
+from tealnet.lab import api, needs, pki, place, process
 from tealnet.lab.controller import CONTROLLERS_MAX, Controller, controller_name
 from tealnet.lab.controller import NAME as CONTROLLER
 from tealnet.lab.errors import LabError
 from tealnet.lab.etcd import ETCD, MEMBERS_MAX, Member, certify, member_name
 from tealnet.lab.fabric import HOSTS_MAX, Direction, Fabric, Network
-from tealnet.lab.host import AGENT, SCHEMA, Family, Host, Parts
+from tealnet.lab.host import AGENT, Family, Host, Parts
 from tealnet.lab.machine import END_SECONDS, Machine, tail
 from tealnet.lab.process import Process
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from tealnet.client import Client
 
 _AT_ONCE = 8
-PROGRAMS = ("ip", "bridge", "nsenter", "ovsdb-server", "ovs-vswitchd", "ovsdb-tool", "ovs-vsctl")
 
 Note = Callable[[str], None]
 
@@ -85,7 +83,7 @@ class Lab:
         Raises:
             LabError: the lab exists, something to run it is missing, or a part did not start.
         """
-        _check_machine()
+        needs.check()
         if not 0 <= hosts <= HOSTS_MAX:
             raise LabError(f"{hosts} hosts: a lab has 0 to {HOSTS_MAX}")
         if not 1 <= controllers <= CONTROLLERS_MAX or not 0 <= etcd <= MEMBERS_MAX:
@@ -121,7 +119,9 @@ class Lab:
         except FileNotFoundError:
             if directory.exists():
                 raise LabError(f"lab {name!r} was never finished; `teal lab down --name {name}` removes it") from None
-            raise LabError(f"no lab {name!r}; `teal lab up --name {name}` makes one") from None
+            others = ", ".join(cls.names())
+            there = f"there are: {others} (--name chooses)" if others else f"`teal lab up --name {name}` makes one"
+            raise LabError(f"no lab {name!r}; {there}") from None
 
     @staticmethod
     def remove(name: str = "default") -> None:
@@ -250,6 +250,10 @@ class Lab:
                     return machine
         return self.host(name)
 
+    def machines(self) -> list[str]:
+        """Names that `machine` knows."""
+        return [*self._hosts, *([CONTROLLER] if self.parts is Parts.ALL else [])]
+
     def argv_in_netns(self, host: str, path: str, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in the namespace at `path` of a host."""
         return self.host(host).argv(argv, netns=path)
@@ -364,7 +368,7 @@ class Lab:
         }
 
     def logs(self, name: str, what: str = "") -> list[Path]:
-        """The log files of a machine, or of one of its processes."""
+        """The log files of a machine, or of one of its processes. Raises LabError if there is none of that name."""
         machine = self.machine(name)
         # etcd's log lies in the controller's data directory.
         places = ("/var/log/openvswitch", "/var/log/tealnet", "/var/lib/tealnet")
@@ -374,7 +378,11 @@ class Lab:
             for path in sorted(machine.disk(where).rglob("*"))
             if path.suffix in (".log", ".out")
         ]
-        return [path for path in found if not what or path.stem == what]
+        chosen = [path for path in found if not what or path.stem == what]
+        if what and not chosen:
+            known = ", ".join(dict.fromkeys(path.stem for path in found)) or "none"
+            raise LabError(f"no log of {what!r} on {name}; there are: {known}")
+        return chosen
 
     # -- files
 
@@ -425,11 +433,3 @@ def destroy(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     with contextlib.suppress(OSError):  # other labs are there
         directory.parent.rmdir()
-
-
-def _check_machine() -> None:
-    if os.geteuid() != 0:
-        raise LabError("a lab needs root: namespaces, bridges, Open vSwitch (use sudo)")
-    missing = [program for program in PROGRAMS if not shutil.which(program)]
-    if missing or not Path(SCHEMA).exists():
-        raise LabError(f"not installed: {', '.join(missing) or SCHEMA}; deploy/setup.sh installs what is needed")

@@ -164,6 +164,20 @@ def test_a_port_that_is_gone_without_proof_is_kept_with_what_it_needs() -> None:
     assert host.restarted().rows() == before
 
 
+def test_one_of_many_that_is_gone_without_proof_stays_reachable_here() -> None:
+    host, controller = Host(), FakeController()
+    host.take(controller.unit(WORLD))
+    before = host.rows()
+    fewer = {"host": dict([OTHER_PORT, hostpeer(2)]), "domain/700": dict([segment(), endpoint(2)])}
+    assert host.take(controller.unit(fewer)) == ()
+    assert host.resources.unaccounted() == [PORT[0]]
+    assert host.rows() == before == host.restarted().rows()
+    assert host.take(controller.unit(fewer, proofs=[PORT[0]])) == ()
+    fresh = Host()
+    fresh.take(FakeController().unit(fewer))
+    assert host.rows() == fresh.rows() == host.restarted().rows()
+
+
 def test_kept_ports_are_told_when_versions_are_wanted() -> None:
     host, controller = Host(), FakeController()
     host.take(controller.unit(WORLD))

@@ -47,6 +47,15 @@ def test_no_context_says_how_to_get_one(teal: Teal) -> None:
     assert done.code == 1 and "no context 'prod'; there are: none" in done.err
 
 
+def test_the_end_of_the_current_context_chooses_no_other(add: Add, teal: Teal) -> None:
+    """The next `delete` must not go to a controller that nobody has chosen."""
+    add()
+    assert teal("context", "remove", "other").code == 0
+    done = teal("get", "tenants")
+    assert done.code == 1 and "Choose one with `teal context use NAME` (there are: fake)" in done.err
+    assert "*" not in teal("context", "list").out
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

@@ -1,8 +1,9 @@
-"""Random messages to every method: never INTERNAL or UNKNOWN, never a half-written object."""
+"""Random messages to every method, by every role: never INTERNAL or UNKNOWN, never a half-written object."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tealnet.core.pki import make_csr
 from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.running import Site, site
@@ -22,8 +24,8 @@ METHODS = {
     for module in MODULES
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
-    if service.name != "JoinService"
 }
+ROLES = ("admin", "tenant/acme/admin", "tenant/acme/viewer", "tenant/globex/admin", "host/h1", "host/h2")
 FINE = set(grpc.StatusCode) - {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED}
 
 # Words that get a random message past the first check, so that the later ones see something, too.
@@ -127,6 +129,10 @@ RIGHT: list[Any] = [
     network_pb2.DeleteNetworkRequest(name=WEB, force=True),
     router_pb2.DeleteRouterRequest(name=MAIN),
     host_pb2.DrainHostRequest(name="hosts/h1"),
+    host_pb2.CreateJoinTokenRequest(name="hosts/h1"),
+    host_pb2.JoinRequest(host_id="h1", token="x"),
+    host_pb2.RenewCertificateRequest(csr_pem=make_csr("host/h1", "tealnet.local").csr_pem),
+    tenant_pb2.DeleteTenantRequest(name="tenants/globex", force=True),
 ]
 """Requests that are right; random fields are merged into them."""
 
@@ -145,12 +151,12 @@ def nearly_right(draw: st.DrawFn) -> tuple[str, Any]:
 
 
 ANYTHING = st.one_of(*(st.tuples(st.just(name), messages(m.input_type)) for name, m in METHODS.items()))
-CALLS = st.one_of(nearly_right(), nearly_right(), ANYTHING)
+BY = st.one_of(st.just("admin"), st.sampled_from(ROLES))
+CALLS = st.tuples(BY, st.one_of(nearly_right(), nearly_right(), ANYTHING))
 
 
-async def seed(place: Site) -> Any:
+async def seed(place: Site, channel: Any) -> None:
     """What a message may hit upon."""
-    channel = place.channel(place.ca.issue("admin"))
     web = network_pb2.Network(cidrs=["10.0.0.0/24", "fd00::/64"], router="tenants/acme/routers/main")
     port = port_pb2.Port(network="tenants/acme/networks/web", host="hosts/h1")
     for request in (
@@ -161,7 +167,6 @@ async def seed(place: Site) -> Any:
         port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p1", port=port),
     ):
         assert await send(channel, method_of(request), request) is grpc.StatusCode.OK
-    return channel
 
 
 async def send(channel: Any, method: str, request: Any) -> grpc.StatusCode:
@@ -184,17 +189,23 @@ async def send(channel: Any, method: str, request: Any) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-async def run(calls: list[tuple[str, Any]]) -> None:
-    async with site() as place:
-        channel = await seed(place)
-        for method, request in calls:
+async def run(calls: list[tuple[str, tuple[str, Any]]]) -> None:
+    async with site() as place, contextlib.AsyncExitStack() as stack:
+        admin = await stack.enter_async_context(place.channel(place.ca.issue("admin")))
+        await seed(place, admin)
+        others = (role for role in ROLES if role != "admin")
+        channels = {role: await stack.enter_async_context(place.channel(place.ca.issue(role))) for role in others} | {
+            "admin": admin
+        }
+        stranger = await stack.enter_async_context(place.stranger())
+        for role, (method, request) in calls:
+            channel = stranger if "/tealnet.v1.JoinService/" in method else channels[role]
             code = await send(channel, method, request)
-            assert code in FINE, f"{method} answered {code} to {request}"
+            assert code in FINE, f"{method} answered {code} to {role}: {request}"
         assert await inconsistencies(place.controller.store) == []
-        await channel.close()
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(CALLS, min_size=60, max_size=120))
-def test_random_messages(calls: list[tuple[str, Any]]) -> None:
+def test_random_messages(calls: list[tuple[str, tuple[str, Any]]]) -> None:
     asyncio.run(run(calls))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,10 +161,10 @@ async def test_a_silent_host_is_lost_and_returns(single: Pair) -> None:
         await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_READY)
 
 
-async def release_of(single: Pair) -> Release:
+async def release_of(single: Pair, clock: Callable[[], float] = time.monotonic) -> Release:
     store = single.controllers[0].store
     term = await until(lambda: store.world.terms.rows.get("chores"))
-    return Release(store, created(store.keys.chores, term.create_revision))
+    return Release(store, created(store.keys.chores, term.create_revision), clock=clock)
 
 
 def buried(single: Pair, *, acked: bool, quarantine: int = 0) -> list[Put]:
@@ -198,6 +199,39 @@ async def test_an_address_with_a_new_holder_is_not_freed(single: Pair) -> None:
     await single.write(tombstone)
     await single.etcd.txn((), [put(address.key, store_pb2.Holder(name=P2).SerializeToString())])
     await release.tombstones()
+    assert len((await single.etcd.range(address.key)).kvs) == 1
+
+
+async def test_an_address_released_again_waits_again(single: Pair) -> None:
+    """Also when nobody has looked while it was taken back."""
+    now = 1000.0
+    release = await release_of(single, lambda: now)
+    tombstone, address = buried(single, acked=True, quarantine=60)
+
+    async def left() -> int:
+        await release.tombstones()
+        return len((await single.etcd.range(address.key)).kvs)
+
+    await single.write(tombstone, address)
+    assert await left() == 1
+    now += 59
+    await single.write(delete(tombstone.key))
+    await single.write(tombstone, address)
+    now += 2
+    assert await left() == 1
+    now += 60
+    assert await left() == 0
+
+
+async def test_what_changes_while_it_is_freed_is_not_freed(single: Pair) -> None:
+    """The port came back and left again: another tombstone, which its host has not carried out."""
+    release = await release_of(single)
+    tombstone, address = buried(single, acked=True)
+    await single.write(tombstone, address)
+    seen = next(iter(single.controllers[0].store.world.tombstones.rows.values()))
+    await single.write(delete(tombstone.key))
+    await single.write(*buried(single, acked=False))
+    await release._free(seen)
     assert len((await single.etcd.range(address.key)).kvs) == 1
 
 

@@ -26,6 +26,9 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")  # IFNAMSIZ is 16 with the final zero
 _PATH = re.compile(r"(/[A-Za-z0-9_.@:+-]+)+")
 _UID = re.compile(r"[0-9a-f]{32}")
+# Names that agents give (agent.names) to what they make for ports: no other port may lay a claim to them.
+_AGENTS_DEVICE = re.compile(r"tn[0-9a-f]{12}")
+_AGENTS_NETNS = re.compile(r"/(var/)?run/netns/[^/.]+\.[^/.]+")
 
 
 class BadResource(ValueError):
@@ -189,7 +192,8 @@ def _endpoint(ident: str, body: bytes) -> Endpoint:
 
 def _localport(ident: str, body: bytes) -> LocalPort:
     message = pb.LocalPort.FromString(body)
-    kind, where, interface = _attachment(message.attachment)
+    name = _matching(_NAME, message.name, "name")
+    kind, where, interface = _attachment(message.attachment, name)
     return LocalPort(
         uid=_uid_text(ident),
         vni=_vni(message.vni),
@@ -198,7 +202,7 @@ def _localport(ident: str, body: bytes) -> LocalPort:
         identity=message.identity,
         sources=tuple(_prefix(prefix) for prefix in message.sources),
         tenant=_matching(_NAME, message.tenant, "tenant"),
-        name=_matching(_NAME, message.name, "name"),
+        name=name,
         kind=kind,
         where=where,
         interface=interface,
@@ -219,14 +223,18 @@ def _route(ident: str, body: bytes) -> Route:
     return route
 
 
-def _attachment(message: pb.LocalAttachment) -> tuple[Attach, str, str]:
+def _attachment(message: pb.LocalAttachment, name: str) -> tuple[Attach, str, str]:
     if message.kind == pb.LocalAttachment.KIND_NETNS:
-        where, kind = _matching(_NAME, message.where, "namespace"), Attach.NETNS
+        where, kind = _matching(_NAME, message.where or name, "namespace"), Attach.NETNS
     elif message.kind == pb.LocalAttachment.KIND_NETNS_PATH:
         where, kind = _matching(_PATH, message.where, "path"), Attach.NETNS_PATH
         if any(part in (".", "..") for part in where.split("/")):
             raise BadResource(f"not a plain path: {where}")
+        if _AGENTS_NETNS.fullmatch(where):
+            raise BadResource(f"{where}: a namespace that an agent makes is no path of somebody's")
     elif message.kind == pb.LocalAttachment.KIND_DEVICE:
+        if _AGENTS_DEVICE.fullmatch(message.where):
+            raise BadResource(f"{message.where}: a device that an agent makes belongs to its port alone")
         return Attach.DEVICE, _matching(_DEVICE, message.where, "device"), ""
     else:
         raise BadResource(f"unknown kind of attachment: {message.kind}")
