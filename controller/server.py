@@ -50,6 +50,7 @@ from tealnet.v1 import system_pb2, system_pb2_grpc
 log = structlog.get_logger()
 
 GRACE = 2.0  # seconds that calls under way get at the end
+STORE_PATIENCE = 2.0  # seconds for a call to an etcd of several members
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 64 << 20),
@@ -102,7 +103,8 @@ async def _etcd(settings: Settings) -> AsyncIterator[Etcd]:
             await stack.enter_async_context(embedded)
             yield await stack.enter_async_context(Etcd([embedded.endpoint]))
             return
-        yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings)))
+        # With others to ask, an answer of one member that takes longer is not worth waiting for.
+        yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings), timeout=STORE_PATIENCE))
 
 
 def etcd_tls(settings: Settings) -> Tls | None:
@@ -119,6 +121,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     keys = await bootstrap(etcd, settings.cluster)
     replica = Replica(etcd, keys, settings.replica or secrets.token_hex(8))
     store = Store(etcd, keys, replica=replica.id)
+    replica.seen = store.committed
     metrics, events = Metrics(), Events(etcd, keys)
     resources = declare(store.world, default_mtu=settings.default_mtu)
     sessions = Sessions(
@@ -273,14 +276,15 @@ async def etcd_members(etcd: Etcd, settings: Settings) -> list[system_pb2.EtcdMe
     """Every endpoint that is configured, asked by itself."""
     if settings.is_embedded:
         return [await _member(etcd)]
-    found = []
-    for endpoint in settings.etcd:
+
+    async def ask(endpoint: str) -> system_pb2.EtcdMember:
         async with Etcd([endpoint], etcd_tls(settings), timeout=1.0) as one:
             try:
-                found.append(await _member(one))
+                return await _member(one)
             except StoreError:
-                found.append(system_pb2.EtcdMember(endpoint=endpoint))
-    return found
+                return system_pb2.EtcdMember(endpoint=endpoint)
+
+    return await asyncio.gather(*map(ask, settings.etcd))
 
 
 async def _member(etcd: Etcd) -> system_pb2.EtcdMember:

@@ -31,6 +31,7 @@ from tealnet.store.v1 import store_pb2
 log = structlog.get_logger()
 
 STALE_AFTER = 2.0  # seconds without the own heartbeat
+_SILENT = 0.5  # seconds without anything from the watch, when something must come
 _CANCELLED = 1000  # waits that were given up, after which they are cleared away
 _BARRIER_GAP = 0.005  # seconds between two marks
 FORMAT = 1
@@ -78,7 +79,7 @@ class Store:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._ticket, self._cancelled = itertools.count(), 0
         self._beat_key = keys.beat(replica)
-        self._beat_seen = time.monotonic()
+        self._beat_seen = self._heard = time.monotonic()
         self._asked: list[asyncio.Future[int]] = []
         self._ask = asyncio.Event()
 
@@ -109,6 +110,17 @@ class Store:
             except asyncio.CancelledError:
                 self._forget_cancelled()
                 raise
+
+    async def committed(self, revision: int) -> None:
+        """`passed` for a revision that etcd has told: if nothing at all comes, the watch goes to another member."""
+        while True:
+            try:
+                async with asyncio.timeout(_SILENT):
+                    await self.passed(revision)
+                return
+            except TimeoutError:
+                if time.monotonic() - self._heard > _SILENT:
+                    self.etcd.renew_watch()
 
     def _forget_cancelled(self) -> None:
         """Keep the heap small when callers wait for revisions that never come and give up."""
@@ -172,6 +184,7 @@ class Store:
                 await asyncio.sleep(1)
 
     def _apply(self, revision: int, events: Iterable[Event]) -> None:
+        self._heard = time.monotonic()
         changes = [change for event in events if (change := self._put(event))]
         self._settle(revision, changes)
 
@@ -245,7 +258,7 @@ class Store:
                 if not future.done():
                     future.set_exception(StoreUnavailable(str(error)))
             return
-        await self.passed(result.revision)
+        await self.committed(result.revision)
         for future in asked:
             if not future.done():
                 future.set_result(result.revision)

@@ -23,6 +23,7 @@ DETAILS = "grpc-status-details-bin"
 OPTIONS = (
     ("grpc.keepalive_time_ms", 1000),
     ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1000),  # the one before is not kept without (grpcio 1.85.1)
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.min_reconnect_backoff_ms", 1000),  # also how long a handshake may take
 )

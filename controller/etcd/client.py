@@ -78,6 +78,7 @@ class Etcd:
     def __init__(self, endpoints: Sequence[str], tls: Tls | None = None, *, timeout: float = 5.0) -> None:
         self._links = Links(endpoints, tls)
         self._caller = Caller(self._links, timeout=timeout)
+        self._silent = asyncio.Event()
 
     async def __aenter__(self) -> Etcd:
         return self
@@ -143,7 +144,12 @@ class Etcd:
             from_revision=from_revision,
             store_revision=self.revision,
             timeout=self._caller.timeout,
+            silent=self._silent,
         )
+
+    def renew_watch(self) -> None:
+        """A change that is known has not come through the watch in time: open it at another endpoint."""
+        self._silent.set()
 
     # ---- writing
 

@@ -70,6 +70,8 @@ class Member(Machine):
             f"--initial-advertise-peer-urls=https://{self.address}:2380",
             f"--initial-cluster={cluster}",
             "--max-txn-ops=4096",
+            "--heartbeat-interval=50",  # on one site: a new leader within a second
+            "--election-timeout=500",
             "--log-level=warn",
             "--client-cert-auth",
             "--peer-client-cert-auth",

@@ -177,10 +177,10 @@ def full(collection: str, name: str) -> str:
 
 
 @contextmanager
-def standing(name: str, *, hosts: int) -> Iterator[Stand]:
+def standing(name: str, *, hosts: int, controllers: int = 1, etcd: int = 0) -> Iterator[Stand]:
     """A new lab; what a crashed run left under the name is removed first."""
     Lab.remove(name)
-    with Lab.up(name, hosts=hosts) as lab, api.client(lab.context) as client:
+    with Lab.up(name, hosts=hosts, controllers=controllers, etcd=etcd) as lab, api.client(lab.context) as client:
         stand = Stand(lab, client)
         stand.sync()  # a host in session may still be at making its bridge
         stand.empty = {host.name: look(host) for host in lab.hosts}
