@@ -27,6 +27,7 @@ from tealnet.store.v1 import store_pb2
 
 log = structlog.get_logger()
 
+_DIGITS = 10  # of the largest number there is, 2^32 - 1
 MOST = 100  # hosts behind and failures that an answer names
 _AGAIN = 0.05  # seconds between two rounds
 _GRACE = 0.5  # seconds that an answer may take after the timeout
@@ -269,10 +270,10 @@ class Sync:
         """The domain that a resource is about; 0 if it is about none."""
         scopes, world = self.sessions.resources.of_hosts, self.store.world
         kind, _, ident = key.partition("/")
-        if kind == "segment" and ident.isdecimal():
-            return scopes.domain_of_vni.rows.get(int(ident), 0)
+        if kind == "segment":
+            return scopes.domain_of_vni.rows.get(number_in(ident), 0)
         if kind == "route":
-            return int(ident.partition("/")[0])
+            return number_in(ident.partition("/")[0])
         for name in world.ports_by_uid.keys(ident):
             if holding := scopes.holdings.rows.get(name):
                 return scopes.domain_of_vni.rows.get(holding.vni, 0)
@@ -287,6 +288,11 @@ class Sync:
         if tables & {"answers", "sessions", "ports", "hosts"}:
             self._changed.set()
             self._changed = asyncio.Event()
+
+
+def number_in(text: str) -> int:
+    """The number in a key that a host has said, which may be anything; 0 if it is none."""
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else 0
 
 
 def _loop_time(deadline: float) -> float:

@@ -20,7 +20,7 @@ from controller.hosts import timestamp
 from controller.names import kind_of
 from controller.status import Status
 from controller.store import Store
-from controller.sync import Domains, Outcome, Sync
+from controller.sync import Domains, Outcome, Sync, number_in
 from controller.watch import Interest, Watches
 from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 
@@ -124,8 +124,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
         names: list[str] = []
         if kind in ("endpoint", "localport"):
             names = self.world.ports_by_uid.keys(ident)
-        elif kind == "segment" and ident.isdecimal():
-            names = self.world.networks_by_vni.keys(int(ident))
+        elif kind == "segment":
+            names = self.world.networks_by_vni.keys(number_in(ident))
         return next((name for name in names if self._sees(name)), key)
 
     def _sees(self, name: str) -> bool:

@@ -271,10 +271,14 @@ def test_an_invalid_local_port_or_segment_does_not_unplug_what_works() -> None:
 
 def test_keys_of_kinds_we_do_not_know_harm_nobody() -> None:
     host, controller = Host(), FakeController()
-    strange = {"weights/x": b"1", "segment/x": b"2", "": b"3"}
+    host.take(controller.unit(WORLD))
+    before = host.rows()
+    other_segment = f"segment/0{segment()[0].partition('/')[2]}"  # another key than that of the true one
+    strange = {"weights/x": b"1", "segment/x": b"2", "": b"3", f"segment/{'9' * 5000}": b"4", other_segment: b"5"}
     world = {**WORLD, "domain/700": {**WORLD["domain/700"], **strange}}
     assert host.take(controller.unit(world)) == ()
     assert host.resources.problems.keys() == strange.keys()
+    assert host.rows() == before
     assert host.take(controller.unit(WORLD)) == ()
     assert not host.resources.problems
 
