@@ -14,7 +14,21 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from tealnet.cli import apply, contexts, create, demo, describe, edit, execute, hosts, objects, observe, plan, status
+from tealnet.cli import (
+    admin,
+    apply,
+    contexts,
+    create,
+    demo,
+    describe,
+    edit,
+    execute,
+    hosts,
+    objects,
+    observe,
+    plan,
+    status,
+)
 from tealnet.cli.group import Top
 from tealnet.cli.lab import lab
 from tealnet.cli.options import Seconds
@@ -68,7 +82,7 @@ teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create
                              objects.delete, plan.diff))  # fmt: skip
 teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
-teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, completion, observe.version))
+teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, admin.admin, completion, observe.version))
 
 
 def main() -> None:
