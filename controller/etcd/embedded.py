@@ -53,6 +53,9 @@ class Durability(Enum):
     """Without fsync: for tests. A crash of the machine may lose or destroy the data."""
 
 
+QUOTA = 8 << 30  # bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How the child runs. `directory` holds data, sockets, log and pid file; defaults as decided in the design."""
@@ -62,7 +65,7 @@ class Options:
     durability: Durability = Durability.DISK
     max_txn_ops: int = 4096
     retention: str = "30m"
-    quota_bytes: int = 8 << 30
+    quota_bytes: int = QUOTA
     start_timeout: float = 30.0
 
 

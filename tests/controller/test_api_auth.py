@@ -103,7 +103,7 @@ async def test_tenants_see_only_their_own() -> None:
 
 
 async def test_hosts_and_strangers() -> None:
-    async with site() as place:
+    async with site(ca_key="") as place:
         admin = party(place, "admin")
         await admin.hosts.CreateHost(host_pb2.CreateHostRequest(host_id="h1"))
         host = party(place, "host/h1")
