@@ -20,8 +20,9 @@ from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
 from tests.controller import bad_values as bad
 from tests.controller.bad_values import Wrong
 from tests.controller.consistent import inconsistencies
+from tests.controller.methods import METHODS
 from tests.controller.running import Site, site
-from tests.controller.test_api_random import METHODS, method_of
+from tests.controller.test_api_random import method_of
 
 BY_NAME = {name.rsplit("/", 1)[1]: name for name in METHODS}
 
