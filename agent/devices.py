@@ -45,7 +45,7 @@ def flow_place(key: Hashable, value: Any) -> Hashable:
 
 
 def link_place(key: Hashable, value: Any) -> Hashable:
-    """Only one link can lead to an interface of a namespace."""
+    """Only one link can lead to an interface of a namespace. No attachment can name the device of a pair of ours."""
     inside = isinstance(value, Link) and value.netns.kind is not NetnsKind.HOST
     return (value.netns.path, value.interface) if inside else key
 

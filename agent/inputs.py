@@ -14,6 +14,7 @@ from tealnet.core.rows.colors import Weights
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
 from tealnet.core.tables import Graph, Index, Table
 
+VNI_DIGITS = 8  # 2^24 - 1 has as many
 THIS = "this"  # the only key of the table `this`
 
 
@@ -69,7 +70,9 @@ class Inputs:
     def put(self, key: str, row: Row | None) -> None:
         """Set or remove the row of a resource, by its resource key. A key of no kind we know has no row."""
         kind, _, ident = key.partition("/")
-        if kind == "segment" and ident.isdecimal():
-            self.segments.put(int(ident), row)  # type: ignore[arg-type]
+        if kind == "segment":
+            # Nothing but a number as it is written stands for a row; 05 would be that of 5.
+            if len(ident) <= VNI_DIGITS and ident.isdecimal() and str(int(ident)) == ident:
+                self.segments.put(int(ident), row)  # type: ignore[arg-type]
         elif (table := self._by_kind.get(kind)) is not None:
             table.put(ident, row)

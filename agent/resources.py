@@ -15,7 +15,7 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import Digest, version
 from tealnet.core.rows.parse import BadResource
-from tealnet.core.rows.stream import LocalPort, Row, decode, segment_key
+from tealnet.core.rows.stream import LocalPort, Row, decode, endpoint_key, segment_key
 
 FEATURES: frozenset[str] = frozenset()  # features of resources that this build understands
 KEPT = ""  # the scope of what is kept without proof; outside all digests
@@ -281,9 +281,10 @@ class _Unit:
                 self._forget_kept(key)
             return
         needed = {segment for key in kept if (segment := self._segment(key))}
+        own = {_endpoint_of(key) for key in kept}  # or nobody on this host would reach them
         for lost in self._lost.values():
             for key, held in lost.items():
-                wanted = key.startswith("hostpeer/") or not needed.isdisjoint(lost)
+                wanted = key in own or key.startswith("hostpeer/") or not needed.isdisjoint(lost)
                 if wanted and self.resources.find(key) is None:
                     self._keep(key, held)
 
@@ -306,6 +307,8 @@ class _Unit:
     def _forget_kept(self, key: str) -> None:
         if self.resources.drop(KEPT, key) is not None:
             self.touched.add((KEPT, key))
+            if key.startswith("localport/"):
+                self._forget_kept(_endpoint_of(key))
 
     def _before(self, key: str) -> Held | None:
         return next((lost[key] for lost in self._lost.values() if key in lost), None)
@@ -317,6 +320,10 @@ class _Unit:
         except BadResource:
             port = None
         return segment_key(port.vni) if isinstance(port, LocalPort) else ""
+
+
+def _endpoint_of(port_key: str) -> str:
+    return endpoint_key(port_key.partition("/")[2])
 
 
 def _origin_of(record: pbc.Checkpoint) -> Origin:

@@ -124,7 +124,12 @@ class Keys:
 
     def lineage(self, number: int) -> bytes:
         """One id of the store's history."""
-        return self._key(f"w/m/lineage/{number}")
+        return self.lineage_prefix + str(number).encode()
+
+    @property
+    def lineage_prefix(self) -> bytes:
+        """Prefix of all ids of the history."""
+        return self._key("w/m/lineage/")
 
     # --- k/: compared only ---
 
@@ -176,9 +181,13 @@ class Keys:
         """One MAC of a segment; 12 hex."""
         return self._key(f"k/u/mac/{segment_uid}/{mac.replace(':', '')}")
 
-    def nic(self, *, host_uid: str, namespace: str, interface: str) -> bytes:
-        """An interface name in a namespace (its path with %2F for slashes) of a host."""
-        return self._key(f"k/u/nic/{host_uid}/{namespace.replace('/', '%2F')}/{interface}")
+    def nics(self, host_uid: str, namespace: str) -> bytes:
+        """Prefix of all interfaces in a namespace (its path with %2F for slashes) of a host."""
+        return self._key(f"k/u/nic/{host_uid}/{namespace.replace('/', '%2F')}/")
+
+    def nic(self, *, host_uid: str, namespace: str, tenant_uid: str, interface: str) -> bytes:
+        """An interface name in a namespace of a host. By tenant, so that the others' are ranges of keys."""
+        return self.nics(host_uid, namespace) + f"{tenant_uid}/{interface}".encode()
 
     def device(self, host_uid: str, device: str) -> bytes:
         """An existing device of a host."""

@@ -198,5 +198,5 @@ class Outbox:
                 batch, size = [], 0
             batch.append(item)
             size += len(item)
-        digest = pb.ScopeDelta(digest=self.resources.scope(name).digest(wire)).SerializeToString()
+        digest = pb.ScopeDelta(digest=self.resources.scope(name).digest("")).SerializeToString()
         yield head + b"".join(batch) + digest

@@ -242,9 +242,9 @@ class Session:
         self._wake.set()
 
     async def _on_ack(self, ack: pb.Ack) -> None:
-        units = self.outbox.acked(ack.revision)
+        units, failures = self.outbox.acked(ack.revision), self.report.failures
         self.report.acked(units, ack)
-        if units:
+        if units or failures != self.report.failures:
             self._tombstones.set()
         self._progressed()
         unaccounted = sorted(ack.unaccounted)

@@ -5,11 +5,13 @@ A port is ACTIVE only if its own host, in session now, has applied exactly the v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 from controller.admission import FOREIGN_HISTORY, LOST
+from controller.features.l2_check import tunnel_room
 from controller.hosts import timestamp
+from controller.intents.placement import tunnel_version
 from controller.keys import mapped
 from controller.resources import Resources
 from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, PortStatusEntry, Prefix
@@ -17,7 +19,7 @@ from controller.world import World
 from tealnet.core.rows.stream import localport_key
 from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2
 
-LOW = 0.9  # share of a CIDR's addresses that are taken, from which AddressesLow is set
+LOW = 90  # percent of a CIDR's addresses that are taken, from which AddressesLow is set
 _MOST = 2**63 - 1
 PortState = port_pb2.PortStatus.State
 HostState = host_pb2.Host.State
@@ -26,8 +28,10 @@ HostState = host_pb2.Host.State
 class Status:
     """The state of ports, hosts and networks. `synced_of` knows how far a host in session is (0: not served here)."""
 
-    def __init__(self, world: World, resources: Resources, synced_of: Callable[[str], int]) -> None:
-        self.world, self.resources, self.synced_of = world, resources, synced_of
+    def __init__(
+        self, world: World, resources: Resources, synced_of: Callable[[str], int], *, default_mtu: int
+    ) -> None:
+        self.world, self.resources, self.synced_of, self.default_mtu = world, resources, synced_of, default_mtu
 
     # ---- ports
 
@@ -117,7 +121,23 @@ class Status:
             status.conditions.extend(
                 common_pb2.Condition(type=c.type, text=c.text, remedy=c.remedy, since=c.since) for c in row.conditions
             )
+            status.conditions.extend(self._too_large(host, row.underlay_mtu))
         return status
+
+    def _too_large(self, host: Intent[HostSpec], underlay_mtu: int) -> Iterable[common_pb2.Condition]:
+        """Networks with ports on a host that came, or changed, later and has no room for their packets."""
+        room = tunnel_room(underlay_mtu, tunnel_version(host.spec))
+        ports = (self.world.ports.rows[name] for name in self.world.ports_by_host.keys(host.name))
+        networks = sorted({port.spec.network for port in ports} & self.world.networks.rows.keys())
+        mtus = {name: self.world.networks.rows[name].spec.mtu or self.default_mtu for name in networks}
+        large = [name for name in networks if mtus[name] > room]
+        if underlay_mtu and large:
+            text = (
+                f"the underlay (MTU {underlay_mtu}) has room for packets of {room} bytes; {len(large)} networks with "
+                f"ports here have a larger MTU, e.g. {large[0]}: {mtus[large[0]]}; their large packets are lost"
+            )
+            remedy = "raise the MTU of the underlay, or lower that of the networks"
+            yield common_pb2.Condition(type="NetworkMtuTooLarge", text=text, remedy=remedy)
 
     def _synced(self, host_uid: str, replica: str) -> int:
         """Exact where this replica serves the host; else the other replica's low water mark, which is not above it."""
@@ -138,8 +158,9 @@ class Status:
         for cidr in network.spec.cidrs:
             usage = _usage(network.spec, cidr, used=used, waiting=waiting)
             status.addresses.append(usage)
-            free = usage.total - usage.reserved - usage.used - usage.quarantined
-            if free <= (1 - LOW) * (usage.total - usage.reserved):
+            room, taken = usage.total - usage.reserved, usage.used + usage.quarantined
+            free = room - taken
+            if 100 * taken >= LOW * room:
                 text = (
                     f"{usage.used} addresses of {cidr} are in use, {usage.quarantined} in quarantine, {free} are free"
                 )

@@ -1,6 +1,7 @@
 """Watch for users: what there is, then every change in commit order, from a ring of the last 50,000 (A23).
 
-A watcher holds at most one pending change per object; one that lags by more than 1,000 objects is cut.
+A watcher holds at most one pending change per object; one that lags by more than 1,000 objects is cut. What a resumed
+watch has missed does not count: it is at most the ring, and who was cut must be able to go on.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class Watches:
             raise OutOfRange("changes since then are no longer kept; list again", reason="RESUME_EXPIRED")
         watcher = _Watcher(interest)
         if resume:
-            watcher.add(entry for entry in self._ring if entry.revision > resume)
+            watcher.catch_up(entry for entry in self._ring if entry.revision > resume)
         revision = self.store.revision
         snapshot = [] if resume else list(self._present(interest))
         backlog = watcher.take()
@@ -163,13 +164,18 @@ class _Watcher:
         self._pending: dict[str, tuple[_Type, Entry]] = {}  # by uid
         self._lags = False
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def catch_up(self, entries: Iterable[Entry]) -> None:
+        """What it has missed before it began, however much."""
         for entry in entries:
             before = self.interest.wants(entry.kind, entry.old)
             after = self.interest.wants(entry.kind, entry.new)
             if not (before or after) or (self.interest.spec_only and entry.old == entry.new):
                 continue
             self._put(entry, _type_of(before=before, after=after))
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """What happens while it lives."""
+        self.catch_up(entries)
         if self._pending:
             self._lags = self._lags or len(self._pending) > PENDING
             if self._lags:

@@ -48,6 +48,7 @@ class World:
         self.tenants_by_uid: Index[Intent[TenantSpec]] = self.tenants.index(lambda r: (r.uid,))
         self.routers_by_tenant: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.tenant,))
         self.routers_by_domain: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.domain,))
+        self.networks_by_uid: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.uid,))
         self.networks_by_tenant: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.tenant,))
         self.networks_by_router: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.router,))
         self.networks_by_segment: Index[Intent[NetworkSpec]] = self.networks.index(
@@ -71,4 +72,5 @@ class World:
         self.identities_by_members: Index[IdentityRow] = self.identities.index(lambda r: (r.members,))
         self.tombstones_by_host: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.host_uid,))
         self.tombstones_by_network: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.network_uid,))
+        self.tombstones_by_domain: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.domain,))
         self.tombstones_by_port: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.port_uid,))

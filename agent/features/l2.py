@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from agent import names
 from agent.conntrack import colored, conntrack_flows
 from agent.desired import Pairs, Wants
-from agent.features.l2_port import addressing_of, link_of, port_flows
+from agent.features.l2_port import Interface, addressing_of, link_of, port_flows
 from agent.inputs import THIS, Inputs
 from agent.objects import Bridge, Guard, Namespace, OvsPort, Tunnel
 from agent.openflow import actions as act
@@ -76,14 +76,23 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
         device = names.device(port)
         return ((("port", device), OvsPort(bridge=this.bridge, device=device, ofport=ofport, port_uid=uid)),)
 
-    def addressing(read: Read, uid: str) -> Pairs | None:
+    def interface(read: Read, uid: str) -> Interface | None:
         port = read.get(inputs.localports, uid)
         segment = read.get(inputs.segments, port.vni) if port else None
         if port is None or segment is None:
             return None
-        beside = read.all(inputs.localports_of_namespace, (port.kind, port.tenant, port.where))
-        domain = read.all(inputs.segments_of_domain, segment.domain)
-        wanted = addressing_of(port, segment=segment, beside=beside, domain=domain)
+        return Interface(port, segment, tuple(read.all(inputs.segments_of_domain, segment.domain)))
+
+    interfaces = graph.derive(inputs.localports, interface)
+
+    def addressing(read: Read, uid: str) -> Pairs | None:
+        own = read.get(interfaces, uid)
+        if own is None:
+            return None
+        port = own.port
+        others = read.all(inputs.localports_of_namespace, (port.kind, port.tenant, port.where))
+        beside = [read.get(interfaces, other.uid) for other in others if other.uid != uid]
+        wanted = addressing_of(own, beside=[one for one in beside if one is not None])
         return ((wanted.device, wanted),)
 
     def open_ofport(read: Read, uid: str) -> int | None:

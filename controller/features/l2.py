@@ -102,6 +102,7 @@ class L2:
             _, tenant, _, own = name.split("/")
             spec = port.spec
             interface = "" if spec.kind is Attach.DEVICE else spec.interface
+            where = "" if spec.kind is Attach.NETNS and spec.where == own else spec.where
             message = pb.LocalPort(
                 vni=vni,
                 addresses=[a.packed for a in spec.addresses],
@@ -110,7 +111,7 @@ class L2:
                 sources=self._sources(read, spec),
                 tenant=tenant,
                 name=own,
-                attachment=pb.LocalAttachment(kind=_KIND[spec.kind], where=spec.where, interface=interface),
+                attachment=pb.LocalAttachment(kind=_KIND[spec.kind], where=where, interface=interface),
             )
             return message.SerializeToString()
         return None

@@ -29,9 +29,10 @@ from controller.intents.base import (
     take_number,
     take_slot,
 )
+from controller.intents.placement import may_use, tunnel_version
 from controller.masks import OUTPUT, Policy
 from controller.names import tenant_of
-from controller.rows import Address, Intent, NetworkSpec, Prefix, RouterSpec
+from controller.rows import Address, Intent, NetworkSpec, Prefix, RouterSpec, TenantSpec
 from controller.world import World
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import network_pb2
@@ -55,8 +56,8 @@ class Networks:
     def create(self, draft: Draft, name: str, message: network_pb2.Network) -> None:
         """T1."""
         spec = self._shape(name, message, store_pb2.Issued())
-        self._carried(draft, message)
         tenant = living_tenant(draft, tenant_of(name))
+        self._carried(draft, name, message)
         uid, segment_uid, rng, settings = new_uid(), new_uid(), self.context.rng, self.context.settings
         value, world = holder(name, uid), draft.reading.world
         router = self._router(draft, name, message)
@@ -107,8 +108,9 @@ class Networks:
         if kept_gateways:
             check.drop_gateways(message, decode.spec_of("network", row.name, message, issued))
         spec = self._shape(row.name, message, issued)
-        if spec.mtu != row.spec.mtu:  # a host that came later with less room must not make the network unchangeable
-            self._carried(draft, message)
+        attached = message.router and message.router != row.spec.router
+        if attached or spec.mtu != row.spec.mtu:  # a host that came later with less room forbids no other change
+            self._carried(draft, row.name, message)
         self._fill(message, spec, row.name)
         self._give_up_cidrs(draft, row, spec)
         self._keep_back(draft, row, spec)
@@ -156,11 +158,12 @@ class Networks:
         found.finish()
         return spec
 
-    def _carried(self, draft: Draft, message: network_pb2.Network) -> None:
+    def _carried(self, draft: Draft, name: str, message: network_pb2.Network) -> None:
         """The MTU against what the underlays of hosts have room for, as they report it now."""
         found = Violations("network")
         mtu = message.mtu or self.context.settings.default_mtu
-        check.mtu_limit(mtu, _underlays(draft.reading.world), found)
+        tenant = draft.reading.peek("tenant", tenant_of(name))
+        check.mtu_limit(mtu, _underlays(draft.reading.world, tenant), found)
         found.finish()
 
     def _fill(self, message: network_pb2.Network, spec: NetworkSpec, name: str) -> None:
@@ -244,11 +247,13 @@ def _domain_part(spec: NetworkSpec) -> tuple[tuple[Prefix, ...], tuple[Address, 
     return spec.cidrs, spec.gateways, spec.mtu
 
 
-def _underlays(world: World) -> Iterator[tuple[str, int, int]]:
+def _underlays(world: World, tenant: Intent[TenantSpec] | None) -> Iterator[tuple[str, int, int]]:
+    """What hosts report; one that the tenant may not place on has no name for it (A28)."""
     for host in world.hosts.rows.values():
         status = world.host_status.rows.get(host.uid)
         if status and status.underlay_mtu and not host.spec.fenced:
-            yield host.name, status.underlay_mtu, host.spec.vtep.version if host.spec.vtep else 4
+            name = host.name if tenant and may_use(tenant.spec, host) else "another host"
+            yield name, status.underlay_mtu, tunnel_version(host.spec)
 
 
 def _in_use(name: str, gone: str) -> Callable[[Page], FailedPrecondition]:

@@ -13,6 +13,7 @@ import click
 from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.documents import SET_LABEL, BadDocument, Document, read_files
+from tealnet.cli.explain import explain, is_unreachable
 from tealnet.cli.objects import counted, delete_all
 from tealnet.cli.options import confirm, files_option, tenant_option, wait_options, yes_option
 from tealnet.cli.plan import located, print_plan
@@ -90,7 +91,9 @@ def load(session: Session, files: Sequence[str]) -> list[Document]:
     try:
         documents = read_files(files, tenant=session.own_tenant())
     except BadDocument as error:
-        raise Failure(str(error), code=2) from None
+        lines = str(error).splitlines()
+        text = "\n  ".join(["documents are wrong, nothing was done", *lines]) if len(lines) > 1 else lines[0]
+        raise Failure(text, code=2) from None
     if not documents:
         raise Failure(f"no documents in {', '.join(files)}", code=2)
     return sorted(documents, key=lambda d: kinds.KINDS.index(d.kind))
@@ -115,10 +118,12 @@ def _dry_run(session: Session, documents: Sequence[Document], *, prune_set: str)
 def apply_all(session: Session, documents: Sequence[Document]) -> int:
     """Kind by kind, in parallel inside a kind; a failed document fails its dependents, others go on.
 
-    Prints a line for each and a sum; returns how many failed or were skipped.
+    Prints a line for each and a sum; returns how many failed or were skipped. Raises Failure when the controller is
+    out of reach: the rest would only fail with the same words.
     """
     from tealnet.client import ApiError
 
+    lost: list[str] = []  # why there is no connection, once there is none
     bad: dict[str, str] = {}
     counts: Counter[str] = Counter()
     started = time.monotonic()
@@ -128,9 +133,14 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
         blocked = sorted(document.needs() & bad.keys())
         if blocked:
             return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})"
+        if lost:
+            return "lost", ""
         try:
             done = put(session, document)
         except ApiError as error:
+            if is_unreachable(error):
+                lost.append(explain(error, session))
+                return "lost", ""
             return "failed", f"failed: {located(session, document, error)}"
         return done, done
 
@@ -138,6 +148,11 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
         for kind in kinds.KINDS:
             batch = [d for d in documents if d.kind is kind]
             for document, (outcome, text) in zip(batch, pool.map(one, batch), strict=True):
+                if outcome == "lost":
+                    raise Failure(
+                        f"{lost[0]}\n  {counts.total()} of {len(documents)} documents were dealt with before; "
+                        "run it again: what is there already stays as it is"
+                    )
                 wrong = outcome in ("skipped", "failed")
                 progress.say(f"{document.title} {output.painted(text) if not wrong else text}", err=wrong)
                 counts[outcome] += 1

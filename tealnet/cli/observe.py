@@ -14,7 +14,7 @@ from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.describe import events_of
 from tealnet.cli.options import Seconds, selector_option, tenant_option
-from tealnet.cli.session import Failure, Session, pass_session
+from tealnet.cli.session import Failure, Session, load_config, pass_session
 from tealnet.cli.targets import complete_targets, kind_of_word, kinds_completion, one_target, targets_of
 from tealnet.cli.waiting import wait_for
 
@@ -225,6 +225,9 @@ def version(session: Session) -> None:
     except PackageNotFoundError:  # run from a checkout
         own = "(a checkout)"
     click.echo(f"teal        {own}")
+    if not session.chosen(load_config()):
+        click.echo("controller  (no context chosen)")
+        return
     try:
         found = session.client.call(session.client.system.GetVersion, system_pb2.GetVersionRequest())
     except ApiError as error:

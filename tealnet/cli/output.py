@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -39,6 +40,11 @@ def title(name: str) -> str:
     return f"{name.split('/')[-2].removesuffix('s')} {named(name)}"
 
 
+def in_order(name: str) -> list[str | int]:
+    """A key by which h2 stands before h10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
 def enum_of(message: Any, field: str) -> str:
     """An enum's value without its prefix: STATE_ACTIVE → ACTIVE."""
     descriptor = message.DESCRIPTOR.fields_by_name[field].enum_type
@@ -52,6 +58,11 @@ def state_of(message: Any) -> str:
     state = enum_of(message.status, "state")
     reason = getattr(message.status, "reason", "")
     return f"{state} ({reason})" if reason else state
+
+
+def host_state(host: Any) -> str:
+    """A host's state, and whether it takes new ports."""
+    return state_of(host) + (" (drained)" if host.drained else "")
 
 
 def _labels(message: Any) -> str:
@@ -116,7 +127,7 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
     "host": (
         (
             ("NAME", lambda o: short(o.name)),
-            ("STATE", state_of),
+            ("STATE", host_state),
             ("VTEP", lambda o: o.vtep),
             ("PORTS", lambda o: str(o.status.ports)),
             ("FAILED", lambda o: str(o.status.failed or "")),
@@ -142,11 +153,32 @@ def _attachment(attachment: Any) -> str:
 
 
 def as_dict(message: Any) -> dict[str, Any]:
-    """A message as plain data, field names as in the protos."""
+    """A message as plain data: field names as in the protos, enum values without their prefix, as in documents."""
     from google.protobuf import json_format
 
     result: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    _shorten(message.DESCRIPTOR, result)
     return result
+
+
+def _shorten(descriptor: Any, data: dict[str, Any]) -> None:
+    for name, field in descriptor.fields_by_name.items():
+        value = data.get(name)
+        if value is None:
+            continue
+        if field.enum_type is not None:
+            prefix = field.enum_type.values_by_number[0].name.removesuffix("UNSPECIFIED")
+            # A value that this release does not know is a number.
+            short_ones = [str(one).removeprefix(prefix) if isinstance(one, str) else one for one in _listed(value)]
+            data[name] = short_ones if isinstance(value, list) else short_ones[0]
+        elif field.message_type is not None:
+            for one in _listed(value):
+                if isinstance(one, dict) and not field.message_type.GetOptions().map_entry:
+                    _shorten(field.message_type, one)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def show(found: Sequence[tuple[Kind, Sequence[Any]]], form: str) -> None:
@@ -169,7 +201,8 @@ def show(found: Sequence[tuple[Kind, Sequence[Any]]], form: str) -> None:
             heads = [head for head, _ in columns]
             if len(found) > 1:
                 heads[heads.index("NAME")] = kind.title.upper()
-            table(heads, [[cell(item) for _, cell in columns] for item in objects])
+            rows = sorted(objects, key=lambda item: in_order(item.name))
+            table(heads, [[cell(item) for _, cell in columns] for item in rows])
 
 
 def show_one(kind: Kind, item: Any, form: str) -> None:

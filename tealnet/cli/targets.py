@@ -89,7 +89,7 @@ def _session(ctx: click.Context) -> Session:
     return Session(context=named, tenant=ctx.params.get("tenant") or "", timeout=_COMPLETION_SECONDS)
 
 
-def _silent(look: Callable[[], Iterable[str]]) -> list[CompletionItem]:
+def silent(look: Callable[[], Iterable[str]]) -> list[CompletionItem]:
     """Completion must never speak: an error would land in the middle of what is being typed."""
     try:
         return [CompletionItem(word) for word in look()]
@@ -125,21 +125,21 @@ def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str
             return plain or [word for word in kinds.BY_WORD if word.startswith(incomplete)]
         return [word for word in _names(_session(ctx), kind_of_word(words[0]), incomplete) if word not in words]
 
-    return _silent(look)
+    return silent(look)
 
 
 def complete_names(kind: Kind) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
     """Names of one kind, for arguments and options."""
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return _silent(lambda: _names(_session(ctx), kind, incomplete))
+        return silent(lambda: _names(_session(ctx), kind, incomplete))
 
     return complete
 
 
 def complete_contexts(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of contexts."""
-    return _silent(lambda: [name for name in load_config()["contexts"] if name.startswith(incomplete)])
+    return silent(lambda: [name for name in load_config()["contexts"] if name.startswith(incomplete)])
 
 
 def kinds_completion(_: click.Context, __: click.Parameter, incomplete: str) -> list[Any]:

@@ -17,7 +17,9 @@ class SyncFailure(Failure):
     """A Sync that is not complete: names who is behind, failed, disconnected or lost."""
 
     def __init__(self, answer: Any, *, context: dict[str, Any]) -> None:
-        lines = [f"{answer.synced} of {answer.hosts} hosts know it (revision {answer.revision})"]
+        known = f"{answer.synced} of {answer.hosts} hosts know it (revision {answer.revision})"
+        count = len(answer.failed)
+        lines = [f"{count} failure{'s' if count > 1 else ''} on hosts; {known}" if count else known]
         lines += [f"  {_short(f.host)}: {_object(f.object)} failed: {_reason(f)}" for f in answer.failed]
         lines += [
             f"  {_short(lag.host)} is behind: it has revision {lag.revision} on its devices" for lag in answer.behind

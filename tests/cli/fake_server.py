@@ -111,7 +111,8 @@ class Fake:
                 with self._lock:
                     return answer(request)
             except Refusal as refusal:
-                context.set_trailing_metadata((("grpc-status-details-bin", refusal.status.SerializeToString()),))
+                if refusal.status.details:  # without: as if the transport had failed
+                    context.set_trailing_metadata((("grpc-status-details-bin", refusal.status.SerializeToString()),))
                 context.abort(refusal.code, refusal.text)
 
         return call

@@ -101,6 +101,8 @@ def _port(port: Intent[PortSpec], world: World, keys: Keys) -> Iterator[tuple[by
         else:
             own = spec.kind is Attach.NETNS
             where = f"{short(spec.tenant)}.{spec.where}" if own else spec.where
-            yield keys.nic(host_uid=host.uid, namespace=where, interface=spec.interface), port.uid
+            tenant_uid = world.tenants.rows[spec.tenant].uid
+            nic = keys.nic(host_uid=host.uid, namespace=where, tenant_uid=tenant_uid, interface=spec.interface)
+            yield nic, port.uid
     for kind, uid in referents:
         yield keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=port.uid), port.uid

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from controller.etcd.types import Put, put
 from controller.keys import Keys
@@ -44,10 +45,15 @@ class Maker:
         return self._put(name, message.SerializeToString(), store_pb2.Issued(domain=domain))
 
     def network(
-        self, name: str, number: int, cidrs: Sequence[str] = ("10.0.0.0/24", "fd00::/64"), router: str = ""
+        self,
+        name: str,
+        number: int,
+        cidrs: Sequence[str] = ("10.0.0.0/24", "fd00::/64"),
+        router: str = "",
+        **more: Any,
     ) -> Put:
-        """Domain 1000 + number, VNI 5000 + number."""
-        message = network_pb2.Network(name=name, cidrs=cidrs, router=router)
+        """Domain 1000 + number, VNI 5000 + number; `more` are fields as in the API."""
+        message = network_pb2.Network(name=name, cidrs=cidrs, router=router, **more)
         segment = store_pb2.IssuedSegment(color="base", uid=uid_of(name + "/base"), vni=5000 + number)
         issued = store_pb2.Issued(domain=1000 + number, network_number=number, segments=[segment])
         return self._put(name, message.SerializeToString(), issued)

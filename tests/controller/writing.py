@@ -111,7 +111,8 @@ class Writing:
 
 
 def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Replicated:
-    status = Status(store.world, declare(store.world, default_mtu=settings.default_mtu), lambda _: 0)
+    mtu = settings.default_mtu
+    status = Status(store.world, declare(store.world, default_mtu=mtu), lambda _: 0, default_mtu=mtu)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
     tenants, networks, routers, ports, hosts = (servicer for _, servicer in built.servicers)
     return Replicated(store, built, tenants, networks, routers, ports, hosts, built.join[0][1])
