@@ -18,6 +18,7 @@ from controller.keys import Keys
 from controller.rows import (
     Address,
     Attach,
+    Drain,
     HostSpec,
     Intent,
     Labels,
@@ -26,11 +27,13 @@ from controller.rows import (
     Prefix,
     RouterSpec,
     Segment,
+    SplitSpec,
     StaticRoute,
     TenantSpec,
 )
+from tealnet.core.rows.colors import Affinity
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, router_pb2, split_pb2, tenant_pb2
 
 QUARANTINE = 300
 """Seconds that a released address stays unused where the network does not say."""
@@ -43,18 +46,25 @@ ATTACH: dict[int, Attach] = {
     common_pb2.ATTACHMENT_KIND_DEVICE: Attach.DEVICE,
 }
 
+AFFINITY: dict[int, Affinity] = {
+    split_pb2.AFFINITY_UNSPECIFIED: Affinity.CONNECTION,
+    split_pb2.AFFINITY_CONNECTION: Affinity.CONNECTION,
+    split_pb2.AFFINITY_SOURCE: Affinity.SOURCE,
+}
+
 MESSAGES: dict[str, type[Any]] = {
     "tenant": tenant_pb2.Tenant,
     "host": host_pb2.Host,
     "router": router_pb2.Router,
     "network": network_pb2.Network,
     "port": port_pb2.Port,
+    "split": split_pb2.TrafficSplit,
 }
 """The API message of each kind of intent."""
 
 
 def intent(kind: str, kv: KeyValue, keys: Keys) -> Intent[Any]:
-    """The row of an intent; `kind` is tenant, host, router, network or port. Raises ValueError, DecodeError."""
+    """The row of an intent; `kind` is one of MESSAGES. Raises ValueError, DecodeError."""
     parts = keys.relative(kv.key).split("/")
     name = intent_name(kind, tuple(parts[3:]))
     stored = store_pb2.Stored.FromString(kv.value)
@@ -62,7 +72,7 @@ def intent(kind: str, kv: KeyValue, keys: Keys) -> Intent[Any]:
     return Intent(
         name=name,
         uid=stored.uid,
-        labels=labels(message.labels),
+        labels=labels(getattr(message, "labels", {})),
         spec=_SPECS[kind](name, message, stored.issued),
         stored=kv.value,
         create_revision=kv.create_revision,
@@ -179,10 +189,32 @@ def _port(name: str, message: port_pb2.Port, issued: store_pb2.Issued) -> PortSp
     )
 
 
+def _split(name: str, message: split_pb2.TrafficSplit, issued: store_pb2.Issued) -> SplitSpec:
+    if message.affinity not in AFFINITY:
+        raise ValueError(f"affinity {message.affinity} is not known")
+    weights = {color: weight for color, weight in message.weights.items() if weight}
+    closed = set(message.closed) - weights.keys()
+    return SplitSpec(
+        tenant=tenant_of(name),
+        network=name.rpartition("/")[0],
+        network_uid=issued.network_uid,
+        weights=tuple(sorted(weights.items())),
+        affinity=AFFINITY[message.affinity],
+        closed=tuple(sorted(closed)),
+        drains=tuple(
+            Drain(d.color, d.timeout.seconds + d.timeout.nanos / 1e9, _time(d.begin))
+            for d in message.drains
+            if d.color not in weights.keys() | closed
+        ),
+        apply_at=message.apply_at.ToNanoseconds() if message.HasField("apply_at") else 0,
+    )
+
+
 _SPECS: dict[str, Callable[[str, Any, store_pb2.Issued], Any]] = {
     "tenant": _tenant,
     "host": _host,
     "router": _router,
     "network": _network,
     "port": _port,
+    "split": _split,
 }

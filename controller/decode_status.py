@@ -14,7 +14,15 @@ from tealnet.store.v1 import store_pb2
 
 Place = tuple[str, Hashable]  # (name of a table of World, key in it)
 
-INTENTS = {"tenant": "tenants", "host": "hosts", "router": "routers", "network": "networks", "port": "ports"}
+INTENTS = {
+    "tenant": "tenants",
+    "host": "hosts",
+    "router": "routers",
+    "network": "networks",
+    "port": "ports",
+    "split": "splits",
+}
+"""Kinds of intents, and the tables that hold them."""
 
 
 def intent_name(kind: str, parts: tuple[str, ...]) -> str:
@@ -23,6 +31,8 @@ def intent_name(kind: str, parts: tuple[str, ...]) -> str:
         (own,) = parts
         return f"{kind}s/{own}"
     tenant, own = parts
+    if kind == "split":
+        return f"tenants/{tenant}/networks/{own}/trafficSplit"
     return f"tenants/{tenant}/{kind}s/{own}"
 
 

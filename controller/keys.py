@@ -51,8 +51,13 @@ class Keys:
     # --- w/: tables ---
 
     def intent(self, name: str) -> bytes:
-        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p."""
+        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p.
+
+        A split's is tenants/acme/networks/web/trafficSplit → w/o/split/acme/web.
+        """
         parts = name.split("/")
+        if parts[0] == "tenants" and len(parts) == 5 and (parts[2], parts[4]) == ("networks", "trafficSplit"):
+            return self._key(f"w/o/split/{parts[1]}/{parts[3]}")
         kind = {"networks": "network", "routers": "router", "ports": "port"}
         if parts[0] == "tenants" and len(parts) == 4:
             return self._key(f"w/o/{kind[parts[2]]}/{parts[1]}/{parts[3]}")

@@ -14,6 +14,7 @@ from controller.rows import (
     PortStatusEntry,
     RouterSpec,
     SessionEntry,
+    SplitSpec,
     TenantSpec,
     Term,
     TombstoneRow,
@@ -32,6 +33,7 @@ class World:
         self.routers: Table[str, Intent[RouterSpec]] = graph.table()
         self.networks: Table[str, Intent[NetworkSpec]] = graph.table()
         self.ports: Table[str, Intent[PortSpec]] = graph.table()
+        self.splits: Table[str, Intent[SplitSpec]] = graph.table()
         self.identities: Table[int, IdentityRow] = graph.table()  # by number
         self.guards: Table[str, int] = graph.table()  # router uid → mod_revision
         self.tombstones: Table[tuple[str, str, str], TombstoneRow] = graph.table()  # host uid, port uid, address or ""
@@ -46,6 +48,9 @@ class World:
 
         self.hosts_by_uid: Index[Intent[HostSpec]] = self.hosts.index(lambda r: (r.uid,))
         self.tenants_by_uid: Index[Intent[TenantSpec]] = self.tenants.index(lambda r: (r.uid,))
+        self.networks_by_uid: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.uid,))
+        self.splits_by_tenant: Index[Intent[SplitSpec]] = self.splits.index(lambda r: (r.spec.tenant,))
+        self.splits_by_network: Index[Intent[SplitSpec]] = self.splits.index(lambda r: (r.spec.network_uid,))
         self.routers_by_tenant: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.tenant,))
         self.routers_by_domain: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.domain,))
         self.networks_by_tenant: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.tenant,))
@@ -60,6 +65,7 @@ class World:
         self.ports_by_uid: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.uid,))
         self.ports_by_tenant: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.tenant,))
         self.ports_by_network: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.network,))
+        self.ports_by_segment: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.segment_uid,))
         self.ports_by_host: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.host,) if r.spec.host else ())
         self.ports_by_address: Index[Intent[PortSpec]] = self.ports.index(
             lambda r: tuple((r.spec.segment_uid, a) for a in r.spec.addresses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -39,6 +40,18 @@ class Weights:
     affinity: Affinity
     closed: tuple[int, ...]
     apply_at: int  # Unix time in ns: switch at this instant if it is still ahead; 0 = at once
+
+
+def slots(weights: Sequence[int]) -> list[int]:
+    """The shares of 256 by the largest remainder, in the order given; of equal remainders the first one counts."""
+    total = sum(weights)
+    if not total:
+        return [0] * len(weights)
+    shares = [weight * SLOTS // total for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: -(weights[i] * SLOTS % total))
+    for i in by_remainder[: SLOTS - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 def weights_key(network_uid: str) -> str:
