@@ -156,7 +156,7 @@ def _network(name: str, message: network_pb2.Network, issued: store_pb2.Issued) 
         mtu=message.mtu,
         number=issued.network_number,
         own_domain=issued.domain,
-        segments=tuple(Segment(s.color, s.uid, s.vni, s.color_number) for s in issued.segments),
+        segments=tuple(Segment(s.color, s.uid, s.vni, s.color_number, s.was_base) for s in issued.segments),
         quarantine=quarantine.seconds if message.HasField("address_quarantine") else QUARANTINE,
     )
 

@@ -189,6 +189,10 @@ class Keys:
         """An existing device of a host."""
         return self._key(f"k/u/dev/{host_uid}/{device}")
 
+    def rollout_of(self, network_uid: str) -> bytes:
+        """The unfinished rollout that a network's weights belong to."""
+        return self._key(f"k/u/rollout/{network_uid}")
+
     def references(self, kind: str, uid: str) -> bytes:
         """Prefix of all that refer to an object."""
         return self._key(f"k/r/{kind}/{uid}/")

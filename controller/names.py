@@ -8,6 +8,8 @@ from controller.fields import NAME, NAME_HELP
 SPLIT = "trafficSplit"
 """The last part of a split's name: tenants/acme/networks/web/trafficSplit."""
 OWNED = ("network", "router", "port")
+IN_TENANT = (*OWNED, "split")
+"""Kinds whose objects are a tenant's; all but the split are named by the user."""
 KINDS = ("tenant", "host", *OWNED)
 _COLLECTIONS = {f"{kind}s": kind for kind in KINDS}
 ANY = "-"
@@ -48,6 +50,11 @@ def network_of(split: str) -> str:
 def short(name: str) -> str:
     """The last part."""
     return name.rsplit("/", 1)[-1]
+
+
+def typed(name: str) -> str:
+    """As a person types it: tenants/acme/networks/web → acme/web."""
+    return f"{short(tenant_of(name))}/{short(name)}"
 
 
 def check_ident(value: str, field: str) -> str:

@@ -48,6 +48,7 @@ class Segment:
     uid: str
     vni: int
     color_number: int
+    was_base: bool = False  # what has no color yet belongs to this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class NetworkSpec:
     def colors(self) -> tuple[str, ...]:
         """Names of its colors, in the user's order; none: one segment without a color."""
         return tuple(segment.color for segment in self.segments if segment.color_number)
+
+    def color_of(self, segment_uid: str) -> str:
+        """The color of one of its segments; "" where it has none."""
+        return next((s.color for s in self.segments if s.uid == segment_uid and s.color_number), "")
 
 
 class Drain(NamedTuple):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from controller import names
-from controller.api.standard import Parts, Standard
+from controller.api.reads import Parts
+from controller.api.standard import Standard
 from controller.caller import current_caller
 from controller.draft import Draft
 from controller.errors import Aborted, FailedPrecondition, NotFound

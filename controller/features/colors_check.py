@@ -117,9 +117,7 @@ def weight_fields(weights: Mapping[str, int], field: str, found: Violations) -> 
             found.add(field, f"{color}={weight}: at most {HEAVIEST}")
         elif weight and weight * SLOTS < total:
             least = -(-total // SLOTS)
-            found.add(
-                field, f"{color}={weight} of {total} is less than 1/{SLOTS}, the smallest share: {least} or 0"
-            )
+            found.add(field, f"{color}={weight} of {total} is less than 1/{SLOTS}, the smallest share: {least} or 0")
     if weights and not total:
         found.add(field, "at least one color needs a weight above 0")
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from controller.etcd.types import prefix_end
+from controller.features.colors_check import BASE
 from controller.keys import Keys
-from controller.names import short
+from controller.names import short, split_of
 from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, RouterSpec
 from controller.store import Store
 from controller.world import World
+from tealnet.core.rows.colors import COLORS
 from tealnet.store.v1 import store_pb2
 
 
@@ -30,6 +32,7 @@ async def inconsistencies(store: Store) -> list[str]:
     wanted = dict(_wanted(store.world, store.keys))
     lines = [f"missing: {store.keys.relative(key)}" for key in wanted.keys() - actual.keys()]
     lines += [f"without object: {store.keys.relative(key)}" for key in actual.keys() - wanted.keys()]
+    lines += _colors(store.world)
     both = wanted.keys() & actual.keys()
     lines += [f"of another: {store.keys.relative(key)}" for key in both if wanted[key] != actual[key]]
     lines += [f"broken: {key}: {why}" for key, why in store.broken.items()]
@@ -43,6 +46,29 @@ def _twice(world: World) -> Iterator[tuple[Any, list[int]]]:
     for members, numbers in world.identities_by_members.buckets.items():
         if len(numbers) > 1:
             yield members, list(world.identities_by_members.keys(members))
+
+
+def _colors(world: World) -> Iterator[str]:
+    """A split for each network with colors, weights for colors that there are, and one number per name in a domain."""
+    numbers: dict[str, dict[str, int]] = {}
+    for network in world.networks.rows.values():
+        split, colors = world.splits.rows.get(split_of(network.name)), network.spec.colors
+        if (split is not None) != bool(colors) or (split and split.spec.network_uid != network.uid):
+            yield f"{network.name} has the colors {colors}, its split is {split and split.spec}"
+        if split and not {color for color, _ in split.spec.weights} <= set(colors):
+            yield f"{network.name} has the colors {colors}, the weights are {split.spec.weights}"
+        domain = numbers.setdefault(network.spec.router or network.name, {})
+        for segment in network.spec.segments:
+            if (segment.color == BASE) != (segment.color_number == 0):
+                yield f"{network.name}: {segment}"
+            if segment.color_number and domain.setdefault(segment.color, segment.color_number) != segment.color_number:
+                yield f"{network.name}: {segment.color} is {segment.color_number}, elsewhere {domain[segment.color]}"
+    for name, domain in numbers.items():
+        if len(set(domain.values())) != len(domain) or not set(domain.values()) <= set(range(1, COLORS + 1)):
+            yield f"numbers of colors in the domain of {name}: {domain}"
+    for split in world.splits.rows.values():
+        if split.spec.network not in world.networks.rows:
+            yield f"{split.name} without a network"
 
 
 def _wanted(world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:

@@ -23,7 +23,7 @@ from controller.status import Status
 from controller.store import Store, bootstrap
 from tealnet.core.identity import Identity, Kind
 from tealnet.core.pki import Ca
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, split_pb2, tenant_pb2
 
 
 def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
@@ -42,6 +42,7 @@ class Replicated:
     routers: Any
     ports: Any
     hosts: Any
+    splits: Any
     join: Any
 
     async def tenant(self, ident: str, **body: Any) -> Any:
@@ -72,6 +73,29 @@ class Replicated:
         port = port_pb2.Port(network=f"tenants/{tenant}/networks/{network}", **body)
         request = port_pb2.CreatePortRequest(parent=f"tenants/{tenant}", port_id=ident, port=port)
         return await self.ports.CreatePort(request, None)
+
+    async def colors(self, name: str, *colors: str, **body: Any) -> Any:
+        """`name` is acme/web."""
+        tenant, ident = name.split("/")
+        full = f"tenants/{tenant}/networks/{ident}"
+        return await self.update_network(full, "colors", *body, colors=colors, **body)
+
+    async def weights(self, *networks: str, **more: Any) -> Any:
+        """Each of `networks` is like `acme/web blue=95 green=5`."""
+        request = split_pb2.SetWeightsRequest(**more)
+        for words in networks:
+            name, *pairs = words.split()
+            tenant, ident = name.split("/")
+            request.parent = f"tenants/{tenant}"
+            weights = {color: int(weight) for color, weight in (pair.split("=") for pair in pairs)}
+            request.networks.add(network=f"tenants/{tenant}/networks/{ident}", weights=weights)
+        return await self.splits.SetWeights(request, None)
+
+    async def split(self, name: str) -> Any:
+        """`name` is acme/web."""
+        tenant, ident = name.split("/")
+        full = f"tenants/{tenant}/networks/{ident}/trafficSplit"
+        return await self.splits.GetTrafficSplit(split_pb2.GetTrafficSplitRequest(name=full), None)
 
     async def delete_port(self, name: str, **more: Any) -> None:
         await self.ports.DeletePort(port_pb2.DeletePortRequest(name=name, **more), None)
@@ -113,8 +137,8 @@ class Writing:
 def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Replicated:
     status = Status(store.world, declare(store.world, default_mtu=settings.default_mtu), lambda _: 0)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
-    tenants, networks, routers, ports, hosts = (servicer for _, servicer in built.servicers)
-    return Replicated(store, built, tenants, networks, routers, ports, hosts, built.join[0][1])
+    tenants, networks, routers, ports, hosts, splits, *_ = (servicer for _, servicer in built.servicers)
+    return Replicated(store, built, tenants, networks, routers, ports, hosts, splits, built.join[0][1])
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.parse import BadResource, uid_text, within
 
+FEATURE = "colors"  # what an agent must understand of a resource that speaks of colors
 COLORS = 8  # in a routing domain at most; numbers 1 … 8, 0 = none
 SLOTS = 256  # weights are turned into so many slots (B7): the smallest share is 1/256
 
