@@ -52,6 +52,10 @@ def through(world: World, leader: Leader, seconds: float) -> None:
         turn(world, leader)
 
 
+def at(world: World) -> State:
+    return world.run.state
+
+
 def reasons(world: World) -> list[Reason]:
     return [transition.reason for transition in world.history]
 
@@ -67,7 +71,7 @@ def test_a_plan_is_carried_out() -> None:
         Reason.STARTED, Reason.PREPARED, Reason.GATES_PASSED, Reason.APPLIED, Reason.HOLD_OVER, Reason.APPLIED,
         Reason.HOLD_OVER, Reason.DRAINED, Reason.DRAINED, Reason.ARMED, Reason.NOT_CONFIRMED, Reason.DONE,
     ]  # fmt: skip
-    assert world.run.state is State.ROLLED_BACK and world.run.is_done
+    assert at(world) is State.ROLLED_BACK and world.run.is_done
     assert world.splits[WEB][0] == Shares((("blue", 100),), ("green",)), "nobody confirmed: green is cut"
 
 
@@ -75,10 +79,10 @@ def test_confirmation_makes_it_stay() -> None:
     world = World(plan(confirm_within=30.0))
     leader = Leader(world)
     through(world, leader, 10)
-    assert world.run.state is State.CONFIRMING
+    assert at(world) is State.CONFIRMING
     assert ask(world, world.view(), Command.CONFIRM)
     through(world, leader, 60)
-    assert world.run.state is State.SUCCEEDED and world.splits[WEB][0] == GREEN
+    assert at(world) is State.SUCCEEDED and world.splits[WEB][0] == GREEN
     assert not ask(world, world.view(), Command.ROLLBACK)
 
 
@@ -95,17 +99,17 @@ def test_confirm_and_revert_never_both_win() -> None:
     assert revert and revert.transition.reason is Reason.NOT_CONFIRMED
     assert not ask(world, stale, Command.CONFIRM), "the key is gone"
     assert world.commit(revert)
-    assert world.run.state is State.ROLLING_BACK
+    assert at(world) is State.ROLLING_BACK
 
 
 def test_a_failing_gate_rolls_back_and_cuts() -> None:
     world = World(plan())
     leader = Leader(world)
     through(world, leader, 1.5)
-    assert world.run.state is State.SHIFTING and world.run.applied
+    assert at(world) is State.SHIFTING and world.run.applied
     world.verdict = Verdict.FAIL
     end(world, leader)
-    assert world.run.state is State.ROLLED_BACK and Reason.GATE_FAILED in reasons(world)
+    assert at(world) is State.ROLLED_BACK and Reason.GATE_FAILED in reasons(world)
     assert world.splits[WEB][0] == Shares((("blue", 100),), ("green",))
 
 
@@ -116,7 +120,7 @@ def test_a_user_rolls_back(on_rollback: OnRollback, closed: tuple[str, ...]) -> 
     through(world, leader, 1.5)
     assert ask(world, world.view(), Command.ROLLBACK)
     end(world, leader)
-    assert world.run.state is State.ROLLED_BACK and world.splits[WEB][0] == replace(BLUE, closed=closed)
+    assert at(world) is State.ROLLED_BACK and world.splits[WEB][0] == replace(BLUE, closed=closed)
 
 
 def test_a_target_that_had_weight_is_not_cut() -> None:
@@ -134,7 +138,7 @@ def test_a_gate_that_cannot_tell_waits_for_the_deadline() -> None:
     world.verdict = Verdict.INCONCLUSIVE
     leader = Leader(world)
     through(world, leader, 59)
-    assert world.run.state is State.VERIFYING
+    assert at(world) is State.VERIFYING
     end(world, leader)
     assert reasons(world)[-1] is Reason.DEADLINE_PASSED and world.splits[WEB][0] == BLUE
     assert "the gate" in world.history[-1].text
@@ -156,7 +160,7 @@ def test_advance_goes_on_without_the_hold_but_not_without_hosts() -> None:
     assert world.run.step == 2 and not world.run.applied
     world.hosts[0].works = True
     end(world, leader)
-    assert world.run.state is State.SUCCEEDED
+    assert at(world) is State.SUCCEEDED
 
 
 def test_a_pause_lasts_and_the_hold_begins_anew() -> None:
@@ -165,12 +169,12 @@ def test_a_pause_lasts_and_the_hold_begins_anew() -> None:
     through(world, leader, 2)
     assert ask(world, world.view(), Command.PAUSE)
     through(world, leader, 500)
-    assert world.run.state is State.PAUSED and world.run.step == 1
+    assert at(world) is State.PAUSED and world.run.step == 1
     assert not ask(world, world.view(), Command.ADVANCE)
     resumed = world.now
     assert ask(world, world.view(), Command.RESUME)
     end(world, leader)
-    assert world.run.state is State.SUCCEEDED and world.now - resumed >= 3.0
+    assert at(world) is State.SUCCEEDED and world.now - resumed >= 3.0
 
 
 def test_a_pause_can_time_out() -> None:
@@ -179,7 +183,7 @@ def test_a_pause_can_time_out() -> None:
     through(world, leader, 2)
     assert ask(world, world.view(), Command.PAUSE)
     end(world, leader, limit=20)
-    assert Reason.PAUSE_TIMED_OUT in reasons(world) and world.run.state is State.ROLLED_BACK
+    assert Reason.PAUSE_TIMED_OUT in reasons(world) and at(world) is State.ROLLED_BACK
 
 
 def test_a_host_that_is_behind() -> None:
@@ -189,7 +193,7 @@ def test_a_host_that_is_behind() -> None:
         through(world, leader, 1.5)
         world.hosts[0].works = False
         through(world, leader, 20)
-        assert world.run.state is state and not world.run.settled
+        assert at(world) is state and not world.run.settled
         world.hosts[0].works = True
         through(world, leader, 10)
         assert world.run.is_done
@@ -200,7 +204,7 @@ def test_a_host_that_fails_the_step_is_behind() -> None:
     leader = Leader(world)
     world.hosts[1].fails = True
     through(world, leader, 6)
-    assert reasons(world)[-1] is Reason.HOST_BEHIND and world.run.state is State.ROLLED_BACK
+    assert reasons(world)[-1] is Reason.HOST_BEHIND and at(world) is State.ROLLED_BACK
     assert "h1" in world.history[-1].text
 
 
@@ -217,7 +221,7 @@ def test_a_lost_host() -> None:
         through(world, leader, 60)
         assert reason in reasons(world)
         succeeded = policy is OnLost.PROCEED
-        assert world.run.state is (State.SUCCEEDED if succeeded else State.ROLLED_BACK)
+        assert at(world) is (State.SUCCEEDED if succeeded else State.ROLLED_BACK)
         assert not world.run.settled and world.colors, "it may still send to the old color"
         if succeeded:
             assert world.run.without == ("h0",)
@@ -232,10 +236,10 @@ def test_a_fenced_host_blocks_nothing() -> None:
     world.hosts[0].is_here, world.hosts[0].is_lost = False, True
     through(world, leader, 1.5)
     through(world, leader, 5)
-    assert world.run.state is State.SHIFTING and not world.run.applied
+    assert at(world) is State.SHIFTING and not world.run.applied
     world.hosts[0].counts = False
     end(world, leader)
-    assert world.run.state is State.SUCCEEDED
+    assert at(world) is State.SUCCEEDED
 
 
 def test_ports_of_the_target_vanish() -> None:
@@ -252,14 +256,14 @@ def test_who_goes_past_the_api_is_put_right() -> None:
     world = World(plan(confirm_within=100.0, deadline=300.0))
     leader = Leader(world)
     through(world, leader, 10)
-    assert world.run.state is State.CONFIRMING
+    assert at(world) is State.CONFIRMING
     world.edit(BLUE)
     assert not ask(world, world.view(), Command.CONFIRM)
     through(world, leader, 1)
     assert world.splits[WEB][0] == GREEN and world.run.applied
     assert ask(world, world.view(), Command.CONFIRM)
     end(world, leader)
-    assert world.run.state is State.SUCCEEDED
+    assert at(world) is State.SUCCEEDED
 
 
 def test_an_instant_counts_only_if_all_hold_it() -> None:
@@ -283,7 +287,7 @@ def test_a_leader_of_old_changes_nothing() -> None:
     new = Leader(world)
     assert not world.commit(late)
     end(world, new)
-    assert world.run.state is State.SUCCEEDED
+    assert at(world) is State.SUCCEEDED
 
 
 # ---- random histories
@@ -411,7 +415,7 @@ def test_every_history_ends_as_it_says(
     for action, number in actions:
         chaos.act(action, number)
     world = chaos.world
-    if world.run.state is State.PAUSED and not made.pause_timeout:
+    if at(world) is State.PAUSED and not made.pause_timeout:
         assert ask(world, world.view(), Command.RESUME)
     # The last fault is over when this one takes over; hosts stay as they are, for good.
     began, leader = world.now, Leader(world)
@@ -422,7 +426,7 @@ def test_every_history_ends_as_it_says(
         f"ends {world.run.state.value} because {next((r for r in reversed(reasons(world)) if r is not Reason.DONE), 0)}"
     )
     for name, (shares, _) in world.splits.items():
-        wanted = made.steps[-1].weights if world.run.state is State.SUCCEEDED else before.weights
+        wanted = made.steps[-1].weights if at(world) is State.SUCCEEDED else before.weights
         assert shares.weights == wanted, name
     assert not world.claims
     for host in world.hosts:  # all come back
