@@ -97,15 +97,15 @@ def _draining(plan: Plan, run: Run, seen: Seen) -> Transition | None:
 def _confirming(plan: Plan, run: Run, seen: Seen) -> Transition | None:
     if failed := _failed(plan, run, seen):
         return failed
-    if not run.applied:  # restored
-        return _when_applied(plan, run, seen, lambda without: _has_it(run, seen, without))
     if not run.armed:
         # The time begins before the key is put, so it is never shorter than promised.
         return Transition(_next(run, seen, armed=True), Reason.ARMED, key=Key.PUT)
-    if seen.confirm:
-        return None
-    text = f"nobody confirmed it within {plan.confirm_within:g} s"
-    return back(plan, run, seen, Reason.NOT_CONFIRMED, text=text, key=Key.EXPIRED)
+    if not seen.confirm:
+        text = f"nobody confirmed it within {plan.confirm_within:g} s"
+        return back(plan, run, seen, Reason.NOT_CONFIRMED, text=text, key=Key.EXPIRED)
+    if not run.applied:  # weights were restored meanwhile
+        return _when_applied(plan, run, seen, lambda without: _has_it(run, seen, without))
+    return None
 
 
 _STATES: Mapping[State, Callable[[Plan, Run, Seen], Transition | None]] = {

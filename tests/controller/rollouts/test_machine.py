@@ -406,7 +406,7 @@ class Chaos:
                 ask(world, world.view(), Command(action))
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plans, befores, st.booleans(), st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 31)), max_size=60))
 def test_every_history_ends_as_it_says(
     made: Plan, before: Shares, confirms: bool, actions: list[tuple[str, int]]
