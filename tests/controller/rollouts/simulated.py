@@ -88,6 +88,7 @@ class Proposal:
     term: int
     view: View
     transition: Transition
+    seen: Seen
 
 
 class World:
@@ -158,7 +159,7 @@ class World:
             holds &= self.key_until is None
         if not holds:
             return False
-        self._check(transition)
+        self._check(transition, proposal.seen)
         self.revision += 1
         if transition.key is Key.PUT:
             self.key_until = self.now + self.plan.confirm_within
@@ -183,7 +184,9 @@ class World:
 
     # ---- what is promised
 
-    def _check(self, new: Transition) -> None:
+    def _check(self, new: Transition, seen: Seen) -> None:
+        """What was observed is what was so when it was thought of: only what is in the store is compared."""
+        passes = all(judgement.verdict is Verdict.PASS for judgement in seen.gates)
         old, run = self.run, new.run
         assert run.serial == old.serial + 1
         self._check_edge(old, run, new.reason)
@@ -191,11 +194,11 @@ class World:
         if old.state is State.SHIFTING and new.reason is Reason.HOLD_OVER:
             assert old.applied, "a hold begins when all hosts have the step"
             assert since >= self.plan.steps[old.step - 1].hold, "a hold is never shorter"
-            assert self.verdict is Verdict.PASS
+            assert passes
         if new.reason in (Reason.GATES_PASSED, Reason.PREPARED):
-            assert self.has_targets and (new.reason is Reason.PREPARED or self.verdict is Verdict.PASS)
+            assert seen.targets and (new.reason is Reason.PREPARED or passes)
         if (run.applied and not old.applied) or new.reason is Reason.SETTLED:
-            self._check_applied(run)
+            self._check_applied(run, seen)
         if new.reason is Reason.HOST_BEHIND:
             assert since >= self.plan.step_timeout
         if new.reason is Reason.DEADLINE_PASSED:
@@ -224,9 +227,9 @@ class World:
             assert run.step == old.step + 1
         assert old.state not in OVER or run.state is old.state, "what is over stays over"
 
-    def _check_applied(self, run: Run) -> None:
-        owing = self.applied()
-        assert not owing.behind and not owing.silent
+    def _check_applied(self, run: Run, seen: Seen) -> None:
+        owing = seen.applied
+        assert owing is not None and not owing.behind and not owing.silent
         if owing.lost:
             assert self.plan.on_lost is OnLost.PROCEED and set(run.without) == owing.lost.keys()
 
@@ -273,7 +276,7 @@ class Leader:
             open=world.open,
         )
         found = decide(world.plan, view.run, seen)
-        return Proposal(self.term, view, found) if found else None
+        return Proposal(self.term, view, found, seen) if found else None
 
 
 def ask(world: World, view: View, command: Command) -> bool:
@@ -282,4 +285,4 @@ def ask(world: World, view: View, command: Command) -> bool:
         found = asked(command, world.plan, view.run, {name: shares for name, (shares, _) in view.splits.items()})
     except Refused:
         return False
-    return found is not None and world.commit(Proposal(0, view, found))
+    return found is not None and world.commit(Proposal(0, view, found, Seen()))
