@@ -18,6 +18,8 @@ from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
 from agent.pipeline import (
+    COLOR_MASK,
+    DOMAIN_COLOR_MASK,
     FROM_PORT,
     FROM_TUNNEL,
     GATEWAY_HOST,
@@ -248,8 +250,7 @@ def _within_network(segment: Segment, *, prefix: str, version: int) -> Iterator[
     else:
         fields = {"ipv6": True, "ipv6_dst": prefix}
         key = act.move("ipv6_dst", "xxreg0")
-    colored = act.set_field("reg13", Flag.TARGET_COLORED if segment.color else 0, mask=Flag.TARGET_COLORED)
-    actions = key + colored + goto(Stage.COLOR)
+    actions = key + goto(Stage.COLOR)
     priority = 2 * int(prefix.partition("/")[2]) + 2
     local = match(reg14=segment.network_number, reg13=FROM_PORT, eth_dst=(0, 0x010000000000), **fields)
     yield _l2(stage=Stage.ROUTE, priority=priority, match_=local, actions=actions)
@@ -278,14 +279,18 @@ def _remote_endpoint(endpoint: Endpoint, *, segment: Segment, host: int) -> Iter
 
 def _tunnel_source(endpoint: Endpoint, *, segment: Segment, host: int) -> Iterator[Flow]:
     """A packet from a tunnel is believed only if its inner source lives on the VTEP that it came from."""
-    metadata = domain_color(segment.domain, segment.color)
-    actions = act.set_field("reg10", endpoint.identity) + goto(Stage.ROUTE)
+    identity = act.set_field("reg10", endpoint.identity)
+    believed = [(domain_color(segment.domain, segment.color), identity)]
+    if segment.color:
+        colored = identity + act.set_field("reg13", Flag.SOURCE_COLORED, mask=Flag.SOURCE_COLORED)
+        believed = [(domain_color(segment.domain, segment.color), colored)]
+        if segment.base:  # its host may not know yet, or no more, that the network has colors
+            take = act.set_field("metadata", segment.color << 32, mask=COLOR_MASK)
+            believed.append(((segment.domain, DOMAIN_COLOR_MASK), take + colored))
     for source in (*endpoint.addresses, *endpoint.sources):
         v4: dict[str, Value] = {"ip": True, "nw_src": source}
         family = v4 if source.version == 4 else {"ipv6": True, "ipv6_src": source}
-        yield _l2(
-            stage=Stage.TUNNEL_SOURCE,
-            priority=10 + getattr(source, "prefixlen", source.max_prefixlen),  # an address before a prefix around it
-            match_=match(reg12=host, metadata=metadata, vlan_tci=0, **family),
-            actions=actions,
-        )
+        priority = 10 + getattr(source, "prefixlen", source.max_prefixlen)  # an address before a prefix around it
+        for metadata, actions in believed:
+            wanted = match(reg12=host, metadata=metadata, vlan_tci=0, **family)
+            yield _l2(stage=Stage.TUNNEL_SOURCE, priority=priority, match_=wanted, actions=actions + goto(Stage.ROUTE))
