@@ -82,7 +82,7 @@ class ColorWire(Wire):
 
     def reset(self) -> None:
         """Everything as at first, no connections."""
-        self.inputs.segments.replace_all({segment.vni: segment for segment in SEGMENTS})
+        self.inputs.segments.replace_all(_ROWS)
         for network in (WEB, DB):
             self.inputs.weights.put(f"{network:032x}", weights(network, 100, 0))
         self.load()
@@ -93,10 +93,11 @@ class ColorWire(Wire):
         self.inputs.weights.put(f"{network:032x}", weights(network, blue, green, closed=closed))
         self.load()
 
-    def recolor(self, changes: dict[int, int | None]) -> None:
-        """VNI → color from now on; None: the segment is not there."""
-        rows = {segment.vni: segment for segment in SEGMENTS}
-        wanted = {vni: replace(row, color=changes.get(vni, row.color) or 0) for vni, row in rows.items()}
-        gone = {vni for vni, color in changes.items() if color is None}
-        self.inputs.segments.replace_all({vni: row for vni, row in wanted.items() if vni not in gone})
+    def recolor(self, colors: dict[int, int]) -> None:
+        """The segments that there are from now on: VNI → color. Shared networks stay; weights go with the colors."""
+        rows = {vni: replace(row, color=colors.get(vni, 0)) for vni, row in _ROWS.items() if vni in {OPS, *colors}}
+        self.inputs.segments.replace_all(rows)
         self.load()
+
+
+_ROWS = {segment.vni: segment for segment in SEGMENTS}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 
 from agent import names
+from agent.devices import flow_place
 from agent.features import FEATURES
 from agent.inputs import THIS, Inputs, This
 from tealnet.core.rows.stream import Attach, Endpoint, HostPeer, LocalPort, Segment
@@ -48,13 +49,15 @@ class PipelineHost:
         """What is wanted on the switch; no two want different things in one place."""
         self.graph.settle()
         assert self.graph.errors() == []
-        return {
+        wanted = {
             key: flow
             for wants in self.wants
             if wants.layer == "flow"
             for row in wants.table.rows.values()
             for key, flow in row
         }
+        assert len({flow_place(key, flow) for key, flow in wanted.items()}) == len(wanted)
+        return wanted
 
     def load(self) -> None:
         """Make the switch equal to what is wanted."""
