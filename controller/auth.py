@@ -80,7 +80,9 @@ def _rules() -> dict[str, Rule]:
         rules[f"{v1}HostService/{verb}Host"] = Rule(_ADMIN)
     for method in ("AcceptHost", "FenceHost", "DrainHost", "CreateJoinToken"):
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)
-    for kind in ("Network", "Router", "Port"):
+    for verb in ("Pause", "Resume", "Advance", "Confirm", "Rollback"):
+        rules[f"{v1}RolloutService/{verb}Rollout"] = Rule(_WRITERS, _name)
+    for kind in ("Network", "Router", "Port", "Rollout"):
         field = kind.lower()
         service = f"{v1}{kind}Service/"
         rules[f"{service}Create{kind}"] = Rule(_WRITERS, _parent)

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from controller.decode_status import intent_name
 from controller.etcd.types import KeyValue
 from controller.keys import Keys
+from controller.rollouts.messages import spec_of as rollout_spec
 from controller.rows import (
     Address,
     Attach,
@@ -33,7 +34,7 @@ from controller.rows import (
 )
 from tealnet.core.rows.colors import Affinity
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, router_pb2, split_pb2, tenant_pb2
+from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, split_pb2, tenant_pb2
 
 QUARANTINE = 300
 """Seconds that a released address stays unused where the network does not say."""
@@ -59,6 +60,7 @@ MESSAGES: dict[str, type[Any]] = {
     "network": network_pb2.Network,
     "port": port_pb2.Port,
     "split": split_pb2.TrafficSplit,
+    "rollout": rollout_pb2.Rollout,
 }
 """The API message of each kind of intent."""
 
@@ -123,6 +125,7 @@ def _tenant(_: str, message: tenant_pb2.Tenant, __: store_pb2.Issued) -> TenantS
         max_networks=message.quota.networks,
         max_routers=message.quota.routers,
         max_ports=message.quota.ports,
+        max_rollouts=message.quota.rollouts,
         deleting=message.state == tenant_pb2.Tenant.STATE_DELETING,
         revoked_before=_time(message.revoked_before),
     )
@@ -217,4 +220,5 @@ _SPECS: dict[str, Callable[[str, Any, store_pb2.Issued], Any]] = {
     "network": _network,
     "port": _port,
     "split": _split,
+    "rollout": rollout_spec,
 }

@@ -21,6 +21,7 @@ INTENTS = {
     "network": "networks",
     "port": "ports",
     "split": "splits",
+    "rollout": "rollouts",
 }
 """Kinds of intents, and the tables that hold them."""
 
@@ -53,6 +54,10 @@ def place(relative: str) -> Place | None:
             return "port_status", uid
         case ("s", "host", uid):
             return "host_status", uid
+        case ("s", "rollout", uid, replica):
+            return "rollout_reports", (uid, replica)
+        case ("s", "step", uid, step):
+            return "rollout_steps", (uid, int(step))
         case ("s", "replica", replica):
             return "replicas", replica
         case ("h", host_uid):
@@ -63,6 +68,8 @@ def place(relative: str) -> Place | None:
             return "barriers", barrier
         case ("b", barrier, replica):
             return "answers", (barrier, replica)
+        case ("l", "confirm", uid):
+            return "confirmations", uid
         case ("l", "chores"):
             return "terms", "chores"
         case ("m", "lineage", number):
@@ -118,6 +125,9 @@ _ROWS: dict[str, Callable[[KeyValue, Any], Any]] = {
     "tombstones": _tombstone,
     "port_status": _port_status,
     "host_status": lambda kv, _: store_pb2.HostStatusRow.FromString(kv.value),
+    "rollout_reports": lambda kv, _: store_pb2.RolloutReport.FromString(kv.value),
+    "rollout_steps": lambda kv, _: store_pb2.RolloutStepRow.FromString(kv.value),
+    "confirmations": lambda kv, _: kv.create_revision,
     "replicas": lambda kv, _: store_pb2.ReplicaRow.FromString(kv.value),
     "sessions": _session,
     "barriers": lambda kv, _: store_pb2.Barrier.FromString(kv.value),

@@ -58,7 +58,7 @@ class Keys:
         parts = name.split("/")
         if parts[0] == "tenants" and len(parts) == 5 and (parts[2], parts[4]) == ("networks", "trafficSplit"):
             return self._key(f"w/o/split/{parts[1]}/{parts[3]}")
-        kind = {"networks": "network", "routers": "router", "ports": "port"}
+        kind = {"networks": "network", "routers": "router", "ports": "port", "rollouts": "rollout"}
         if parts[0] == "tenants" and len(parts) == 4:
             return self._key(f"w/o/{kind[parts[2]]}/{parts[1]}/{parts[3]}")
         if parts[0] in ("tenants", "hosts") and len(parts) == 2:
@@ -92,6 +92,18 @@ class Keys:
     def replica(self, replica: str) -> bytes:
         """One controller process."""
         return self._key(f"w/s/replica/{replica}")
+
+    def rollout_report(self, uid: str, replica: str) -> bytes:
+        """What the hosts in session with a replica report for a rollout."""
+        return self._key(f"w/s/rollout/{uid}/{replica}")
+
+    def rollout_step(self, uid: str, step: int) -> bytes:
+        """Who had a step of a rollout when."""
+        return self._key(f"w/s/step/{uid}/{step}")
+
+    def confirmation(self, uid: str) -> bytes:
+        """A rollout can be confirmed as long as this is there; on a lease that nobody renews."""
+        return self._key(f"w/l/confirm/{uid}")
 
     def session(self, host_uid: str) -> bytes:
         """The live stream of a host."""

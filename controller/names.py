@@ -7,7 +7,7 @@ from controller.fields import NAME, NAME_HELP
 
 SPLIT = "trafficSplit"
 """The last part of a split's name: tenants/acme/networks/web/trafficSplit."""
-OWNED = ("network", "router", "port")
+OWNED = ("network", "router", "port", "rollout")
 IN_TENANT = (*OWNED, "split")
 """Kinds whose objects are a tenant's; all but the split are named by the user."""
 KINDS = ("tenant", "host", *OWNED)

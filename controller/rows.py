@@ -36,6 +36,7 @@ class TenantSpec:
     max_networks: int
     max_routers: int
     max_ports: int
+    max_rollouts: int
     deleting: bool
     revoked_before: float  # Unix time; 0 = never
 
@@ -74,6 +75,14 @@ class NetworkSpec:
     def color_of(self, segment_uid: str) -> str:
         """The color of one of its segments; "" where it has none."""
         return next((s.color for s in self.segments if s.uid == segment_uid and s.color_number), "")
+
+
+class OnOpen(Enum):
+    """What becomes of open connections to colors that have no weight."""
+
+    KEEP = "KEEP"
+    DRAIN = "DRAIN"
+    CUT = "CUT"
 
 
 class Drain(NamedTuple):

@@ -5,6 +5,7 @@ They change only by the watch (`store.py`), also in the process that committed.
 
 from __future__ import annotations
 
+from controller.rollouts.plan import RolloutSpec
 from controller.rows import (
     HostSpec,
     IdentityRow,
@@ -34,11 +35,15 @@ class World:
         self.networks: Table[str, Intent[NetworkSpec]] = graph.table()
         self.ports: Table[str, Intent[PortSpec]] = graph.table()
         self.splits: Table[str, Intent[SplitSpec]] = graph.table()
+        self.rollouts: Table[str, Intent[RolloutSpec]] = graph.table()
         self.identities: Table[int, IdentityRow] = graph.table()  # by number
         self.guards: Table[str, int] = graph.table()  # router uid → mod_revision
         self.tombstones: Table[tuple[str, str, str], TombstoneRow] = graph.table()  # host uid, port uid, address or ""
         self.port_status: Table[str, PortStatusEntry] = graph.table()  # port uid
         self.host_status: Table[str, store_pb2.HostStatusRow] = graph.table()  # host uid; never mutated
+        self.rollout_reports: Table[tuple[str, str], store_pb2.RolloutReport] = graph.table()  # rollout uid, replica
+        self.rollout_steps: Table[tuple[str, int], store_pb2.RolloutStepRow] = graph.table()  # rollout uid, step
+        self.confirmations: Table[str, int] = graph.table()  # rollout uid → create_revision of the key
         self.sessions: Table[str, SessionEntry] = graph.table()  # host uid
         self.replicas: Table[str, store_pb2.ReplicaRow] = graph.table()
         self.lineages: Table[int, str] = graph.table()
@@ -51,6 +56,10 @@ class World:
         self.networks_by_uid: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.uid,))
         self.splits_by_tenant: Index[Intent[SplitSpec]] = self.splits.index(lambda r: (r.spec.tenant,))
         self.splits_by_network: Index[Intent[SplitSpec]] = self.splits.index(lambda r: (r.spec.network_uid,))
+        self.rollouts_by_uid: Index[Intent[RolloutSpec]] = self.rollouts.index(lambda r: (r.uid,))
+        self.rollouts_by_tenant: Index[Intent[RolloutSpec]] = self.rollouts.index(lambda r: (r.spec.tenant,))
+        self.rollouts_by_slot: Index[Intent[RolloutSpec]] = self.rollouts.index(lambda r: ((r.spec.tenant, r.slot),))
+        self.rollouts_by_network: Index[Intent[RolloutSpec]] = self.rollouts.index(lambda r: r.spec.plan.networks)
         self.routers_by_tenant: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.tenant,))
         self.routers_by_domain: Index[Intent[RouterSpec]] = self.routers.index(lambda r: (r.spec.domain,))
         self.networks_by_tenant: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: (r.spec.tenant,))

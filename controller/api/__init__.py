@@ -16,6 +16,7 @@ from controller.api.plan import Planner
 from controller.api.port import PortService
 from controller.api.present import Presenter
 from controller.api.reads import Parts
+from controller.api.rollout import RolloutService
 from controller.api.router import RouterService
 from controller.api.split import TrafficSplitService
 from controller.api.tenant import TenantService
@@ -32,6 +33,7 @@ from tealnet.v1 import (
     host_pb2_grpc,
     network_pb2_grpc,
     port_pb2_grpc,
+    rollout_pb2_grpc,
     router_pb2_grpc,
     split_pb2_grpc,
     tenant_pb2_grpc,
@@ -69,6 +71,7 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
         (port_pb2_grpc.add_PortServiceServicer_to_server, PortService(parts)),
         (host_pb2_grpc.add_HostServiceServicer_to_server, HostService(parts, Tokens(store, ca))),
         (split_pb2_grpc.add_TrafficSplitServiceServicer_to_server, TrafficSplitService(parts)),
+        (rollout_pb2_grpc.add_RolloutServiceServicer_to_server, RolloutService(parts)),
     ]
     join: list[Added] = [(host_pb2_grpc.add_JoinServiceServicer_to_server, JoinService(store, ca))] if ca else []
     return Api(servicers, join, presenter, Planner(parts))

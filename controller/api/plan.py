@@ -16,6 +16,7 @@ from controller.intents.base import Writer, check_etag, stored_message
 from controller.intents.host import Hosts
 from controller.intents.network import Networks
 from controller.intents.port import Ports
+from controller.intents.rollout import Rollouts
 from controller.intents.router import Routers
 from controller.intents.tenant import Tenants
 from controller.rows import Intent
@@ -56,6 +57,7 @@ class Planner:
             Routers(context),
             Networks(context),
             Ports(context),
+            Rollouts(context),
         ]
         self._standards: dict[str, Standard[Any]] = {w.kind: Standard(parts, w) for w in writers}
 

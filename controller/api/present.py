@@ -9,6 +9,7 @@ from controller.decode import MESSAGES
 from controller.intents.base import etag_of
 from controller.intents.placement import may_use
 from controller.names import tenant_of
+from controller.rollouts.status import RolloutStatus
 from controller.rows import Intent, PortSpec, SplitSpec
 from controller.status import Status
 from controller.world import World
@@ -38,6 +39,8 @@ class Presenter:
                 self._port(message, row)
             case "split":
                 self._split(message, row)
+            case "rollout":
+                RolloutStatus(self.world, row).fill(message)
         return message
 
     def render(self, kind: str, row: Intent[Any], caller: Caller) -> system_pb2.Object:

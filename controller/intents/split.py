@@ -7,23 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from controller.hosts import timestamp
 from controller.intents.base import stored_message
 from controller.rows import Intent, SplitSpec
+from controller.rows import OnOpen as OnOpen
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import split_pb2
-
-
-class OnOpen(Enum):
-    """What becomes of open connections to colors that have no weight."""
-
-    KEEP = "KEEP"
-    DRAIN = "DRAIN"
-    CUT = "CUT"
 
 
 @dataclass(frozen=True, slots=True)

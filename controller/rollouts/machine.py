@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from controller.intents.split import OnOpen
 from controller.rollouts.plan import MOVED, OnBehind, OnLost, OnRollback, Plan, Run, Shares, State, Weights
 from controller.rollouts.transition import Key, Reason, Seen, Transition, Verdict
+from controller.rows import OnOpen
 
 MARGIN = 0.5  # of the lead of apply_at: so much before the instant it is decided whether it counts
 _CUTTING = frozenset({Reason.GATE_FAILED, Reason.TARGET_GONE, Reason.NOT_CONFIRMED})

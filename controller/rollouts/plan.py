@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from controller.intents.split import OnOpen
+from controller.rows import OnOpen
 
 Weights = tuple[tuple[str, int], ...]
 """By color's name, sorted; each above 0."""

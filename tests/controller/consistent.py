@@ -9,6 +9,7 @@ from controller.etcd.types import prefix_end
 from controller.features.colors_check import BASE
 from controller.keys import Keys
 from controller.names import short, split_of
+from controller.rollouts.plan import Claims, RolloutSpec, claims
 from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, RouterSpec
 from controller.store import Store
 from controller.world import World
@@ -80,6 +81,8 @@ def _wanted(world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
         yield from _network(network, world, keys)
     for port in world.ports.rows.values():
         yield from _port(port, world, keys)
+    for rollout in world.rollouts.rows.values():
+        yield from _rollout(rollout, world, keys)
 
 
 def _host(host: Intent[HostSpec], keys: Keys) -> Iterator[tuple[bytes, str]]:
@@ -109,6 +112,18 @@ def _network(network: Intent[NetworkSpec], world: World, keys: Keys) -> Iterator
     if network.spec.router:
         router = world.routers.rows[network.spec.router]
         yield keys.reference(kind="router", uid=router.uid, by_kind="network", by_uid=network.uid), network.uid
+
+
+def _rollout(rollout: Intent[RolloutSpec], world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
+    yield from _owned(rollout, "rollout", world, keys)
+    kept = claims(rollout.spec.run)
+    for network in rollout.spec.run.networks:
+        if kept is Claims.ALL:
+            yield keys.rollout_of(network.uid), rollout.uid
+            yield keys.reference(kind="network", uid=network.uid, by_kind="rollout", by_uid=rollout.uid), rollout.uid
+        if kept is not Claims.NONE:
+            for _, segment in network.segments:
+                yield keys.reference(kind="segment", uid=segment, by_kind="rollout", by_uid=rollout.uid), rollout.uid
 
 
 def _port(port: Intent[PortSpec], world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:

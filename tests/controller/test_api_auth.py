@@ -22,7 +22,9 @@ from tealnet.v1 import (
     network_pb2_grpc,
     port_pb2,
     port_pb2_grpc,
+    rollout_pb2,
     router_pb2,
+    split_pb2,
     system_pb2,
     system_pb2_grpc,
     tenant_pb2,
@@ -178,7 +180,7 @@ async def test_details_on_the_wire() -> None:
 
 
 async def test_every_method_has_a_rule() -> None:
-    modules = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, system_pb2)
+    modules = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, split_pb2, rollout_pb2, system_pb2)
     methods = {
         f"/{service.full_name}/{method.name}"
         for module in modules
@@ -187,7 +189,8 @@ async def test_every_method_has_a_rule() -> None:
         if service.name != "JoinService"
     }
     assert methods == set(RULES)
-    writes = ("Create", "Update", "Delete", "Batch", "Accept", "Fence", "Drain", "Plan")
+    writes = ("Create", "Update", "Delete", "Batch", "Accept", "Fence", "Drain", "Plan", "Set")
+    asked = ("Pause", "Resume", "Advance", "Confirm", "Rollback")
     for method, rule in RULES.items():
         verb = method.rsplit("/", 1)[1]
         if verb == "RenewCertificate":

@@ -23,7 +23,7 @@ from controller.status import Status
 from controller.store import Store, bootstrap
 from tealnet.core.identity import Identity, Kind
 from tealnet.core.pki import Ca
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, split_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, split_pb2, tenant_pb2
 
 
 def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
@@ -43,6 +43,7 @@ class Replicated:
     ports: Any
     hosts: Any
     splits: Any
+    rollouts: Any
     join: Any
 
     async def tenant(self, ident: str, **body: Any) -> Any:
@@ -97,6 +98,26 @@ class Replicated:
         full = f"tenants/{tenant}/networks/{ident}/trafficSplit"
         return await self.splits.GetTrafficSplit(split_pb2.GetTrafficSplitRequest(name=full), None)
 
+    async def rollout(self, name: str, **body: Any) -> Any:
+        """`name` is acme/r; of the network web, from blue to green at once, unless told otherwise."""
+        tenant, ident = name.split("/")
+        body = {
+            "networks": [f"tenants/{tenant}/networks/web"],
+            "target": "green",
+            "steps": [rollout_pb2.RolloutStep(weights={"green": 100})],
+            **body,
+        }
+        request = rollout_pb2.CreateRolloutRequest(
+            parent=f"tenants/{tenant}", rollout_id=ident, rollout=rollout_pb2.Rollout(**body)
+        )
+        return await self.rollouts.CreateRollout(request, None)
+
+    async def ask(self, verb: str, name: str, **more: Any) -> Any:
+        """Pause, Resume, Advance, Confirm, Rollback, Get or Delete a rollout like acme/r."""
+        tenant, ident = name.split("/")
+        request = getattr(rollout_pb2, f"{verb}RolloutRequest")(name=f"tenants/{tenant}/rollouts/{ident}", **more)
+        return await getattr(self.rollouts, f"{verb}Rollout")(request, None)
+
     async def delete_port(self, name: str, **more: Any) -> None:
         await self.ports.DeletePort(port_pb2.DeletePortRequest(name=name, **more), None)
 
@@ -137,8 +158,8 @@ class Writing:
 def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Replicated:
     status = Status(store.world, declare(store.world, default_mtu=settings.default_mtu), lambda _: 0)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
-    tenants, networks, routers, ports, hosts, splits, *_ = (servicer for _, servicer in built.servicers)
-    return Replicated(store, built, tenants, networks, routers, ports, hosts, splits, built.join[0][1])
+    tenants, networks, routers, ports, hosts, splits, rollouts = (servicer for _, servicer in built.servicers)
+    return Replicated(store, built, tenants, networks, routers, ports, hosts, splits, rollouts, built.join[0][1])
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from controller.intents.split import OnOpen
 from controller.rollouts.clock import Clock
 from controller.rollouts.commands import Command, Refused, asked
 from controller.rollouts.machine import decide, expected
@@ -27,6 +26,7 @@ from controller.rollouts.plan import (
     claims,
 )
 from controller.rollouts.transition import Applied, Judgement, Key, Reason, Seen, Transition, Verdict
+from controller.rows import OnOpen
 
 WEB, DB = "tenants/acme/networks/web", "tenants/acme/networks/db"
 BLUE = Shares((("blue", 100),), ())

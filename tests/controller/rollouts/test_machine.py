@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from controller.intents.split import OnOpen
 from controller.rollouts.commands import Command
 from controller.rollouts.plan import OnBehind, OnLost, OnRollback, Plan, Shares, State, Step
 from controller.rollouts.transition import Reason, Verdict
+from controller.rows import OnOpen
 from tests.controller.rollouts.simulated import BLUE, WEB, Leader, Proposal, World, ask, plan
 
 TICK = 0.25
