@@ -53,6 +53,7 @@ class Local:
     tunnel: str
     tunnel_ofport: int
     tunnel_port: int
+    zone_limit: int = 20_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -129,6 +130,7 @@ class Core:
             tunnel=local.tunnel,
             tunnel_ofport=local.tunnel_ofport,
             tunnel_port=local.tunnel_port,
+            zone_limit=local.zone_limit,
         )
         self._inputs.this.put(THIS, this)
         self._reconciler.take(self.resources.revision)

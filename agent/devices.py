@@ -25,6 +25,7 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.plug import PlugDriver
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
+from agent.drivers.zone import ZoneDriver
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
 from agent.reconcile import Actual, Reconciler
@@ -86,6 +87,7 @@ class Devices:
         self._events = NetlinkEvents(
             self._thread, self._changed, netns=self._netns, link=self._link, guard=self._guard, address=self._address
         )
+        self.zone = ZoneDriver(self.ovsdb, run_dir=run_dir, datapath=datapath)
         # The kernel's datapath notices by itself that a device was made again.
         self._plug = PlugDriver(self.ovsdb, self._thread) if datapath == "netdev" else None
         self.drivers: Mapping[str, Driver[Any, Any]] = {
@@ -94,6 +96,7 @@ class Devices:
             "guard": self._guard,
             "ovsdb": self._plug or self.ovsdb,
             "address": self._address,
+            "zone": self.zone,
             "flow": self.flow,
         }
         self.places: Mapping[str, PlaceOf] = {"link": link_place, "flow": flow_place}
@@ -163,7 +166,7 @@ class Devices:
             seen = (facts.connected, facts.vswitchd_starts, facts.generation)
             if seen != last:
                 last = seen
-                reconciler.reread("ovsdb")
+                reconciler.reread("ovsdb", "zone")
                 self.on_ovs()
 
     async def _set_defaults(self) -> None:

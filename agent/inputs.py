@@ -29,6 +29,7 @@ class This:
     tunnel: str  # name of the tunnel port
     tunnel_ofport: int
     tunnel_port: int  # UDP
+    zone_limit: int = 20_000  # connections that a port's conntrack zone may hold
 
 
 class Inputs:

@@ -119,6 +119,11 @@ def flow(*, stage: Stage, priority: int, match_: bytes, actions: bytes, feature:
     return Flow(table=int(stage), priority=priority, match=match_, actions=actions, feature=int(feature))
 
 
+def narrows(value: object) -> bool:
+    """Whether a flow, when it is new, may stand in the way of what passed before."""
+    return isinstance(value, Flow) and value.feature in (Feature.COLORS, Feature.SECURITY)
+
+
 def goto(stage: Stage) -> bytes:
     """Go on in a stage. `resubmit`, not goto_table: look-ups return, and groups may go on inside a bucket."""
     return act.resubmit(int(stage))

@@ -1,6 +1,6 @@
 """The loop that brings devices to what is wanted, in an order that never opens a port early or leaves one open late.
 
-    netns → link → guard → ovsdb, address      flow      address ← ovsdb ← guard ← link ← netns
+    netns → link → guard → ovsdb, address → zone      flow      zone ← address ← ovsdb ← guard ← link ← netns
               create, left to right         one bundle          delete, right to left
 
 Two lanes run side by side: `devices` for all layers but the last, `flow` for the last one, so that a slow bridge never
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
 # A link that is up and guarded may be plugged while it gets its addresses: they wait for different devices.
-STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"))
+STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"), ("zone",))
 SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
@@ -62,7 +62,8 @@ class Watcher(Protocol):
 class Reconciler:
     """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole.
 
-    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers.
+    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers. `narrows`:
+    packets may take another path than before because of this flow, although it takes nobody's place.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class Reconciler:
         ready: Callable[[], bool],
         clock: Callable[[], float],
         in_use: Mapping[str, Callable[[Mapping[str, Actual]], Collection[Hashable]]] | None = None,
+        narrows: Callable[[Any], bool] = lambda value: False,
     ) -> None:
         self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
         self.revision = 0  # of the inputs
         self.on_progress: Callable[[], None] = lambda: None
         self._graph, self._desired, self._watcher = graph, desired, watcher
         self._ready, self._clock, self._in_use = ready, clock, in_use or {}
+        self._narrows = narrows
         self._devices = [self.layers[name] for name in DEVICE_LAYERS]
         self._flow = self.layers[FLOW]
         self._deriving = 0  # how many are deriving in slices
@@ -248,7 +251,9 @@ class Reconciler:
         write, delete = self._flow.due(self._flow.delta.to_write), self._flow.due(self._flow.delta.to_delete)
         if not write and not delete:
             return
-        narrowed = bool(delete) or any(key in self._flow.delta.actual for key in write)
+        narrowed = bool(delete) or any(
+            key in self._flow.delta.actual or self._narrows(self._flow.delta.desired[key]) for key in write
+        )
         done = await self._flow.apply(write, delete)
         self._narrowed = self._narrowed or narrowed
         self._finish(self._flow, done or set())

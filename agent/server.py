@@ -27,6 +27,7 @@ from agent.facts import Facts
 from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.metrics import Status, StatusServer
+from agent.pipeline import narrows
 from agent.reconcile import Reconciler
 from agent.report import Reporter
 from agent.resources import Resources
@@ -68,6 +69,7 @@ class Agent:
             ready=lambda: self.core.ready(),
             clock=asyncio.get_running_loop().time,
             in_use=self.devices.in_use,
+            narrows=narrows,
         )
         self.core = Core(
             local=_local(settings, datapath=datapath),
@@ -150,6 +152,7 @@ def _local(settings: Settings, *, datapath: str) -> Local:
         tunnel=settings.tunnel,
         tunnel_ofport=settings.tunnel_ofport,
         tunnel_port=settings.tunnel_port,
+        zone_limit=settings.ct_zone_limit,
     )
 
 

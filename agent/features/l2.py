@@ -13,7 +13,7 @@ from agent.conntrack import colored, conntrack_flows
 from agent.desired import Pairs, Wants
 from agent.features.l2_port import addressing_of, link_of, port_flows
 from agent.inputs import THIS, Inputs
-from agent.objects import Bridge, Guard, Namespace, OvsPort, Tunnel
+from agent.objects import Bridge, Guard, Namespace, OvsPort, Tunnel, Zone
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
@@ -39,6 +39,8 @@ from agent.pipeline import (
 )
 from tealnet.core.rows.stream import Attach, Endpoint, Segment
 from tealnet.core.tables import Graph, Read
+
+UDP_PINNED = 300  # seconds of silence after which UDP counts as a new connection
 
 
 def pairs(flows: Iterable[Flow]) -> Pairs:
@@ -116,6 +118,15 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
 
     tracking = graph.derive(inputs.localports, tracking_flags)
 
+    def zone(read: Read, uid: str) -> Pairs | None:
+        """A tracked port's connections; those of senders without color must stay pinned while UDP is silent (B15)."""
+        port, this, number = read.get(inputs.localports, uid), read.get(inputs.this, THIS), read.get(inputs.issued, uid)
+        segment = read.get(inputs.segments, port.vni) if port else None
+        if this is None or number is None or segment is None or not read.get(tracking, uid):
+            return None
+        pins = not segment.color and read.get(colored_domains, segment.domain)
+        return ((number, Zone(number, this.zone_limit, UDP_PINNED if pins else 0)),)
+
     def local_flows(read: Read, uid: str) -> Pairs | None:
         port, ofport = read.get(inputs.localports, uid), read.get(opened, uid)
         segment = read.get(inputs.segments, port.vni) if port else None
@@ -177,6 +188,7 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
         Wants("ovsdb", graph.derive(inputs.this, bridge)),
         Wants("ovsdb", graph.derive(ports, ovs_port), "localport"),
         Wants("address", graph.derive(ports, addressing), "localport"),
+        Wants("zone", graph.derive(ports, zone), "localport"),
         Wants("flow", graph.derive(inputs.this, base)),
         Wants("flow", graph.derive(inputs.segments, segment_flows), "segment"),
         Wants("flow", graph.derive(inputs.hostpeers, peer_flows), "hostpeer"),
