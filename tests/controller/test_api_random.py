@@ -12,11 +12,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, split_pb2, system_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.running import Site, site
 
-MODULES = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, system_pb2)
+MODULES = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, split_pb2, system_pb2)
 METHODS = {
     f"/{service.full_name}/{method.name}": method
     for module in MODULES
@@ -31,6 +31,7 @@ NAMES = [
     "", "acme", "globex", "web", "p1", "p2", "h1", "main", "-", "Acme", "a" * 64, "tenants/acme", "tenants/-",
     "tenants/globex",
     "tenants/acme/networks/web", "tenants/acme/networks/db", "tenants/acme/routers/main", "tenants/acme/ports/p1",
+    "tenants/acme/networks/web/trafficSplit", "tenants/acme/networks/web/x", "blue", "green", "base",
     "tenants/acme/ports/p2", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
 ]  # fmt: skip
 VALUES = [
@@ -67,7 +68,12 @@ FITTING = {  # by the field's name: what may well be right there
     "path": ["/run/netns/cni-1"],
     "servers": ["10.0.0.53"],
     "search_domains": ["example.org"],
+    "color": ["blue", "green", ""],
+    "colors": ["blue", "green", "red"],
+    "closed": ["blue"],
 }
+KEYS = {"weights": ["blue", "green"], "initial_weights": ["blue", "green"]}
+"""By the map's name: what may well be right as a key."""
 NUMBERS = {
     FieldDescriptor.TYPE_INT32: st.sampled_from([0, 1, -1, 5, 2**31 - 1, -(2**31)]),
     FieldDescriptor.TYPE_INT64: st.sampled_from([0, 1, -1, 5, 2**62, 2**63 - 1, -(2**63)]),
@@ -97,8 +103,9 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0, percent: int = 70
         if field.full_name.startswith("google.protobuf.Any") or draw(st.integers(0, 99)) >= percent:
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            label = st.one_of(st.just("a"), TEXT)
-            getattr(message, field.name).update(draw(st.dictionaries(label, label, max_size=1)))
+            label = st.one_of(st.sampled_from(KEYS.get(field.name, ["a"])), TEXT)
+            value = scalar(field.message_type.fields_by_name["value"])
+            getattr(message, field.name).update(draw(st.dictionaries(label, value, max_size=2)))
             continue
         one = scalar(field) if field.message_type is None else messages(field.message_type, depth + 1, percent)
         if field.is_repeated:
@@ -120,7 +127,15 @@ RIGHT: list[Any] = [
     router_pb2.UpdateRouterRequest(router={"name": MAIN}),
     network_pb2.CreateNetworkRequest(parent="tenants/acme", network_id="db", network={"cidrs": ["10.0.1.0/24"]}),
     network_pb2.UpdateNetworkRequest(network={"name": WEB}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB, "colors": ["blue", "green"]}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB, "colors": ["blue"]}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB}, update_mask={"paths": ["colors"]}),
+    split_pb2.SetWeightsRequest(
+        parent="tenants/acme", networks=[{"network": WEB, "weights": {"blue": 3, "green": 1}}], force=True
+    ),
+    split_pb2.GetTrafficSplitRequest(name=f"{WEB}/trafficSplit"),
     port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p2", port={"network": WEB}),
+    port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p4", port={"network": WEB, "color": "green"}),
     port_pb2.UpdatePortRequest(port={"name": "tenants/acme/ports/p1"}),
     port_pb2.DeletePortRequest(name="tenants/acme/ports/p1"),
     port_pb2.BatchCreatePortsRequest(parent="tenants/acme", requests=[{"port_id": "p3", "port": {"network": WEB}}]),
