@@ -27,9 +27,10 @@ from tealnet.core.rows.colors import COLORS
 from tealnet.core.rows.stream import Segment
 
 FAMILIES = ("ip", "ipv6")
-SYN, RST = (0x002, 0x012), (0x004, 0x004)  # of tcp_flags: a first packet, a reset
+SYN, RST, NO_RST = (0x002, 0x012), (0x004, 0x004), (0x000, 0x004)  # of tcp_flags: a first packet, a reset, no reset
 NOT_SYN: Mask = (0, 0x002)
 UNKNOWN = 0xFF  # the mark of a connection whose color is being asked for
+ANSWERED = 0x100  # of the mark, in the zone of a sender without color: the other end has taken the TCP connection
 MARK = "ct_mark[0..7]"
 NO_COLOR: Mask = (0, COLOR_MASK)
 NEW_FROM: Mask = (Flag.NEW_FROM, Flag.NEW_FROM)
@@ -146,6 +147,12 @@ def _policy_to() -> Iterator[Flow]:
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     yield _flow(stage, 96, out, ct_state=known, ct_mark=unknown, reg13=TARGET_COLORED)  # asked again
     yield from _families(stage, 95, adopt, ct_state=known, ct_mark=unknown)  # the answer
+    answered = act.set_field("ct_mark", ANSWERED, mask=ANSWERED)
+    take = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=answered) + out
+    for color in range(1, COLORS + 1):  # whether colors answer is what gates of rollouts ask
+        first: dict[str, Value] = {"ct_mark": (color, 0xFF | ANSWERED), "metadata": color_is(color)}
+        first |= {"reg13": (0, Flag.TARGET_COLORED), "tcp_flags": NO_RST}
+        yield from _tcp(stage, 92, take, ct_state="+trk-new+rpl", **first)
     for color in range(COLORS + 1):
         yield _flow(stage, 90, out, ct_state=known, ct_mark=(color, 0xFF), metadata=color_is(color))
     # Only packets of its own color reach a colored port, and only such without color go between ports without: another

@@ -7,9 +7,11 @@ stream ←─────────── Ack, Facts ←───────�
 from __future__ import annotations
 
 import asyncio
+import math
 import platform
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
@@ -27,6 +29,9 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.stream import Row
 
 log = structlog.get_logger()
+
+AWAKE = 0.005  # seconds before an instant from which on nobody sleeps
+LOOK_AGAIN = 1.0  # seconds: the clock may be set while something is held
 
 
 def agent_version() -> str:
@@ -90,6 +95,8 @@ class Core:
         self.sender: Sender | None = None
         self.on_resources: Callable[[], None] = lambda: None
         self.before_ack: Callable[[], Awaitable[None]] = _nothing
+        self.after_ack: Callable[[], None] = lambda: None
+        self.more_failures: Callable[[], Mapping[str, Failure]] = dict
         self.server = ""  # in session with
         self.problem: SessionOver | None = None
         self.mismatches = 0  # digests that did not match; a bug if not 0
@@ -99,6 +106,7 @@ class Core:
         self._whole = False  # the inputs are a complete cut of the resources
         self._repeat = False  # say the Ack again, even if it is the same
         self._progress = asyncio.Event()
+        self._armed = asyncio.Event()  # what is held may have changed
         reconciler.on_progress = self._progress.set
 
     # -- beginning
@@ -196,10 +204,27 @@ class Core:
         self._reconciler.take(self.resources.revision)
         if first:  # what is there may have to go, even if nothing is wanted
             self._reconciler.kick()
+        self._armed.set()
         self.on_resources()
         took = 1000 * (time.monotonic() - began)
         log.debug("unit taken", unit=unit.number, began=round(began, 6), ms=round(took, 2))
         return pb.Taken(unit=unit.number, mismatched=merged.mismatched)
+
+    async def switch(self) -> None:
+        """Apply what is held when its instant has come; for ever."""
+        while True:
+            self._armed.clear()
+            left = (min(self.resources.armed.values(), default=math.inf) - time.time_ns()) / 1e9
+            if left > AWAKE:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if left == math.inf else min(left - AWAKE, LOOK_AGAIN)):
+                        await self._armed.wait()
+            elif left > 0:
+                await asyncio.sleep(0)  # a timer may be late by some milliseconds, all hosts switch at one instant
+            else:
+                self._put(self.resources.release())
+                self._reconciler.take(self.resources.revision)
+                self.on_resources()
 
     def versions(self, scope: str) -> pb.Versions:
         """See `agent.stream.Core`."""
@@ -252,20 +277,23 @@ class Core:
             if applied is None or (self._ack is not None and applied.revision < self._ack.revision):
                 continue  # at work on something that was said to be done or to have failed: say nothing until it is so
             repeat, self._repeat = self._repeat, False
+            failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
                 await self._reconciler.revalidated()
             await self.before_ack()
-            self._say(applied, repeat=repeat)
+            self._say(applied.revision, {**self.more_failures(), **failures}, repeat=repeat)
+            self.after_ack()
 
     def failures(self, applied: Applied) -> dict[str, Failure]:
         """By resource key: what is not on the devices as it is wanted, the full current set."""
         problems = self.resources.problems.items()
-        return {**applied.failures, **{key: Failure(p.reason, p.text, retriable=False) for key, p in problems}}
+        held = {key: Failure(p.reason, p.text, retriable=False) for key, p in problems}
+        return {**self.more_failures(), **applied.failures, **held}
 
-    def _say(self, applied: Applied, *, repeat: bool) -> None:
+    def _say(self, revision: int, failures: Mapping[str, Failure], *, repeat: bool) -> None:
         last = self._ack
         ack = pb.Ack(
-            revision=applied.revision,
+            revision=revision,
             failures=[
                 pb.KeyFailure(
                     key=key,
@@ -274,7 +302,7 @@ class Core:
                     text=failure.text,
                     retriable=failure.retriable,
                 )
-                for key, failure in sorted(self.failures(applied).items())
+                for key, failure in sorted(failures.items())
             ],
             unaccounted=self.resources.unaccounted(),
         )

@@ -98,6 +98,7 @@ class Agent:
             "reconcile": self.reconciler.run,
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
+            "switch": self.core.switch,
             "report": self.reporter.run,
             "stream": self._talk,
             "status": status.run,

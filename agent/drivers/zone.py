@@ -20,6 +20,7 @@ from agent.objects import Marks, Zone
 MARK = Marks.OVS_EXTERNAL_ID
 _LIMIT = re.compile(r"zone=(\d+),limit=(\d+),count=(\d+)")
 _UDP = ("udp_first", "udp_single", "udp_multiple")
+_CLOSED_TCP = 10  # seconds; the default of 30 lets closed connections fill a busy port's zone
 _AT_ONCE = 500  # zones in one command
 
 
@@ -118,9 +119,13 @@ def _timeouts(replica: Replica, datapath: str) -> dict[int, int]:
         if row is None or MARK not in row["external_ids"]:
             continue
         policy = replica.tables["CT_Timeout_Policy"].get(row["timeout_policy"] or "", {"timeouts": {}})
-        values = {policy["timeouts"].get(name, 0) for name in _UDP}
-        out[number] = values.pop() if len(values) == 1 else 0
+        timeout = policy["timeouts"].get(_UDP[0], 0)
+        out[number] = timeout if policy["timeouts"] == _policy(timeout) else 0
     return out
+
+
+def _policy(timeout: int) -> dict[str, int]:
+    return dict.fromkeys(_UDP, timeout) | {"tcp_close": _CLOSED_TCP}
 
 
 def _datapath(replica: Replica, datapath: str) -> str | None:
@@ -168,12 +173,12 @@ def _zone_row(replica: Replica, timeout: int) -> tuple[Json, list[Json]]:
     name = _policy_name(timeout)
     for uuid, row in replica.tables["CT_Zone"].items():
         policy = replica.tables["CT_Timeout_Policy"].get(row["timeout_policy"] or "")
-        right = policy is not None and all(policy["timeouts"].get(each) == timeout for each in _UDP)
+        right = policy is not None and policy["timeouts"] == _policy(timeout)
         if row["external_ids"].get(MARK) == name and right:
             return ["uuid", uuid], []
     ids = ["map", [[MARK, name]]]
     policy_id, zone_id = f"policy{timeout}", f"zone{timeout}"
-    timeouts = ["map", [[each, timeout] for each in _UDP]]
+    timeouts = ["map", sorted(_policy(timeout).items())]
     zone = {"timeout_policy": ["named-uuid", policy_id], "external_ids": ids}
     return ["named-uuid", zone_id], [
         {

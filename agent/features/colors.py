@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from agent.conntrack import remark
+from agent.conntrack import RST, remark
 from agent.desired import Pairs, Wants
 from agent.inputs import THIS, Inputs
 from agent.openflow import actions as act
@@ -156,13 +156,21 @@ def _network(network: Network) -> Iterator[Flow]:
             pinned = here | {"metadata": _in_color(network, color), "reg13": UNCOLORED}
             yield _flow(Stage.COLOR, 80, flags + on, **pinned)
             if color not in network.open:
-                yield _flow(Stage.COLOR, 85, b"", **pinned, ct_state="+trk-new-rpl")
+                yield from _deny(pinned, flags + on)
         if network.base:
             # Opened before the network had colors, or before these.
             base = flags + _take(network.base) + _remarked() + on
             yield _flow(Stage.COLOR, 70, base, **here | {"reg13": (0, known)})
             yield from _adopt(network, prefix)
         yield _flow(Stage.COLOR, 90, flags + _middle(network), **here | {"metadata": none, "reg13": _asking()})
+
+
+def _deny(pinned: dict[str, Value], go_on: bytes) -> Iterator[Flow]:
+    """Connections must leave this color: nothing but the resets by which their ends are told (agent/cut.py)."""
+    opened = "+trk-new-rpl"
+    yield _flow(Stage.COLOR, 85, b"", **pinned, ct_state=opened)
+    for family in ("tcp", "tcp6"):
+        yield _flow(Stage.COLOR, 86, go_on, **pinned, ct_state=opened, tcp_flags=RST, **{family: True})
 
 
 def _asking() -> Mask:

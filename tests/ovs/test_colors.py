@@ -176,3 +176,19 @@ def test_an_icmp_error_finds_its_connection(a: ColorWire) -> None:
         datagram = packets.udp(v4(BLUE5), v4(OPS2), PORTS, data=b"x")
         assert set(a.send(name, datagram)) == {"ops2"}
         assert set(a.send("ops2", packets.unreachable(v4(OPS2), datagram))) == {name}
+
+
+@pytest.mark.parametrize("flags", [SYN | ACK, RST | ACK])
+@pytest.mark.parametrize("end", [v4, v6])
+def test_conntrack_tells_who_was_answered_from_who_was_refused(
+    a: ColorWire, flags: int, end: Callable[[object], Address]
+) -> None:
+    """What gates of rollouts count: at the client, by color, whether the server took the connection."""
+    client, server = end(OPS1), end(BLUE7)
+    a.send("ops1", tcp(client, server, PORTS, SYN))
+    assert [(row.mark, row.state) for row in a.connections(ZONE["ops1"])] == [(BLUE, "SYN_SENT")]
+    a.arrive(2, WEB_BLUE, BLUE7, tcp(server, client, BACK, flags))
+    a.send("ops1", tcp(client, server, PORTS, ACK if flags & SYN else RST))
+    (row,) = a.connections(ZONE["ops1"])
+    assert (row.protocol, row.source, row.target, row.ports) == ("tcp", client, server, PORTS)
+    assert (row.mark, row.state) == ((BLUE | 256, "ESTABLISHED") if flags & SYN else (BLUE, "TIME_WAIT"))

@@ -126,6 +126,7 @@ def test_a_connection_to_a_closed_color_is_denied_but_what_it_opened_itself_goes
     assert set(a.send("ops1", tcp(v4(OPS1), v4(BLUE5), opened, ACK))) == {"blue5"}
     a.split(WEB, 0, 100, closed=[BLUE])
     assert a.send("ops1", tcp(v4(OPS1), v4(BLUE5), opened, ACK)) == {}
+    assert set(a.send("ops1", tcp(v4(OPS1), v4(BLUE5), opened, RST))) == {"blue5"}, "how its end is told"
     assert set(a.send("ops1", tcp(v4(OPS1), v4(BLUE5), (8000, 50000), ACK))) == {"blue5"}
     assert set(a.send("blue5", tcp(v4(BLUE5), v4(OPS1), own, ACK))) == {"ops1"}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from agent.connections import Connection, parse
 from agent.pipeline import ROUTER_MAC
 from tealnet.core.rows.stream import Endpoint
 from tests.ovs import packets
@@ -100,9 +100,11 @@ class Wire(PipelineHost):
 
     def marks(self, zone: int) -> list[int]:
         """The colors that connections of a zone remember, sorted."""
-        lines = self.ovs.appctl("dpctl/dump-conntrack", f"zone={zone}").splitlines()
-        found = [re.search(r"mark=(\d+)", line) for line in lines if line]
-        return sorted(int(mark[1]) if mark else 0 for mark in found)
+        return sorted(row.mark & 0xFF for row in self.connections(zone))
+
+    def connections(self, zone: int) -> list[Connection]:
+        """What a zone knows."""
+        return parse(self.ovs.appctl("dpctl/dump-conntrack", f"zone={zone}"))
 
     def forget(self) -> None:
         """As when vswitchd has been started: conntrack is empty."""
