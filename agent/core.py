@@ -42,10 +42,6 @@ def agent_version() -> str:
         return "0"
 
 
-async def _nothing() -> None:
-    """Nothing is to be done."""
-
-
 @dataclass(frozen=True, slots=True)
 class Local:
     """What this machine's own settings say, and what it is."""
@@ -94,8 +90,8 @@ class Core:
         self.local, self.resources, self.checkpoint = local, resources, checkpoint
         self.sender: Sender | None = None
         self.on_resources: Callable[[], None] = lambda: None
-        self.before_ack: Callable[[], Awaitable[None]] = _nothing
-        self.after_ack: Callable[[], None] = lambda: None
+        self.on_progress: Callable[[], None] = lambda: None
+        self.before_ack: list[Callable[[], Awaitable[None]]] = []  # what an Ack waits for beside the devices
         self.more_failures: Callable[[], Mapping[str, Failure]] = dict
         self.server = ""  # in session with
         self.problem: SessionOver | None = None
@@ -107,7 +103,12 @@ class Core:
         self._repeat = False  # say the Ack again, even if it is the same
         self._progress = asyncio.Event()
         self._armed = asyncio.Event()  # what is held may have changed
-        reconciler.on_progress = self._progress.set
+        reconciler.on_progress = self.progressed
+
+    def progressed(self) -> None:
+        """More may be true than was said."""
+        self._progress.set()
+        self.on_progress()
 
     # -- beginning
 
@@ -280,9 +281,9 @@ class Core:
             failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
                 await self._reconciler.revalidated()
-            await self.before_ack()
+            for wait in self.before_ack:
+                await wait()
             self._say(applied.revision, {**self.more_failures(), **failures}, repeat=repeat)
-            self.after_ack()
 
     def failures(self, applied: Applied) -> dict[str, Failure]:
         """By resource key: what is not on the devices as it is wanted, the full current set."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import suppress
+from functools import partial
 from os.path import basename, exists
 from typing import Any
 
@@ -23,6 +24,7 @@ from agent.drivers.openflow import FlowDriver
 from agent.drivers.openflow_session import RefusedError
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.plug import PlugDriver
+from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
 from agent.drivers.zone import ZoneDriver
@@ -120,6 +122,10 @@ class Devices:
             tasks.create_task(self.ovsdb.run(), name="ovsdb")
             tasks.create_task(self.flow.run(), name="openflow")
             tasks.create_task(self._events.run(), name="netlink-events")
+
+    async def close_connections(self, path: str, ends: Collection[Ends]) -> int:
+        """Close TCP connections of a workload namespace; returns how many there were."""
+        return await self._thread.run(partial(close_connections, path=path, wanted=ends))
 
     def _foreign_ports(self) -> Collection[str] | None:
         facts = self.ovsdb.facts()

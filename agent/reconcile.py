@@ -81,6 +81,9 @@ class Reconciler:
         self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
         self.revision = 0  # of the inputs
         self.on_progress: Callable[[], None] = lambda: None
+        self.on_committed: Callable[[Collection[Hashable]], None] = lambda keys: (
+            None
+        )  # flows, before they are forgotten
         self._graph, self._desired, self._watcher = graph, desired, watcher
         self._ready, self._clock, self._in_use = ready, clock, in_use or {}
         self._narrows = narrows
@@ -179,6 +182,12 @@ class Reconciler:
                     oldest = min(oldest, layer.since.get(key, oldest))
         return Applied(oldest - 1, failures)
 
+    def in_place(self, resource: str) -> bool:
+        """Whether the flows that this resource wants are on the switch."""
+        if not self._ready() or not self._devices_passed or not self._flow.usable() or self._deriving:
+            return False
+        return not any(resource in self._desired.resources(FLOW, key) for key in self._flow.pending())
+
     def take_narrowed(self) -> bool:
         """Have flows gone since the last call?"""
         narrowed, self._narrowed = self._narrowed, False
@@ -256,6 +265,7 @@ class Reconciler:
         )
         done = await self._flow.apply(write, delete)
         self._narrowed = self._narrowed or narrowed
+        self.on_committed(done or ())
         self._finish(self._flow, done or set())
         if delete:
             self._wake["devices"].set()  # devices may go now

@@ -21,8 +21,10 @@ import structlog
 
 from agent.checkpoint import Checkpoint
 from agent.core import Core, Local
+from agent.cut import Cutter
 from agent.desired import Desired
 from agent.devices import Devices, find_datapath
+from agent.epochs import Epochs
 from agent.facts import Facts
 from agent.features import FEATURES
 from agent.inputs import Inputs
@@ -79,6 +81,12 @@ class Agent:
             reconciler=self.reconciler,
             issue=self.facts.issue,
         )
+        self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
+        self.cutter = Cutter(self.inputs, self.epochs, self.devices.zone, self.devices)
+        self.core.on_progress = self.epochs.kick
+        self.core.before_ack.append(self.cutter.settled)
+        self.core.more_failures = lambda: self.cutter.failures
+        self.cutter.on_done = self.core.progressed
         self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs)
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
@@ -99,6 +107,8 @@ class Agent:
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
             "switch": self.core.switch,
+            "epochs": lambda: self.epochs.run(self.facts.revalidated),
+            "cut": self.cutter.run,
             "report": self.reporter.run,
             "stream": self._talk,
             "status": status.run,
