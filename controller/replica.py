@@ -62,4 +62,5 @@ class Replica:
             except StoreError as error:
                 log.warning("heartbeat not written", error=str(error))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(lease.lost.wait(), _BEAT)
+                async with asyncio.timeout(_BEAT):
+                    await lease.lost.wait()

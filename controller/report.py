@@ -162,7 +162,8 @@ class Report:
             # The first is written at once, what follows closely together, unless somebody waits for it.
             self._hurry.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), _DELAY)
+                async with asyncio.timeout(_DELAY):
+                    await self._hurry.wait()
 
     async def _write(self, batch: dict[str, Result | None]) -> None:
         for uid in (uid for uid, result in batch.items() if result is None):

@@ -189,7 +189,8 @@ class Sessions:
 
     async def _hello(self, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Hello:
         try:
-            first = await asyncio.wait_for(context.read(), _HELLO)
+            async with asyncio.timeout(_HELLO):
+                first = await context.read()
         except TimeoutError:
             raise Refusal("Protocol", "no Hello") from None
         if not isinstance(first, pb.FromAgent) or first.WhichOneof("message") != "hello":

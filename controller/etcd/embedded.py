@@ -269,7 +269,8 @@ async def _end(process: asyncio.subprocess.Process, *, patience: float = 5.0) ->
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), patience)
+        async with asyncio.timeout(patience):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()
