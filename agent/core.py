@@ -90,6 +90,8 @@ class Core:
         self.local, self.resources, self.checkpoint = local, resources, checkpoint
         self.sender: Sender | None = None
         self.on_resources: Callable[[], None] = lambda: None
+        self.on_observe: Callable[[pb.Observe | None], None] = lambda wanted: None
+        self.on_armed: Callable[[], None] = lambda: None
         self.on_progress: Callable[[], None] = lambda: None
         self.before_ack: list[Callable[[], Awaitable[None]]] = []  # what an Ack waits for beside the devices
         self.more_failures: Callable[[], Mapping[str, Failure]] = dict
@@ -190,6 +192,7 @@ class Core:
     async def take(self, unit: Unit) -> pb.Taken:
         """See `agent.stream.Core`. On disk before anything is changed by it."""
         began = time.monotonic()
+        armed = dict(self.resources.armed)
         merged = self.resources.merge(unit.parts)
         if merged.mismatched:
             self.mismatches += 1
@@ -206,6 +209,8 @@ class Core:
         if first:  # what is there may have to go, even if nothing is wanted
             self._reconciler.kick()
         self._armed.set()
+        if armed != self.resources.armed:
+            self.on_armed()
         self.on_resources()
         took = 1000 * (time.monotonic() - began)
         log.debug("unit taken", unit=unit.number, began=round(began, 6), ms=round(took, 2))
@@ -241,12 +246,23 @@ class Core:
             out["ack"] = pb.FromAgent(ack=self._ack)
         return out
 
+    def observe(self, wanted: pb.Observe) -> None:
+        """See `agent.stream.Core`."""
+        self.on_observe(wanted)
+
+    def armed_epoch(self, key: str) -> int:
+        """The epoch of weights that are held until their instant; 0: none."""
+        held = self.resources.find(key) if key in self.resources.armed else None
+        return pb.Weights.FromString(held.body).epoch if held else 0
+
     def session_changed(self, *, server: str, problem: SessionOver | None) -> None:
         """See `agent.stream.Core`."""
         if problem is not None and (self.problem is None or self.problem.reason != problem.reason or self.server):
             log.warning("no session with a controller", reason=problem.reason, text=problem.text)
         if server:
             log.info("in session with a controller", server=server, revision=self.resources.revision)
+        if not server:
+            self.on_observe(None)
         self.server, self.problem = server, problem
 
     def _put(self, rows: Mapping[str, Row | None]) -> None:

@@ -27,7 +27,7 @@ from agent.drivers.unixctl import UnixctlError
 from agent.epochs import Epochs
 from agent.inputs import Inputs
 from agent.objects import NetnsKind
-from tealnet.core.rows.colors import weights_key
+from tealnet.core.rows.colors import Weights, weights_key
 from tealnet.core.rows.stream import LocalPort
 
 log = structlog.get_logger()
@@ -61,8 +61,8 @@ class Conntrack(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """Colors of one network that senders without a color must leave."""
+class Opened:
+    """Connections that senders without a color have opened to some colors of one network."""
 
     uid: str
     colors: frozenset[int]
@@ -76,6 +76,18 @@ class Closed:
             and any(connection.target in prefix for prefix in self.prefixes)
             and not any(connection.source in prefix for prefix in self.colored)
         )
+
+
+def opened_to(inputs: Inputs, row: Weights, colors: Iterable[int]) -> Opened:
+    """Some colors of a network, and how its connections are recognised."""
+    domain = [segment for segment in inputs.segments.rows.values() if segment.domain == row.domain]
+    own = [segment for segment in domain if segment.network_number == row.network_number]
+    return Opened(
+        uid=row.network_uid,
+        colors=frozenset(colors),
+        prefixes=tuple({subnet.prefix for segment in own for subnet in segment.subnets}),
+        colored=tuple({subnet.prefix for segment in domain if segment.color for subnet in segment.subnets}),
+    )
 
 
 class Cutter:
@@ -128,7 +140,7 @@ class Cutter:
     async def _cut(self, uid: str, colors: frozenset[int]) -> None:
         key = weights_key(uid)
         try:
-            await self._leave(self._closed(uid, colors))
+            await self._leave(opened_to(self._inputs, self._inputs.weights.rows[uid], colors))
         except (DeviceUnavailable, UnixctlError, OSError) as error:
             if key not in self.failures:
                 log.warning("connections not closed", network=uid, colors=sorted(colors), error=str(error))
@@ -139,18 +151,7 @@ class Cutter:
         self._changed.set()
         self.on_done()
 
-    def _closed(self, uid: str, colors: frozenset[int]) -> Closed:
-        row = self._inputs.weights.rows[uid]
-        domain = [segment for segment in self._inputs.segments.rows.values() if segment.domain == row.domain]
-        own = [segment for segment in domain if segment.network_number == row.network_number]
-        return Closed(
-            uid=uid,
-            colors=colors,
-            prefixes=tuple({subnet.prefix for segment in own for subnet in segment.subnets}),
-            colored=tuple({subnet.prefix for segment in domain if segment.color for subnet in segment.subnets}),
-        )
-
-    async def _leave(self, what: Closed) -> None:
+    async def _leave(self, what: Opened) -> None:
         for _ in range(ROUNDS):
             ports = self._ports()
             found = [row for row in await self._conntrack.connections() if row.zone in ports and what.concerns(row)]

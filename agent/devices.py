@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import suppress
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from os.path import basename, exists
 from typing import Any
 
@@ -13,12 +15,14 @@ import structlog
 
 from agent.desired import PlaceOf
 from agent.drivers.address import AddressDriver
-from agent.drivers.allow import Allowed
+from agent.drivers.allow import Allowed, PlacementRefused
 from agent.drivers.base import DeviceUnavailable, Driver
 from agent.drivers.guard import GuardDriver
+from agent.drivers.kernel import NetnsMissing
 from agent.drivers.link import LinkDriver
 from agent.drivers.netlinkevents import NetlinkEvents
 from agent.drivers.netns import NetnsDriver
+from agent.drivers.nssocket import Speaks, open_inside
 from agent.drivers.nsthread import NetnsThread
 from agent.drivers.openflow import FlowDriver
 from agent.drivers.openflow_session import RefusedError
@@ -126,6 +130,13 @@ class Devices:
     async def close_connections(self, path: str, ends: Collection[Ends]) -> int:
         """Close TCP connections of a workload namespace; returns how many there were."""
         return await self._thread.run(partial(close_connections, path=path, wanted=ends))
+
+    async def open_inside(self, path: str, *, speaks: Speaks, source: IPv4Address | IPv6Address) -> socket.socket:
+        """A socket in a workload namespace. Raises OSError, DeviceUnavailable (also: no such namespace)."""
+        try:
+            return await self._thread.run(partial(open_inside, path=path, speaks=speaks, source=source))
+        except (NetnsMissing, PlacementRefused) as error:
+            raise DeviceUnavailable(str(error)) from error
 
     def _foreign_ports(self) -> Collection[str] | None:
         facts = self.ovsdb.facts()

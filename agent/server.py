@@ -29,7 +29,9 @@ from agent.facts import Facts
 from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.metrics import Status, StatusServer
+from agent.observe import Observer
 from agent.pipeline import narrows
+from agent.probe import Prober
 from agent.reconcile import Reconciler
 from agent.report import Reporter
 from agent.resources import Resources
@@ -91,6 +93,15 @@ class Agent:
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
+        self.observer = Observer(
+            self.core,
+            self.inputs,
+            self.epochs,
+            self.devices.zone,
+            Prober(self.inputs, self.devices),
+            offset=self.stream.offset,
+        )
+        self.core.on_observe, self.core.on_armed = self.observer.want, self.observer.kick
 
     async def run(self) -> None:
         """Serve what was wanted last, then follow the controller."""
@@ -109,6 +120,7 @@ class Agent:
             "switch": self.core.switch,
             "epochs": lambda: self.epochs.run(self.facts.revalidated),
             "cut": self.cutter.run,
+            "observe": self.observer.run,
             "report": self.reporter.run,
             "stream": self._talk,
             "status": status.run,
