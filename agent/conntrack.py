@@ -8,6 +8,11 @@ target's (TO). A connection remembers in each zone its color (ct_mark[0..7]) and
 
 EGRESS and INGRESS let everything pass unless a room puts verdicts there; they are asked about new connections only.
 EGRESS is after ENDPOINT because a rule may name the target's identity.
+
+A TCP packet in the middle of a connection that a zone does not know (after a start of vswitchd, or when the domain
+has just got colors) has no color. From a sender without color it goes to every color of the network (`MID_STREAM`),
+and both ends remember UNKNOWN. A twin that is not meant answers with a reset, which ends at its own port; the color of
+the one that goes on with the connection becomes the connection's.
 """
 
 from __future__ import annotations
@@ -16,14 +21,21 @@ from collections.abc import Iterable, Iterator
 
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
-from agent.openflow.oxm import match
-from agent.pipeline import COLORS, Feature, Flag, Mask, Stage, flow, goto
+from agent.openflow.oxm import Value, match
+from agent.pipeline import COLOR_MASK, TARGET_COLORED, Feature, Flag, Mask, Reg, Stage, flow, goto
+from tealnet.core.rows.colors import COLORS
 from tealnet.core.rows.stream import Segment
 
 FAMILIES = ("ip", "ipv6")
-COLOR_BITS = "metadata[32..39]"
-NO_COLOR: Mask = (0, 0xFF00000000)
+SYN, RST, NO_RST = (0x002, 0x012), (0x004, 0x004), (0x000, 0x004)  # of tcp_flags: a first packet, a reset, no reset
+NOT_SYN: Mask = (0, 0x002)
+UNKNOWN = 0xFF  # the mark of a connection whose color is being asked for
+ANSWERED = 0x100  # of the mark, in the zone of a sender without color: the other end has taken the TCP connection
+MARK = "ct_mark[0..7]"
+NO_COLOR: Mask = (0, COLOR_MASK)
 NEW_FROM: Mask = (Flag.NEW_FROM, Flag.NEW_FROM)
+SOURCE_COLORED: Mask = (Flag.SOURCE_COLORED, Flag.SOURCE_COLORED)
+MANY_ASKED: Mask = (Flag.MANY_COLORS, Flag.MANY_COLORS | Flag.SOURCE_COLORED)
 
 
 def colored(segments: Iterable[Segment]) -> bool:
@@ -33,65 +45,143 @@ def colored(segments: Iterable[Segment]) -> bool:
 
 def remember() -> bytes:
     """What a commit writes down: the packet's color and the rule in reg15."""
-    return act.move(COLOR_BITS, "ct_mark[0..7]") + act.move("reg15", "ct_label[0..31]")
+    return act.move(Reg.COLOR, MARK) + act.move("reg15", "ct_label[0..31]")
+
+
+def ask() -> bytes:
+    """The same for a connection whose color is not known."""
+    return act.set_field("ct_mark", UNKNOWN, mask=0xFF) + act.move("reg15", "ct_label[0..31]")
+
+
+def remark(zone: str) -> bytes:
+    """Give the connection in a zone the packet's color; the rule stays."""
+    return act.ct(zone=zone, flags=act.CT_COMMIT, actions=act.move(Reg.COLOR, MARK))
 
 
 def color_is(color: int) -> Mask:
     """Metadata of packets of one color, in any domain."""
-    return (color << 32, 0xFF00000000)
+    return (color << 32, COLOR_MASK)
 
 
 def conntrack_flows() -> Iterator[Flow]:
     """What does not depend on any tenant."""
-    yield from _from()
-    yield from _to()
+    for part in (_track, _policy_from, _commit_from, _policy_to, _commit_to):
+        yield from part()
 
 
-def _base(*, stage: Stage, priority: int, match_: bytes, actions: bytes) -> Flow:
-    return flow(stage=stage, priority=priority, match_=match_, actions=actions, feature=Feature.BASE)
+def _flow(stage: Stage, priority: int, actions: bytes, **fields: Value) -> Flow:
+    return flow(stage=stage, priority=priority, match_=match(**fields), actions=actions, feature=Feature.BASE)
 
 
-def _from() -> Iterator[Flow]:
-    """The sender's zone: look it up, take an established connection's color, and commit what is new."""
+def _families(stage: Stage, priority: int, actions: bytes, **fields: Value) -> Iterator[Flow]:
+    """The same for both: conntrack wants to know what it looks at."""
     for family in FAMILIES:
-        wanted = match(reg13=(Flag.CT_FROM, Flag.CT_FROM), **{family: True})
-        track = act.ct(zone="reg11[0..15]", table=Stage.POLICY_FROM)
-        yield _base(stage=Stage.CT_FROM, priority=10, match_=wanted, actions=track)
-    yield _base(stage=Stage.CT_FROM, priority=0, match_=match(), actions=goto(Stage.ROUTE))
-
-    stage = Stage.POLICY_FROM
-    yield _base(stage=stage, priority=100, match_=match(ct_state="+trk+inv"), actions=b"")
-    pinned = act.move("ct_mark[0..7]", COLOR_BITS) + goto(Stage.ROUTE)
-    yield _base(stage=stage, priority=90, match_=match(ct_state="+trk-new", metadata=NO_COLOR), actions=pinned)
-    yield _base(stage=stage, priority=80, match_=match(ct_state="+trk-new"), actions=goto(Stage.ROUTE))
-    new = act.set_field("reg13", Flag.NEW_FROM, mask=Flag.NEW_FROM) + goto(Stage.ROUTE)
-    yield _base(stage=stage, priority=70, match_=match(ct_state="+trk+new"), actions=new)
-
-    commit = (
-        act.ct(zone="reg11[0..15]", flags=act.CT_COMMIT, actions=remember())
-        + act.set_field("reg13", 0, mask=Flag.NEW_FROM)
-        + goto(Stage.CT_TO)
-    )
-    for family in FAMILIES:
-        yield _base(stage=Stage.CT_TO, priority=100, match_=match(reg13=NEW_FROM, **{family: True}), actions=commit)
+        yield _flow(stage, priority, actions, **fields, **{family: True})
 
 
-def _to() -> Iterator[Flow]:
-    """The target's zone: an established connection keeps its color, a new one is judged and committed."""
-    for family in FAMILIES:
-        track = act.set_field("reg15", 0) + act.ct_clear() + act.ct(zone="reg11[16..31]", table=Stage.POLICY_TO)
-        wanted = match(reg4=0, reg13=(Flag.CT_TO, Flag.CT_TO), **{family: True})
-        yield _base(stage=Stage.CT_TO, priority=80, match_=wanted, actions=track)
+def _tcp(stage: Stage, priority: int, actions: bytes, **fields: Value) -> Iterator[Flow]:
+    for family in ("tcp", "tcp6"):
+        yield _flow(stage, priority, actions, **fields, **{family: True})
 
-    stage = Stage.POLICY_TO
-    yield _base(stage=stage, priority=100, match_=match(ct_state="+trk+inv"), actions=b"")
+
+def _mark(bits: int) -> bytes:
+    """Raise flags."""
+    return act.set_field("reg13", bits, mask=bits)
+
+
+def _track() -> Iterator[Flow]:
+    stage = Stage.CT_FROM
+    track = act.ct(zone="reg11[0..15]", table=Stage.POLICY_FROM)
+    yield from _families(stage, 10, track, reg13=(Flag.CT_FROM, Flag.CT_FROM))
+    yield _flow(stage, 0, goto(Stage.ROUTE))
+    stage = Stage.CT_TO
+    track = act.set_field("reg15", 0) + act.ct_clear() + act.ct(zone="reg11[16..31]", table=Stage.POLICY_TO)
+    yield from _families(stage, 80, track, reg4=0, reg13=(Flag.CT_TO, Flag.CT_TO))
+
+
+def _policy_from() -> Iterator[Flow]:
+    """The sender's zone: take an established connection's color, say what is new."""
+    stage, known, on = Stage.POLICY_FROM, "+trk-new", goto(Stage.ROUTE)
+    unknown: Mask = (UNKNOWN, 0xFF)
+    new = _mark(Flag.NEW_FROM) + on
+    yield _flow(stage, 100, b"", ct_state="+trk+inv")
+    # A colored port that was asked whether a connection is its own: a reset says no.
+    yield from _tcp(stage, 97, b"", ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED, tcp_flags=RST)
+    answer = remark("reg11[0..15]") + on
+    yield from _families(stage, 96, answer, ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED)
+    # Nobody has answered yet: ask again; but with a new connection the old one's ports are free again.
+    yield from _tcp(stage, 95, new, ct_state=known, ct_mark=unknown, tcp_flags=SYN)
+    yield _flow(stage, 94, _mark(Flag.MID_STREAM) + on, ct_state=known, ct_mark=unknown)
+    pinned = act.move(MARK, Reg.COLOR)
+    yield _flow(stage, 90, pinned + on, ct_state=known, metadata=NO_COLOR)
+    yield _flow(stage, 80, on, ct_state=known)
+    # The kernel's conntrack calls a connection new until it is answered.
+    for color in range(1, COLORS + 1):
+        again: dict[str, Value] = {"ct_mark": (color, 0xFF), "metadata": NO_COLOR}
+        yield _flow(stage, 78, pinned + new, ct_state="+trk+new", **again)
+    middle = _mark(Flag.NEW_FROM | Flag.MID_STREAM) + on
+    yield from _tcp(stage, 75, middle, ct_state="+trk+new", metadata=NO_COLOR, tcp_flags=NOT_SYN)
+    yield _flow(stage, 70, new, ct_state="+trk+new")
+
+
+def _commit_from() -> Iterator[Flow]:
+    """The target is known, and egress rules have let it pass: the sender's zone remembers."""
+    stage, zone = Stage.CT_TO, "reg11[0..15]"
+
+    def commit(actions: bytes, done: Flag) -> bytes:
+        clear = act.set_field("reg13", 0, mask=done)
+        return act.ct(zone=zone, flags=act.CT_COMMIT, actions=actions) + clear + goto(Stage.CT_TO)
+
+    both = Flag.NEW_FROM | Flag.MID_STREAM
+    yield from _families(stage, 102, commit(ask(), Flag.NEW_FROM), reg13=(both, both))
+    yield from _families(stage, 100, commit(remember(), Flag.NEW_FROM), reg13=NEW_FROM)
+    clear = act.set_field("reg13", 0, mask=Flag.REMARK_FROM) + goto(Stage.CT_TO)
+    yield from _families(stage, 90, remark(zone) + clear, reg13=(Flag.REMARK_FROM, Flag.REMARK_FROM))
+
+
+def _policy_to() -> Iterator[Flow]:
+    """The target's zone: an established connection keeps its color, a new one is judged."""
+    stage, known, out, judge = Stage.POLICY_TO, "+trk-new", goto(Stage.OUTPUT), goto(Stage.INGRESS)
+    unknown: Mask = (UNKNOWN, 0xFF)
+    adopt = remark("reg11[16..31]") + out
+    yield _flow(stage, 100, b"", ct_state="+trk+inv")
+    yield _flow(stage, 96, out, ct_state=known, ct_mark=unknown, reg13=TARGET_COLORED)  # asked again
+    yield from _families(stage, 95, adopt, ct_state=known, ct_mark=unknown)  # the answer
+    answered = act.set_field("ct_mark", ANSWERED, mask=ANSWERED)
+    take = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=answered) + out
+    for color in range(1, COLORS + 1):  # whether colors answer is what gates of rollouts ask
+        first: dict[str, Value] = {"ct_mark": (color, 0xFF | ANSWERED), "metadata": color_is(color)}
+        first |= {"reg13": (0, Flag.TARGET_COLORED), "tcp_flags": NO_RST}
+        yield from _tcp(stage, 92, take, ct_state="+trk-new+rpl", **first)
     for color in range(COLORS + 1):
-        same = match(ct_state="+trk-new", ct_mark=(color, 0xFF), metadata=color_is(color))
-        yield _base(stage=stage, priority=90, match_=same, actions=goto(Stage.OUTPUT))
+        yield _flow(stage, 90, out, ct_state=known, ct_mark=(color, 0xFF), metadata=color_is(color))
+    # Only packets of its own color reach a colored port, and only such without color go between ports without: another
+    # mark is from before the network got, lost or renumbered its colors.
+    yield from _families(stage, 88, adopt, ct_state=known, reg13=TARGET_COLORED)
+    yield from _families(stage, 88, adopt, ct_state=known, metadata=NO_COLOR)
     # Another color's packet on this connection's 5-tuple: twins exclude each other until it closes (B3).
-    yield _base(stage=stage, priority=80, match_=match(ct_state="+trk-new"), actions=b"")
-    yield _base(stage=stage, priority=70, match_=match(ct_state="+trk+new"), actions=goto(Stage.INGRESS))
+    yield _flow(stage, COLLISION, b"", ct_state=known)
+    for color in range(1, COLORS + 1):  # unanswered yet, as in the sender's zone
+        marked: Mask = (color, 0xFF)
+        yield _flow(stage, 79, judge, ct_state="+trk+new", ct_mark=marked, metadata=color_is(color))
+        yield _flow(stage, 78, b"", ct_state="+trk+new", ct_mark=marked, reg13=(0, Flag.TARGET_COLORED))
+    middle = _mark(Flag.MID_STREAM) + judge
+    yield from _tcp(stage, 75, middle, ct_state="+trk+new", tcp_flags=NOT_SYN, reg13=MANY_ASKED)
+    yield _flow(stage, 70, judge, ct_state="+trk+new")
 
-    for family in FAMILIES:
-        commit = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=remember()) + goto(Stage.OUTPUT)
-        yield _base(stage=Stage.COMMIT_TO, priority=10, match_=match(**{family: True}), actions=commit)
+
+COLLISION = 80  # priority of what is dropped as another color's, in POLICY_TO
+
+
+def collision_flow() -> Flow:
+    """The flow that counts `color_collision`."""
+    return _flow(Stage.POLICY_TO, COLLISION, b"", ct_state="+trk-new")
+
+
+def _commit_to() -> Iterator[Flow]:
+    for priority, what, fields in (
+        (20, ask(), {"reg13": (Flag.MID_STREAM, Flag.MID_STREAM)}),
+        (10, remember(), {}),
+    ):
+        actions = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=what) + goto(Stage.OUTPUT)
+        yield from _families(Stage.COMMIT_TO, priority, actions, **fields)

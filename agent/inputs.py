@@ -30,6 +30,7 @@ class This:
     tunnel: str  # name of the tunnel port
     tunnel_ofport: int
     tunnel_port: int  # UDP
+    zone_limit: int = 20_000  # connections that a port's conntrack zone may hold
 
 
 class Inputs:
@@ -58,13 +59,14 @@ class Inputs:
         }
         # By property.
         self.segments_of_domain: Index[Segment] = self.segments.index(lambda row: (row.domain,))
+        self.segments_of_network: Index[Segment] = self.segments.index(lambda row: (row.network_number,))
         self.endpoints_of_segment: Index[Endpoint] = self.endpoints.index(lambda row: (row.vni,))
         self.endpoints_of_host: Index[Endpoint] = self.endpoints.index(lambda row: (row.host_uid,))
         self.localports_of_segment: Index[LocalPort] = self.localports.index(lambda row: (row.vni,))
         self.localports_of_namespace: Index[LocalPort] = self.localports.index(
             lambda row: ((row.kind, row.tenant, row.where),)
         )
-        self.weights_of_domain: Index[Weights] = self.weights.index(lambda row: (row.domain,))
+        self.weights_of_network: Index[Weights] = self.weights.index(lambda row: (row.network_number,))
         self.routes_of_domain: Index[Route] = self.routes.index(lambda row: (row.domain,))
 
     def put(self, key: str, row: Row | None) -> None:

@@ -65,6 +65,9 @@ def _rules() -> dict[str, Rule]:
         f"{v1}HostService/ListHosts": Rule(_READERS),
         f"{v1}HostService/RenewCertificate": Rule(frozenset({Kind.HOST})),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
+        f"{v1}TrafficSplitService/GetTrafficSplit": Rule(_READERS, _name),
+        f"{v1}TrafficSplitService/ListTrafficSplits": Rule(_READERS, _parent),
+        f"{v1}TrafficSplitService/SetWeights": Rule(_WRITERS, _parent),
         f"{v1}SystemService/Sync": Rule(_READERS, _parent),
         f"{v1}SystemService/Watch": Rule(_READERS, _parent),
         f"{v1}SystemService/GetStatus": Rule(_READERS),
@@ -79,7 +82,9 @@ def _rules() -> dict[str, Rule]:
         rules[f"{v1}AdminService/{method}"] = Rule(_ADMIN)
     for method in ("AcceptHost", "FenceHost", "DrainHost", "CreateJoinToken"):
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)
-    for kind in ("Network", "Router", "Port"):
+    for verb in ("Pause", "Resume", "Advance", "Confirm", "Rollback"):
+        rules[f"{v1}RolloutService/{verb}Rollout"] = Rule(_WRITERS, _name)
+    for kind in ("Network", "Router", "Port", "Rollout"):
         field = kind.lower()
         service = f"{v1}{kind}Service/"
         rules[f"{service}Create{kind}"] = Rule(_WRITERS, _parent)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from controller.admission import FOREIGN_HISTORY, LOST
+from controller.drains import Drains
 from controller.etcd import StoreError
 from controller.etcd.embedded import QUOTA as EMBEDDED_QUOTA
 from controller.etcd.types import Compare, absent, created, delete, put
@@ -88,7 +89,7 @@ class Chores:
             await self._moved.wait()
 
     async def _term(self, term: Compare) -> None:
-        release = Release(self.store, term)
+        release, drains = Release(self.store, term), Drains(self.store, term, self.events)
         self.moves = Moves(self.store, self.sync, term)
         try:
             async with asyncio.TaskGroup() as group:
@@ -96,6 +97,7 @@ class Chores:
                 group.create_task(self.moves.run())
                 group.create_task(self._liveness(term))
                 group.create_task(_every(_LINEAGE, lambda: self._lineage(term)))
+                group.create_task(_every(1, drains.step))
                 group.create_task(_every(5, release.tombstones))
                 group.create_task(_every(60, release.numbers))
                 group.create_task(_every(30, release.orphans))

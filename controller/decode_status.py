@@ -14,7 +14,16 @@ from tealnet.store.v1 import store_pb2
 
 Place = tuple[str, Hashable]  # (name of a table of World, key in it)
 
-INTENTS = {"tenant": "tenants", "host": "hosts", "router": "routers", "network": "networks", "port": "ports"}
+INTENTS = {
+    "tenant": "tenants",
+    "host": "hosts",
+    "router": "routers",
+    "network": "networks",
+    "port": "ports",
+    "split": "splits",
+    "rollout": "rollouts",
+}
+"""Kinds of intents, and the tables that hold them."""
 
 
 def intent_name(kind: str, parts: tuple[str, ...]) -> str:
@@ -23,6 +32,8 @@ def intent_name(kind: str, parts: tuple[str, ...]) -> str:
         (own,) = parts
         return f"{kind}s/{own}"
     tenant, own = parts
+    if kind == "split":
+        return f"tenants/{tenant}/networks/{own}/trafficSplit"
     return f"tenants/{tenant}/{kind}s/{own}"
 
 
@@ -43,6 +54,10 @@ def place(relative: str) -> Place | None:
             return "port_status", uid
         case ("s", "host", uid):
             return "host_status", uid
+        case ("s", "rollout", uid, replica):
+            return "rollout_reports", (uid, replica)
+        case ("s", "step", uid, step):
+            return "rollout_steps", (uid, int(step))
         case ("s", "replica", replica):
             return "replicas", replica
         case ("h", host_uid):
@@ -53,6 +68,8 @@ def place(relative: str) -> Place | None:
             return "barriers", barrier
         case ("b", barrier, replica):
             return "answers", (barrier, replica)
+        case ("l", "confirm", uid):
+            return "confirmations", uid
         case ("l", "chores"):
             return "terms", "chores"
         case ("m", "lineage", number):
@@ -109,6 +126,9 @@ _ROWS: dict[str, Callable[[KeyValue, Any], Any]] = {
     "tombstones": _tombstone,
     "port_status": _port_status,
     "host_status": lambda kv, _: store_pb2.HostStatusRow.FromString(kv.value),
+    "rollout_reports": lambda kv, _: store_pb2.RolloutReport.FromString(kv.value),
+    "rollout_steps": lambda kv, _: store_pb2.RolloutStepRow.FromString(kv.value),
+    "confirmations": lambda kv, _: kv.create_revision,
     "replicas": lambda kv, _: store_pb2.ReplicaRow.FromString(kv.value),
     "sessions": _session,
     "barriers": lambda kv, _: store_pb2.Barrier.FromString(kv.value),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controller.features.colors import Colors
 from controller.features.l2 import L2
 from controller.features.router import Router
 from controller.resources import Resources
@@ -15,9 +16,10 @@ def declare(world: World, *, default_mtu: int) -> Resources:
     scopes = Scopes(graph, world)
     l2 = L2(graph, world, scopes, default_mtu=default_mtu)
     router = Router(graph, world)
+    colors = Colors(graph, world, scopes)
     return Resources(
         world,
         scopes,
         hostpeers=l2.hostpeers,
-        tables=(l2.segments, l2.endpoints, l2.localports, router.routes),
+        tables=(l2.segments, l2.endpoints, l2.localports, router.routes, colors.weights),
     )

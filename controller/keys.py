@@ -51,9 +51,14 @@ class Keys:
     # --- w/: tables ---
 
     def intent(self, name: str) -> bytes:
-        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p."""
+        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p.
+
+        A split's is tenants/acme/networks/web/trafficSplit → w/o/split/acme/web.
+        """
         parts = name.split("/")
-        kind = {"networks": "network", "routers": "router", "ports": "port"}
+        if parts[0] == "tenants" and len(parts) == 5 and (parts[2], parts[4]) == ("networks", "trafficSplit"):
+            return self._key(f"w/o/split/{parts[1]}/{parts[3]}")
+        kind = {"networks": "network", "routers": "router", "ports": "port", "rollouts": "rollout"}
         if parts[0] == "tenants" and len(parts) == 4:
             return self._key(f"w/o/{kind[parts[2]]}/{parts[1]}/{parts[3]}")
         if parts[0] in ("tenants", "hosts") and len(parts) == 2:
@@ -87,6 +92,18 @@ class Keys:
     def replica(self, replica: str) -> bytes:
         """One controller process."""
         return self._key(f"w/s/replica/{replica}")
+
+    def rollout_report(self, uid: str, replica: str) -> bytes:
+        """What the hosts in session with a replica report for a rollout."""
+        return self._key(f"w/s/rollout/{uid}/{replica}")
+
+    def rollout_step(self, uid: str, step: int) -> bytes:
+        """Who had a step of a rollout when."""
+        return self._key(f"w/s/step/{uid}/{step}")
+
+    def confirmation(self, uid: str) -> bytes:
+        """A rollout can be confirmed as long as this is there; on a lease that nobody renews."""
+        return self._key(f"w/l/confirm/{uid}")
 
     def session(self, host_uid: str) -> bytes:
         """The live stream of a host."""
@@ -192,6 +209,10 @@ class Keys:
     def device(self, host_uid: str, device: str) -> bytes:
         """An existing device of a host."""
         return self._key(f"k/u/dev/{host_uid}/{device}")
+
+    def rollout_of(self, network_uid: str) -> bytes:
+        """The unfinished rollout that a network's weights belong to."""
+        return self._key(f"k/u/rollout/{network_uid}")
 
     def references(self, kind: str, uid: str) -> bytes:
         """Prefix of all that refer to an object."""

@@ -21,11 +21,12 @@ Changed = dict[str, set[str]]  # scope → keys
 
 
 class Resource(NamedTuple):
-    """A derived row: where it belongs, its key and its encoded body."""
+    """A derived row: where it belongs, its key, its encoded body, and the features that its meaning needs (A15)."""
 
     scope: str
     key: str
     body: bytes
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ def field(number: int, body: bytes) -> bytes:
 _UPSERTS = pb.ScopeDelta.DESCRIPTOR.fields_by_name["upserts"].number
 
 
-def chunk(key: str, body: bytes) -> Chunk:
+def chunk(key: str, body: bytes, requires: tuple[str, ...] = ()) -> Chunk:
     """Encode and hash."""
-    encoded = field(_UPSERTS, pb.Resource(key=key, body=body).SerializeToString())
+    encoded = field(_UPSERTS, pb.Resource(key=key, body=body, requires=requires).SerializeToString())
     return Chunk(key, version(body), term(key, body), encoded)
 
 
@@ -105,6 +106,7 @@ class Resources:
         self._placed: list[dict[Hashable, tuple[str, str]]] = [{} for _ in tables]  # row → (scope, key)
         self._peers: dict[str, frozenset[str]] = {}
         self._peer_chunks: dict[str, Chunk] = {}
+        self.encoded: dict[Hashable, list[bytes]] = {}  # deltas that many hosts are sent, until the next `collect`
         self.rescoped: set[str] = set()  # hosts that got or lost a domain in the last `collect`
         followed: list[Table[Any, Any]] = [*tables, hostpeers, scopes.peers_of_host, scopes.domains_of_host]
         for table in followed:
@@ -127,6 +129,7 @@ class Resources:
     def collect(self) -> Changed:
         """Take over what has changed since the last call; returns the keys by scope."""
         changed: Changed = {}
+        self.encoded.clear()
         for table, placed in zip(self._tables, self._placed, strict=True):
             for row_key in table.take_changes():
                 row = table.rows.get(row_key)
@@ -135,7 +138,7 @@ class Resources:
                     self._set(changed, old[0], old[1], None)
                 if row is not None:
                     placed[row_key] = (row.scope, row.key)
-                    self._set(changed, row.scope, row.key, chunk(row.key, row.body))
+                    self._set(changed, row.scope, row.key, chunk(row.key, row.body, row.requires))
         self._collect_peers(changed)
         self.rescoped = self.of_hosts.domains_of_host.take_changes()
         return changed

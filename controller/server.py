@@ -60,10 +60,11 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # clients find out that a replica is silent
     ("grpc.keepalive_permit_without_calls", 1),
 ]
+_NAMES = ("Tenant", "Network", "Router", "Port", "Host", "TrafficSplit", "Rollout", "System", "Admin")
 _SERVICES = [
     SERVICE,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-    *(f"tealnet.v1.{name}Service" for name in ("Tenant", "Network", "Router", "Port", "Host", "System", "Admin")),
+    *(f"tealnet.v1.{name}Service" for name in _NAMES),
     reflection.SERVICE_NAME,
 ]
 

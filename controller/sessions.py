@@ -23,6 +23,7 @@ from controller.replica import Replica
 from controller.resources import Resources
 from controller.session import Session, SessionOver
 from controller.store import Change, Store
+from controller.turns import Turns
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 
@@ -63,6 +64,7 @@ class Sessions:
         self.by_host: dict[str, Session] = {}
         self._by_scope: dict[str, set[Session]] = {}
         self._issued: dict[Session, float] = {}
+        self._turns = Turns()
         self._moved = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._revision = store.revision
@@ -102,8 +104,11 @@ class Sessions:
         # A batch may hold several commits: its keys may have become dirty at the first of them.
         since, self._revision = self._revision + 1, revision
         for scope, keys in self.resources.collect().items():
+            flips = any(key.startswith("weights/") for key in keys)
             for member in self._by_scope.get(scope, ()):
                 member.changed(since, scope, keys)
+                if flips:
+                    member.hurry()
         for host_uid in self.resources.rescoped:
             if session := self.by_host.get(host_uid):
                 came, went = session.rescoped(since)
@@ -206,6 +211,7 @@ class Sessions:
             hello=hello,
             context=context,
             progressed=self.pulse,
+            turns=self._turns,
         )
         try:
             if await self.admission.settled(admitted, hello):

@@ -276,6 +276,9 @@ class Sync:
             return scopes.domain_of_vni.rows.get(number_in(ident), 0)
         if kind == "route":
             return number_in(ident.partition("/")[0])
+        if kind == "weights":
+            names = world.networks_by_uid.keys(ident)
+            return scopes.domain_of_network.rows.get(names[0], 0) if names else 0
         for name in world.ports_by_uid.keys(ident):
             if holding := scopes.holdings.rows.get(name):
                 return scopes.domain_of_vni.rows.get(holding.vni, 0)

@@ -10,7 +10,7 @@ on any replica. Failures are ApiError with what the server said about fields, bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,17 @@ from google.rpc import error_details_pb2, status_pb2
 from tealnet import kinds
 from tealnet.kinds import Kind
 from tealnet.replicas import DETAILS, OPTIONS, Replicas
-from tealnet.v1 import admin_pb2_grpc, common_pb2, host_pb2, host_pb2_grpc, port_pb2_grpc, system_pb2, system_pb2_grpc
+from tealnet.v1 import (
+    admin_pb2_grpc,
+    common_pb2,
+    host_pb2,
+    host_pb2_grpc,
+    port_pb2_grpc,
+    split_pb2,
+    split_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
 
 _MAX_MESSAGE = 64 << 20
 
@@ -121,6 +131,7 @@ class Client:
         self.system = system_pb2_grpc.SystemServiceStub(self.channel)
         self.hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self.ports = port_pb2_grpc.PortServiceStub(self.channel)
+        self.splits = split_pb2_grpc.TrafficSplitServiceStub(self.channel)
 
     def __enter__(self) -> Self:
         return self
@@ -218,6 +229,37 @@ class Client:
         if force:
             request.force = True
         self.call(kind.method(self._stubs[kind.name], "Delete"), request)
+
+    # --- colors ---
+
+    def set_weights(
+        self,
+        networks: Mapping[str, Mapping[str, int]],
+        *,
+        on_open: str = "KEEP",
+        drain: float = 0.0,
+        affinity: str = "",
+        force: bool = False,
+        validate_only: bool = False,
+        request_id: str = "",
+    ) -> split_pb2.SetWeightsResponse:
+        """New shares for the colors of networks (of one tenant, by resource name), all in one revision.
+
+        `on_open`: KEEP, DRAIN (`drain` seconds) or CUT what is open to colors without weight; `affinity`: CONNECTION or
+        SOURCE, "" as it is; `force`: also to colors without a port that is ACTIVE.
+        """
+        request = split_pb2.SetWeightsRequest(
+            on_open=f"ON_OPEN_{on_open}", force=force, validate_only=validate_only, request_id=request_id
+        )
+        if drain:
+            request.drain_timeout.FromNanoseconds(int(drain * 1e9))
+        for network, weights in networks.items():
+            request.parent = "/".join(network.split("/")[:2])
+            request.networks.add(
+                network=network, weights=weights, affinity=f"AFFINITY_{affinity}" if affinity else None
+            )
+        answer: split_pb2.SetWeightsResponse = self.call(self.splits.SetWeights, request)
+        return answer
 
     # --- the rest ---
 

@@ -15,14 +15,21 @@ from tealnet.v1 import (
     port_pb2_grpc,
     router_pb2,
     router_pb2_grpc,
+    split_pb2,
+    split_pb2_grpc,
     tenant_pb2,
     tenant_pb2_grpc,
 )
 
+_SPLIT = "/trafficSplit"
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind: `name` tenant, `plural` tenants, `title` Tenant; `owned` by a tenant or global."""
+    """One kind: `name` tenant, `plural` tenants, `title` Tenant; `owned` by a tenant or global.
+
+    `written`: users create, change and delete its objects by name, also with documents.
+    """
 
     name: str
     plural: str
@@ -33,6 +40,7 @@ class Kind:
     message: type[Any]
     messages: Any  # the module with its requests
     stub: Callable[[Any], Any]
+    written: bool = True
 
     def request(self, verb: str) -> Any:
         """An empty request of a standard method: Create, Get, List, Update, Delete."""
@@ -45,7 +53,9 @@ class Kind:
         return method
 
     def full_name(self, parent: str, ident: str) -> str:
-        """tenants/acme + web → tenants/acme/networks/web."""
+        """tenants/acme + web → tenants/acme/networks/web; a split has the name of its network."""
+        if not self.written:
+            return f"{parent}/{NETWORK.plural}/{ident}{_SPLIT}"
         return f"{parent}/{self.plural}/{ident}" if self.owned else f"{self.plural}/{ident}"
 
 
@@ -63,14 +73,20 @@ NETWORK = Kind(
     network_pb2_grpc.NetworkServiceStub,
 )  # fmt: skip
 PORT = Kind("port", "ports", "Port", "Ports", True, ("po",), port_pb2.Port, port_pb2, port_pb2_grpc.PortServiceStub)
+SPLIT = Kind(
+    "split", "splits", "TrafficSplit", "TrafficSplits", True, ("trafficsplit", "trafficsplits"),
+    split_pb2.TrafficSplit, split_pb2, split_pb2_grpc.TrafficSplitServiceStub, written=False,
+)  # fmt: skip
 
 # In the order in which they can be created (A26 of the design review); delete in reverse.
-KINDS = (HOST, TENANT, ROUTER, NETWORK, PORT)
+KINDS = (HOST, TENANT, ROUTER, NETWORK, PORT, SPLIT)
 BY_WORD = {word: kind for kind in KINDS for word in (kind.name, kind.plural, kind.title, *kind.aliases)}
 
 
 def kind_of(name: str) -> Kind:
     """The kind of a resource name. Raises ValueError when it is none."""
+    if name.endswith(_SPLIT) and kind_of(name.removesuffix(_SPLIT)) is NETWORK:
+        return SPLIT
     parts = name.split("/")
     if len(parts) == 2 and parts[0] in ("tenants", "hosts") and parts[1]:
         return BY_WORD[parts[0]]
@@ -81,3 +97,8 @@ def kind_of(name: str) -> Kind:
     raise ValueError(
         f"not a resource name: {name!r} (expected tenants/T, hosts/H or tenants/T/networks|routers|ports/N)"
     )
+
+
+def split_of(network: str) -> str:
+    """The split of a network: tenants/acme/networks/web → tenants/acme/networks/web/trafficSplit."""
+    return network + _SPLIT

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller import masks, names
-from controller.api.standard import Parts, Standard, copy_of, row_of
+from controller.api.reads import Parts
+from controller.api.standard import Standard, copy_of, row_of
 from controller.caller import Caller, current_caller
 from controller.draft import Draft, Proposals, Reading
 from controller.errors import ApiError, NotFound, PermissionDenied, invalid
@@ -15,6 +16,7 @@ from controller.intents.base import Writer, check_etag, stored_message
 from controller.intents.host import Hosts
 from controller.intents.network import Networks
 from controller.intents.port import Ports
+from controller.intents.rollout import Rollouts
 from controller.intents.router import Routers
 from controller.intents.tenant import Tenants
 from controller.rows import Intent
@@ -55,6 +57,7 @@ class Planner:
             Routers(context),
             Networks(context),
             Ports(context),
+            Rollouts(context),
         ]
         self._standards: dict[str, Standard[Any]] = {w.kind: Standard(parts, w) for w in writers}
 
@@ -77,6 +80,10 @@ class Planner:
         kind = item.object.WhichOneof("object") or ""
         if not kind:
             raise invalid("object", "is missing")
+        if kind not in self._standards:
+            raise invalid(
+                f"object.{kind}", "is not made by documents: traffic moves by SetWeights and by rollouts only"
+            )
         given = getattr(item.object, kind)
         name = names.check_name(kind, given.name, f"{kind}.name")
         _allow(kind, name, caller)
@@ -135,14 +142,15 @@ class Planner:
                 shown.ClearField(unknown)
         if kind == "port":
             shown.addresses[:] = body.addresses
-            shown.mac = body.mac
+            shown.mac, shown.color = body.mac, body.color
         return system_pb2.PlanResult(action=_Action.ACTION_CREATE, after=rendered)
 
     def _absorbed(self, kind: str, name: str, draft: Draft, world: _World, *, mod_revision: int) -> Intent[Any]:
-        row = row_of(next(w for w in draft.objects if w.name == name), mod_revision, self.store)
-        world.overlay[kind, name] = row
+        for written in draft.objects:
+            if written.value is not None:
+                world.overlay[written.kind, written.name] = row_of(written, mod_revision, self.store)
         world.absorb(draft)
-        return row
+        return world.overlay[kind, name]
 
 
 def _allow(kind: str, name: str, caller: Caller) -> None:

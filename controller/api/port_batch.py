@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller import names
-from controller.api.standard import Parts, Standard, row_of
+from controller.api.reads import Parts
+from controller.api.standard import Standard, row_of
 from controller.caller import Caller, current_caller
 from controller.commit import Atomicity, Item, foremost
 from controller.draft import Chosen, Draft

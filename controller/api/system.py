@@ -13,11 +13,12 @@ from controller.api.plan import Planner
 from controller.api.present import Presenter
 from controller.caller import current_caller
 from controller.decode import tenant_of
+from controller.decode_status import INTENTS
 from controller.errors import NotFound, PermissionDenied, invalid
 from controller.etcd import StoreError
 from controller.events import Events
 from controller.hosts import timestamp
-from controller.names import kind_of
+from controller.names import kind_of, network_of, split_of
 from controller.status import Status
 from controller.store import Store
 from controller.sync import Domains, Outcome, Sync, number_in
@@ -27,7 +28,7 @@ from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 _TIMEOUT = 10.0  # seconds, if a Sync does not say
 _LONGEST = 3600.0
 _STATUS_PATIENCE = 0.5  # seconds that a status waits for hosts that are behind
-_KINDS = ("tenant", "network", "router", "port", "host")
+_KINDS = tuple(INTENTS)
 _EVENTS = 1000
 
 
@@ -74,7 +75,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
         if not parent:
             return None
         if kind_of(parent) in ("", "host"):
-            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router or port")
+            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router, port or split")
         if own and tenant_of(parent) != own:
             raise NotFound(parent, field="parent")
         world, of_network = self.world, self.parts.sync.sessions.resources.of_hosts.domain_of_network.rows
@@ -88,6 +89,9 @@ class System(system_pb2_grpc.SystemServiceServicer):
                 return frozenset(known | left) - {0}
             case ["tenants", _, "networks", _] if parent in world.networks.rows:
                 return frozenset({of_network[parent]} if parent in of_network else ())
+            case ["tenants", _, "networks", _, _] if parent in world.splits.rows:
+                network = world.splits.rows[parent].spec.network
+                return frozenset({of_network[network]} if network in of_network else ())
             case ["tenants", _, "routers", _] if parent in world.routers.rows:
                 return frozenset({world.routers.rows[parent].spec.domain})
             case ["tenants", _, "ports", _] if parent in world.ports.rows:
@@ -129,6 +133,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
             names = self.world.ports_by_uid.keys(ident)
         elif kind == "segment":
             names = self.world.networks_by_vni.keys(number_in(ident))
+        elif kind == "weights":
+            names = [split_of(name) for name in self.world.networks_by_uid.keys(ident)]
         return next((name for name in names if self._sees(name)), key)
 
     def _sees(self, name: str) -> bool:
@@ -247,7 +253,12 @@ class System(system_pb2_grpc.SystemServiceServicer):
         return system_pb2.ListEventsResponse(events=found[-(request.page_size or _EVENTS) :])
 
     def _uid(self, name: str) -> str:
-        """The uid whose events are to be read; "" (all) for tenants and for objects that are gone."""
+        """The uid whose events are to be read; "" (all) for tenants and for objects that are gone.
+
+        A split's are its network's.
+        """
+        if kind_of(name) == "split":
+            name = network_of(name)
         for table in (self.world.hosts, self.world.networks, self.world.routers, self.world.ports):
             if row := table.rows.get(name):
                 return str(row.uid)

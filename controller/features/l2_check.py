@@ -191,6 +191,8 @@ def port_fields(message: port_pb2.Port, found: Violations) -> None:
     fields.common(message, found)
     if message.network and kind_of(message.network) != "network":
         found.add("network", f"{message.network[:200]!r} is not a name like tenants/TENANT/networks/NETWORK")
+    if message.color and not fields.NAME.fullmatch(message.color):
+        found.add("color", f"{message.color[:80]!r} is not a name: {fields.NAME_HELP}")
     if message.host and kind_of(message.host) != "host":
         found.add("host", f"{message.host[:200]!r} is not a name like hosts/HOST")
     if message.mac:

@@ -12,6 +12,7 @@ from controller.draft import Draft, Reach
 from controller.errors import Blocker, FailedPrecondition, NotFound, invalid
 from controller.etcd.types import KeyValue, Page, prefix_end
 from controller.features import l2_check as check
+from controller.features.colors_check import segment_of
 from controller.fields import Violations
 from controller.intents import addresses
 from controller.intents.addresses import NOWHERE
@@ -76,7 +77,9 @@ class Ports:
         network = draft.reading.row("network", message.network)
         if network is None:
             raise NotFound(message.network, field="port.network")
-        spec = self._shape(name, message, network.spec, store_pb2.Issued())
+        segment = segment_of(network, message.color)
+        message.color = ""  # the segment's, whose name may change
+        spec = self._shape(name, message, network.spec, store_pb2.Issued(segment_uid=segment.uid))
         check_kind(tenant, spec.kind)
         host = place(draft, tenant, host=message.host)
         if host:
@@ -88,7 +91,7 @@ class Ports:
         self._addresses(draft, network, message, spec=spec, own=own)
         issued = store_pb2.Issued(
             identity=self._identity(draft, tenant.uid, own),
-            segment_uid=network.spec.segments[0].uid,
+            segment_uid=segment.uid,
             network_uid=network.uid,
             host_uid=host.uid if host else "",
             tenant_uid=tenant.uid,
@@ -104,15 +107,15 @@ class Ports:
         self, draft: Draft, network: Intent[NetworkSpec], message: port_pb2.Port, *, spec: PortSpec, own: Own
     ) -> None:
         """Claim what was asked for, choose the rest, and write it into the message."""
-        given = list(spec.addresses)
+        given, segment = list(spec.addresses), spec.segment_uid
         for address in given:
-            addresses.claim(draft, network, address, name=own.name, uid=own.uid)
-        chosen = given or addresses.choose(draft, network, value=own.value, context=self.context)
+            addresses.claim(draft, network, address, segment=segment, name=own.name, uid=own.uid)
+        chosen = given or addresses.choose(draft, network, segment=segment, value=own.value, context=self.context)
         message.addresses[:] = [str(address) for address in chosen]
         if message.mac:
-            self._claim_mac(draft, network.spec.segments[0].uid, message.mac, own)
+            self._claim_mac(draft, segment, message.mac, own)
         else:
-            message.mac = addresses.choose_mac(draft, network, chosen[0], value=own.value)
+            message.mac = addresses.choose_mac(draft, network, chosen[0], segment=segment, value=own.value)
 
     def _identity(self, draft: Draft, tenant_uid: str, own: Own) -> int:
         """The number of (tenant, no groups), issued now if it is the first port of its kind."""
@@ -145,6 +148,7 @@ class Ports:
         if network is None:  # only in a store that was edited by hand
             raise NotFound(old.network, field="port.network")
         check.port_defaults(message, short(row.name))
+        self._same_color(row, message, network)
         spec = self._shape(row.name, message, network.spec, issued)
         moved = spec.host != old.host
         host_uid = issued.host_uid
@@ -179,7 +183,8 @@ class Ports:
         """New addresses are claimed; each that goes has a tombstone of its own: quarantine only, never proof."""
         for address in spec.addresses:
             if address not in row.spec.addresses:
-                addresses.claim(draft, network, address, name=row.name, uid=row.uid)
+                segment = row.spec.segment_uid
+                addresses.claim(draft, network, address, segment=segment, name=row.name, uid=row.uid)
         for address in row.spec.addresses:
             if address not in spec.addresses:
                 key = draft.keys.address_tombstone(host_uid=host_uid or NOWHERE, port_uid=row.uid, address=address)
@@ -218,6 +223,14 @@ class Ports:
             draft.delete(keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=row.uid))
 
     # ---- parts
+
+    def _same_color(self, row: Intent[PortSpec], message: port_pb2.Port, network: Intent[NetworkSpec]) -> None:
+        color = network.spec.color_of(row.spec.segment_uid)
+        if message.color not in ("", color):
+            now = f"it is {color!r}" if color else f"{network.name} has no colors"
+            text = f"cannot be changed; {now}. Create another port in {message.color[:80]!r}"
+            raise invalid("port.color", text)
+        message.color = ""
 
     def _shape(self, name: str, message: port_pb2.Port, network: NetworkSpec, issued: store_pb2.Issued) -> PortSpec:
         found = Violations("port")

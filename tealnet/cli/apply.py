@@ -129,25 +129,25 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
     started = time.monotonic()
     _ = session.client  # made before threads share it
 
-    def one(document: Document) -> tuple[str, str]:
+    def one(document: Document) -> tuple[str, str, str]:
         blocked = sorted(document.needs() & bad.keys())
         if blocked:
-            return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})"
+            return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})", ""
         if lost:
-            return "lost", ""
+            return "lost", "", ""
         try:
             done = put(session, document)
+            return done, done, notice(session, document)
         except ApiError as error:
             if is_unreachable(error):
                 lost.append(explain(error, session))
-                return "lost", ""
-            return "failed", f"failed: {located(session, document, error)}"
-        return done, done
+                return "lost", "", ""
+            return "failed", f"failed: {located(session, document, error)}", ""
 
     with Progress("applying") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
         for kind in kinds.KINDS:
             batch = [d for d in documents if d.kind is kind]
-            for document, (outcome, text) in zip(batch, pool.map(one, batch), strict=True):
+            for document, (outcome, text, more) in zip(batch, pool.map(one, batch), strict=True):
                 if outcome == "lost":
                     raise Failure(
                         f"{lost[0]}\n  {counts.total()} of {len(documents)} documents were dealt with before; "
@@ -155,6 +155,8 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
                     )
                 wrong = outcome in ("skipped", "failed")
                 progress.say(f"{document.title} {output.painted(text) if not wrong else text}", err=wrong)
+                if more:
+                    progress.say(more, err=True)
                 counts[outcome] += 1
                 progress.step(f"applying: {counts.total()} of {len(documents)}")
                 if wrong:
@@ -186,6 +188,28 @@ def put(session: Session, document: Document) -> str:
         before = client.get(document.name)  # somebody else has just created it
     after = client.update(document.body, mask=document.mask) if document.mask else before
     return "unchanged" if after.etag == before.etag else "changed"
+
+
+def notice(session: Session, document: Document) -> str:
+    """What a person should know about a document that was applied; mostly nothing. Raises ApiError."""
+    from tealnet.client import ApiError
+
+    wanted = {color: weight for color, weight in getattr(document.body, "initial_weights", {}).items() if weight}
+    if document.kind is not kinds.NETWORK or not wanted:
+        return ""
+    try:
+        split = session.client.get(kinds.split_of(document.name))
+    except ApiError:
+        return ""
+    now = {color: weight for color, weight in split.weights.items() if weight}
+    total, total_now = sum(wanted.values()), sum(now.values())
+    if all(wanted.get(c, 0) * total_now == now.get(c, 0) * total for c in wanted | now):
+        return ""
+    return (
+        f"  note: the weights of {output.named(document.name)} are {output.weights(split)}, not the initial_weights of "
+        f"{document.line_of('initial_weights')}:\n  those count when a network gets its first colors; later "
+        "`teal color set-weights` moves traffic"
+    )
 
 
 def _parents(documents: Sequence[Document]) -> list[str]:

@@ -161,7 +161,7 @@ def read_text(text: str, *, file: str, tenant: str) -> list[Document]:
     found: list[Document] = []
     wrong: list[str] = []
     for node in each:
-        if not (isinstance(node, yaml.ScalarNode) and node.value in empty):
+        if not (isinstance(node, yaml.ScalarNode) and node.value in empty) and not _is_exported_split(node):
             try:
                 found.append(_document(node, file=file, tenant=tenant))
             except BadDocument as error:
@@ -203,6 +203,14 @@ def _json_stream(text: str) -> str:
     return stream if stream != text.rstrip() else ""
 
 
+def _is_exported_split(node: yaml.Node) -> bool:
+    """What `teal get all -o yaml` prints of splits: no document moves traffic, so it is passed over."""
+    if not isinstance(node, yaml.MappingNode):
+        return False
+    found = {key.value: value.value for key, value in node.value}
+    return found.get("kind") == kinds.SPLIT.title and "revision" in found
+
+
 def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     source = _Source(file, node.start_mark.line + 1, {})
     if not isinstance(node, yaml.MappingNode):
@@ -211,10 +219,16 @@ def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     word = data.pop("kind", None)
     kind = (kinds.BY_WORD.get(word) or kinds.BY_WORD.get(word.lower())) if isinstance(word, str) else None
     if kind is None:
-        known = ", ".join(k.title for k in kinds.KINDS)
+        known = ", ".join(k.title for k in kinds.KINDS if k.written)
         raise source.bad(
             f"kind: {word!r} is none of {known}" if word is not None else f"kind: missing; one of {known}", "kind"
         )
+    if not kind.written:
+        text = (
+            f"kind: no document moves traffic: `teal color set-weights` does. How a network begins says its "
+            f"`initial_weights`; take this {kind.title} out"
+        )
+        raise source.bad(text, "kind")
     name = _name(kind, data, tenant=tenant, source=source)
     data = {_snake(kind, key): value for key, value in data.items()}
     lines = {_snake(kind, key): line for key, line in source.lines.items()}

@@ -18,6 +18,7 @@ import click
 from tealnet.cli import (
     admin,
     apply,
+    color,
     contexts,
     create,
     demo,
@@ -56,8 +57,9 @@ def teal(ctx: click.Context, *, context: str, request_timeout: float) -> None:
       teal exec acme/web-1 -- ping -c1 10.0.0.20
       teal status
 
-    Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, port and
-    host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5 failures on hosts.
+    Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, port,
+    split and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5 failures on
+    hosts.
     """
     ctx.obj = Session(context=context, timeout=request_timeout)
 
@@ -81,6 +83,7 @@ def completion(shell: str) -> None:
 
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
+teal.add_section("Moving traffic", (color.color,))
 teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
 teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, admin.admin, completion, observe.version))

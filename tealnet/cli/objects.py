@@ -23,7 +23,7 @@ from tealnet.cli.options import (
 )
 from tealnet.cli.progress import Progress
 from tealnet.cli.session import Failure, Session, pass_session
-from tealnet.cli.targets import Target, complete_targets, targets_of
+from tealnet.cli.targets import Target, complete_targets, targets_of, written
 from tealnet.cli.waiting import wait_for
 from tealnet.kinds import Kind
 
@@ -136,6 +136,9 @@ def _chosen(session: Session, words: tuple[str, ...], files: tuple[str, ...], se
 
         return [Target(document.kind, document.name) for document in reversed(load(session, files))]
     targets = targets_of(session, words)
+    if words[0].lower() == "all":
+        targets = [target for target in targets if target.kind.written]
+    targets = written(targets)
     if targets[0].name:
         if selector:
             raise click.UsageError("-l chooses among all objects of a kind; leave out the names")

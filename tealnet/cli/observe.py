@@ -97,7 +97,10 @@ def _as_text(response: Any, told: dict[str, dict[str, Any]]) -> Iterator[str]:
         return
     item = getattr(response.object, which)
     before = told.pop(item.name, None)
-    now = _flat(output.as_dict(item))
+    shown = output.as_dict(item)
+    if which == kinds.SPLIT.name:
+        shown.pop("colors", None)  # what ports make of the weights, and told with them
+    now = _flat(shown)
     if word != "DELETED":
         told[item.name] = now
     if word == "MODIFIED" and before is not None:

@@ -13,6 +13,7 @@ NAMES = [
     "", "acme", "globex", "web", "p1", "p2", "h1", "main", "-", "Acme", "a" * 64, "tenants/acme", "tenants/-",
     "tenants/globex",
     "tenants/acme/networks/web", "tenants/acme/networks/db", "tenants/acme/routers/main", "tenants/acme/ports/p1",
+    "tenants/acme/networks/web/trafficSplit", "tenants/acme/networks/web/x", "blue", "green", "base",
     "tenants/acme/ports/p2", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
 ]  # fmt: skip
 VALUES = [
@@ -49,7 +50,12 @@ FITTING = {  # by the field's name: what may well be right there
     "path": ["/run/netns/cni-1"],
     "servers": ["10.0.0.53"],
     "search_domains": ["example.org"],
+    "color": ["blue", "green", ""],
+    "colors": ["blue", "green", "red"],
+    "closed": ["blue"],
 }
+KEYS = {"weights": ["blue", "green"], "initial_weights": ["blue", "green"]}
+"""By the map's name: what may well be right as a key."""
 NUMBERS = {
     FieldDescriptor.TYPE_INT32: st.sampled_from([0, 1, -1, 5, 2**31 - 1, -(2**31)]),
     FieldDescriptor.TYPE_INT64: st.sampled_from([0, 1, -1, 5, 2**62, 2**63 - 1, -(2**63)]),
@@ -79,8 +85,9 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0, percent: int = 70
         if field.full_name.startswith("google.protobuf.Any") or draw(st.integers(0, 99)) >= percent:
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            label = st.one_of(st.just("a"), TEXT)
-            getattr(message, field.name).update(draw(st.dictionaries(label, label, max_size=1)))
+            label = st.one_of(st.sampled_from(KEYS.get(field.name, ["a"])), TEXT)
+            value = scalar(field.message_type.fields_by_name["value"])
+            getattr(message, field.name).update(draw(st.dictionaries(label, value, max_size=2)))
             continue
         one = scalar(field) if field.message_type is None else messages(field.message_type, depth + 1, percent)
         if field.is_repeated:

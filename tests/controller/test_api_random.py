@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tealnet.core.pki import make_csr
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, split_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.methods import METHODS
 from tests.controller.randomly import messages
@@ -32,7 +32,15 @@ RIGHT: list[Any] = [
     router_pb2.UpdateRouterRequest(router={"name": MAIN}),
     network_pb2.CreateNetworkRequest(parent="tenants/acme", network_id="db", network={"cidrs": ["10.0.1.0/24"]}),
     network_pb2.UpdateNetworkRequest(network={"name": WEB}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB, "colors": ["blue", "green"]}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB, "colors": ["blue"]}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB}, update_mask={"paths": ["colors"]}),
+    split_pb2.SetWeightsRequest(
+        parent="tenants/acme", networks=[{"network": WEB, "weights": {"blue": 3, "green": 1}}], force=True
+    ),
+    split_pb2.GetTrafficSplitRequest(name=f"{WEB}/trafficSplit"),
     port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p2", port={"network": WEB}),
+    port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p4", port={"network": WEB, "color": "green"}),
     port_pb2.UpdatePortRequest(port={"name": "tenants/acme/ports/p1"}),
     port_pb2.DeletePortRequest(name="tenants/acme/ports/p1"),
     port_pb2.BatchCreatePortsRequest(parent="tenants/acme", requests=[{"port_id": "p3", "port": {"network": WEB}}]),

@@ -63,6 +63,7 @@ class Segment:
     network_number: int
     mtu: int
     subnets: tuple[Subnet, ...]
+    base: bool = False  # what has no color belongs to this color of its network
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ def _segment(ident: str, body: bytes) -> Segment:
         network_number=parse.within(message.network_number, 1, 2**31 - 1, "network number"),
         mtu=parse.within(message.mtu, 576, 65535, "MTU"),
         subnets=tuple(_subnet(subnet) for subnet in message.subnets),
+        base=message.base,
     )
 
 
