@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from tealnet.core.rows.colors import Weights
+from tealnet.core.rows.security import Rules
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
 from tealnet.core.tables import Graph, Index, Table
 
@@ -43,6 +44,7 @@ class Inputs:
         self.localports: Table[str, LocalPort] = graph.table()  # by port uid
         self.routes: Table[str, Route] = graph.table()  # by "<domain>/<prefix>"
         self.weights: Table[str, Weights] = graph.table()  # by network uid
+        self.rules: Table[int, Rules] = graph.table()  # by identity
         # Facts.
         self.ofports: Table[str, int] = graph.table()  # by device: what OVS reports
         self.issued: Table[str, int] = graph.table()  # by port uid: ofport and ct zone that this agent issued
@@ -71,5 +73,7 @@ class Inputs:
         kind, _, ident = key.partition("/")
         if kind == "segment" and ident.isdecimal():
             self.segments.put(int(ident), row)  # type: ignore[arg-type]
+        elif kind == "rules" and ident.isdecimal():
+            self.rules.put(int(ident), row)  # type: ignore[arg-type]
         elif (table := self._by_kind.get(kind)) is not None:
             table.put(ident, row)

@@ -17,7 +17,7 @@ from tealnet.core.digest import Digest, version
 from tealnet.core.rows.parse import BadResource
 from tealnet.core.rows.stream import LocalPort, Row, decode, segment_key
 
-FEATURES: frozenset[str] = frozenset()  # features of resources that this build understands
+FEATURES: frozenset[str] = frozenset({"security"})  # features of resources that this build understands
 KEPT = ""  # the scope of what is kept without proof; outside all digests
 # Losing the row of one of these would unplug workloads, so a body that can't be read leaves the old one in place.
 _STAYS = ("localport", "segment")
