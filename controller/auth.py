@@ -64,6 +64,8 @@ def _rules() -> dict[str, Rule]:
         f"{v1}HostService/GetHost": Rule(_READERS),
         f"{v1}HostService/ListHosts": Rule(_READERS),
         f"{v1}HostService/RenewCertificate": Rule(frozenset({Kind.HOST})),
+        f"{v1}PolicyTierService/GetPolicyTier": Rule(_READERS),
+        f"{v1}PolicyTierService/ListPolicyTiers": Rule(_READERS),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
         f"{v1}SystemService/Sync": Rule(_READERS, _parent),
         f"{v1}SystemService/Watch": Rule(_READERS, _parent),
@@ -77,8 +79,11 @@ def _rules() -> dict[str, Rule]:
         rules[f"{v1}HostService/{verb}Host"] = Rule(_ADMIN)
     for method in ("AcceptHost", "FenceHost", "DrainHost", "CreateJoinToken"):
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)
-    for kind in ("Network", "Router", "Port"):
-        field = kind.lower()
+    for verb in ("Create", "Update", "Delete"):
+        rules[f"{v1}PolicyTierService/{verb}PolicyTier"] = Rule(_ADMIN)
+    for kind, field in (
+        ("Network", "network"), ("Router", "router"), ("Port", "port"), ("SecurityGroup", "security_group"),
+    ):  # fmt: skip
         service = f"{v1}{kind}Service/"
         rules[f"{service}Create{kind}"] = Rule(_WRITERS, _parent)
         rules[f"{service}Get{kind}"] = Rule(_READERS, _name)

@@ -9,21 +9,23 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from controller.etcd.types import KeyValue
+from controller.keys import COLLECTIONS, OWNED
 from controller.rows import IdentityRow, PortStatusEntry, SessionEntry, Term, TombstoneRow
 from tealnet.store.v1 import store_pb2
 
 Place = tuple[str, Hashable]  # (name of a table of World, key in it)
 
-INTENTS = {"tenant": "tenants", "host": "hosts", "router": "routers", "network": "networks", "port": "ports"}
+INTENTS = {kind: f"{kind}s" for kind in COLLECTIONS}
+"""The table of each kind of intent."""
 
 
 def intent_name(kind: str, parts: tuple[str, ...]) -> str:
     """The resource name of an intent's key: ("port", ("acme", "p")) → tenants/acme/ports/p."""
-    if kind in ("tenant", "host"):
+    if kind not in OWNED:
         (own,) = parts
-        return f"{kind}s/{own}"
+        return f"{COLLECTIONS[kind]}/{own}"
     tenant, own = parts
-    return f"tenants/{tenant}/{kind}s/{own}"
+    return f"tenants/{tenant}/{COLLECTIONS[kind]}/{own}"
 
 
 def place(relative: str) -> Place | None:

@@ -36,6 +36,7 @@ class TenantSpec:
     max_ports: int
     deleting: bool
     revoked_before: float  # Unix time; 0 = never
+    max_groups: int = 0  # beside the default one
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class NetworkSpec:
     own_domain: int
     segments: tuple[Segment, ...]
     quarantine: int  # seconds
+    guarded: bool = False  # policy ENFORCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class PortSpec:
     mac: str
     allowed: tuple[Prefix, ...]
     identity: int
+    groups: tuple[str, ...] = ()  # resource names; none: the tenant's default group
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,11 @@ class IdentityRow:
 
     members: tuple[str, ...]
     create_revision: int
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Uids of its groups; the tenant's uid stands for its default group where a port of old names none."""
+        return self.members[1:] or self.members
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,11 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
 ]
+_PUBLIC = ["Tenant", "Network", "Router", "Port", "Host", "SecurityGroup", "PolicyTier", "Policy", "System"]
 _SERVICES = [
     SERVICE,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-    *(f"tealnet.v1.{name}Service" for name in ("Tenant", "Network", "Router", "Port", "Host", "System")),
+    *(f"tealnet.v1.{name}Service" for name in _PUBLIC),
     reflection.SERVICE_NAME,
 ]
 

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 PING = 0.5  # seconds
 SILENCE = 1.5  # seconds
-FEATURES = ("l2", "router")
+FEATURES = ("l2", "router", "security")
 
 
 class SessionOver(Exception):

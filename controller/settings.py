@@ -63,6 +63,7 @@ class Settings:
     quota_networks: int = _key(1000, "networks of a tenant that has no quota of its own")
     quota_routers: int = _key(100, "routers of such a tenant")
     quota_ports: int = _key(10_000, "ports of such a tenant")
+    quota_groups: int = _key(500, "security groups of such a tenant, beside the default one")
     lost_after: int = _key(30, "seconds without a session until a host is LOST")
 
     log_level: str = _key("info", "debug, info, warning or error")

@@ -20,6 +20,8 @@ from controller.errors import ApiError, NotFound
 from controller.etcd.types import KeyValue
 from controller.fields import Violations, unknown
 from controller.intents.base import Context, Writer, check_etag, stored_message
+from controller.intents.group import ensure_default
+from controller.keys import OWNED
 from controller.requests import Replay, Requests, Ticket
 from controller.rows import Intent
 from controller.store import Store
@@ -45,16 +47,18 @@ class Standard(Generic[M]):
 
     def __init__(self, parts: Parts, writer: Writer) -> None:
         self.parts, self.writer, self.kind = parts, writer, writer.kind
+        self.field = names.field_of(self.kind)
         self.world = parts.store.world
 
     # ---- writing
 
     async def create(self, request: Any) -> M:
         """Create, AIP-133."""
-        ident = names.check_ident(getattr(request, f"{self.kind}_id"), f"{self.kind}_id")
-        parent = names.check_parent(request.parent, "parent") if self.kind in names.OWNED else ""
+        ident = names.check_ident(getattr(request, f"{self.field}_id"), f"{self.field}_id")
+        parent = names.check_parent(request.parent, "parent") if self.kind in OWNED else ""
         name = names.full_name(self.kind, parent, ident)
-        body = self.body(getattr(request, self.kind), name=name)
+        body = self.body(getattr(request, self.field), name=name)
+        await self.ready(name)
 
         def build(draft: Draft) -> None:
             self.writer.create(draft, name, copy_of(body))
@@ -64,9 +68,10 @@ class Standard(Generic[M]):
 
     async def update(self, request: Any) -> M:
         """Update, AIP-134; with an etag only what the caller has seen is changed."""
-        given = getattr(request, self.kind)
-        name = names.check_name(self.kind, given.name, f"{self.kind}.name")
+        given = getattr(request, self.field)
+        name = names.check_name(self.kind, given.name, f"{self.field}.name")
         body = self.body(given, name=name)
+        await self.ready(name)
         paths = masks.paths_of(request.update_mask, given, self.writer.policy)
         unchanged: list[Intent[Any]] = []
 
@@ -75,7 +80,7 @@ class Standard(Generic[M]):
             row = self.row(draft, name)
             check_etag(row, given.etag)
             message, before = stored_message(row, self.kind), stored_message(row, self.kind)
-            masks.merge(message, body, paths=paths, policy=self.writer.policy, prefix=self.kind)
+            masks.merge(message, body, paths=paths, policy=self.writer.policy, prefix=self.field)
             self.writer.update(draft, row, message)
             message.update_time.CopyFrom(before.update_time)
             if message == before:
@@ -106,12 +111,12 @@ class Standard(Generic[M]):
         return False
 
     async def _ticket(self, request: Any, name: str) -> Ticket | None:
-        tenant = names.tenant_of(name) if self.kind in names.OWNED else ""
+        tenant = names.tenant_of(name) if self.kind in OWNED else ""
         return await self.parts.requests.ticket(request, tenant=tenant, request_id=request.request_id)
 
     def body(self, given: Any, *, name: str) -> Any:
         """The object of a request in canonical form, without what only the server sets. Raises Invalid."""
-        found = Violations(self.kind)
+        found = Violations(self.field)
         unknown(given, "", found)
         if given.name not in ("", name):
             found.add("name", f"{given.name[:200]!r} is not {name}; leave it out")
@@ -121,6 +126,11 @@ class Standard(Generic[M]):
         self.writer.fields(body, found)
         found.finish()
         return body
+
+    async def ready(self, name: str) -> None:
+        """What must be there before an object of this kind: a tenant of an earlier version gets its default group."""
+        if self.kind in ("network", "port", "group"):
+            await ensure_default(self.parts.store, names.tenant_of(name))
 
     def row(self, draft: Draft, name: str) -> Intent[Any]:
         """The object as it is, compared whole. Raises NotFound."""
@@ -196,7 +206,7 @@ class Standard(Generic[M]):
         """List, AIP-132: pages by name; not a snapshot."""
         caller = current_caller()
         info = await filters.fresh(self.parts.store, request.read)
-        parent = request.parent if self.kind in names.OWNED else ""
+        parent = request.parent if self.kind in OWNED else ""
         candidates = self._candidates(parent, caller)
         keeps = self.keeps(request.filter)
         size = filters.page_size(request.page_size)
@@ -205,7 +215,7 @@ class Standard(Generic[M]):
             candidates, size=request.page_size, token=request.page_token, bound_to=bound_to
         )
         answer: Any = response
-        found = getattr(answer, f"{self.kind}s")
+        found = getattr(answer, f"{self.field}s")
         rows = getattr(self.world, f"{self.kind}s").rows
         for name in ordered:
             row = rows[name]
@@ -225,7 +235,7 @@ class Standard(Generic[M]):
 
     def _candidates(self, parent: str, caller: Caller) -> Iterable[str]:
         rows: dict[str, Any] = getattr(self.world, f"{self.kind}s").rows
-        if self.kind not in names.OWNED:
+        if self.kind not in OWNED:
             return rows
         if parent == f"tenants/{names.ANY}":
             parent = caller.tenant

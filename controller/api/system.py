@@ -16,7 +16,8 @@ from controller.decode import tenant_of
 from controller.errors import NotFound, PermissionDenied, invalid
 from controller.events import Events
 from controller.hosts import timestamp
-from controller.names import kind_of
+from controller.keys import COLLECTIONS
+from controller.names import kind_of, word_of
 from controller.status import Status
 from controller.store import Store
 from controller.sync import Domains, Outcome, Sync
@@ -25,7 +26,7 @@ from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 
 _TIMEOUT = 10.0  # seconds, if a Sync does not say
 _LONGEST = 3600.0
-_KINDS = ("tenant", "network", "router", "port", "host")
+_KINDS = {word_of(kind): kind for kind in COLLECTIONS}
 _EVENTS = 1000
 
 
@@ -71,8 +72,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
         parent = parent or own
         if not parent:
             return None
-        if kind_of(parent) in ("", "host"):
-            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router or port")
+        if kind_of(parent) in ("", "host", "tier"):
+            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router, port or security group")
         if own and tenant_of(parent) != own:
             raise NotFound(parent, field="parent")
         world, of_network = self.world, self.parts.sync.sessions.resources.of_hosts.domain_of_network.rows
@@ -135,7 +136,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
     async def Watch(self, request: system_pb2.WatchRequest, context: Any) -> AsyncIterator[system_pb2.WatchResponse]:
         """What there is, then what changes."""
         caller, presenter = current_caller(), self.parts.presenter
-        unknown = sorted(set(request.kinds) - set(_KINDS))
+        unknown = sorted(set(request.kinds) - _KINDS.keys())
         if unknown:
             raise invalid("kinds", f"unknown: {', '.join(unknown)[:200]}; known are {', '.join(_KINDS)}")
         parent = "" if request.parent in ("", "-", "tenants/-") else request.parent
@@ -147,7 +148,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
             raise invalid("resume_revision", "not negative")
         interest = Interest(
             parent=parent,
-            kinds=frozenset(request.kinds),
+            kinds=frozenset(_KINDS[word] for word in request.kinds),
             matches=selector(request.filter),
             sees=lambda kind, row: presenter.sees(kind, row, caller),
             spec_only=request.spec_only,
@@ -173,6 +174,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
             networks=len(world.networks_by_tenant.keys(own) if own else world.networks.rows),
             routers=len(world.routers_by_tenant.keys(own) if own else world.routers.rows),
             ports=len(world.ports_by_tenant.keys(own) if own else world.ports.rows),
+            security_groups=len(world.groups_by_tenant.keys(own) if own else world.groups.rows),
         )
         if stale := self.store.stale_since:
             response.stale_since.CopyFrom(timestamp(stale))
@@ -231,7 +233,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
 
     def _uid(self, name: str) -> str:
         """The uid whose events are to be read; "" (all) for tenants and for objects that are gone."""
-        for table in (self.world.hosts, self.world.networks, self.world.routers, self.world.ports):
+        world = self.world
+        for table in (world.hosts, world.networks, world.routers, world.ports, world.groups, world.tiers):
             if row := table.rows.get(name):
                 return str(row.uid)
         return ""

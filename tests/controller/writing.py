@@ -23,7 +23,13 @@ from controller.status import Status
 from controller.store import Store, bootstrap
 from tealnet.core.identity import Identity, Kind
 from tealnet.core.pki import Ca
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, security_pb2, tenant_pb2
+
+
+def group_name(name: str) -> str:
+    """acme/web → tenants/acme/securityGroups/web"""
+    tenant, ident = name.split("/")
+    return f"tenants/{tenant}/securityGroups/{ident}"
 
 
 def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
@@ -42,6 +48,8 @@ class Replicated:
     routers: Any
     ports: Any
     hosts: Any
+    groups: Any
+    tiers: Any
     join: Any
 
     async def tenant(self, ident: str, **body: Any) -> Any:
@@ -72,6 +80,30 @@ class Replicated:
         port = port_pb2.Port(network=f"tenants/{tenant}/networks/{network}", **body)
         request = port_pb2.CreatePortRequest(parent=f"tenants/{tenant}", port_id=ident, port=port)
         return await self.ports.CreatePort(request, None)
+
+    async def group(self, name: str, **body: Any) -> Any:
+        tenant, ident = name.split("/")
+        request = security_pb2.CreateSecurityGroupRequest(
+            parent=f"tenants/{tenant}", security_group_id=ident, security_group=security_pb2.SecurityGroup(**body)
+        )
+        return await self.groups.CreateSecurityGroup(request, None)
+
+    async def update_group(self, name: str, *mask: str, **body: Any) -> Any:
+        group = security_pb2.SecurityGroup(name=group_name(name), **body)
+        request = security_pb2.UpdateSecurityGroupRequest(security_group=group)
+        request.update_mask.paths.extend(mask)
+        return await self.groups.UpdateSecurityGroup(request, None)
+
+    async def delete_group(self, name: str, **more: Any) -> None:
+        await self.groups.DeleteSecurityGroup(
+            security_pb2.DeleteSecurityGroupRequest(name=group_name(name), **more), None
+        )
+
+    async def tier(self, ident: str, **body: Any) -> Any:
+        request = security_pb2.CreatePolicyTierRequest(
+            policy_tier_id=ident, policy_tier=security_pb2.PolicyTier(**body)
+        )
+        return await self.tiers.CreatePolicyTier(request, None)
 
     async def delete_port(self, name: str, **more: Any) -> None:
         await self.ports.DeletePort(port_pb2.DeletePortRequest(name=name, **more), None)
@@ -113,8 +145,8 @@ class Writing:
 def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Replicated:
     status = Status(store.world, declare(store.world, default_mtu=settings.default_mtu), lambda _: 0)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
-    tenants, networks, routers, ports, hosts = (servicer for _, servicer in built.servicers)
-    return Replicated(store, built, tenants, networks, routers, ports, hosts, built.join[0][1])
+    tenants, networks, routers, ports, hosts, groups, tiers = (servicer for _, servicer in built.servicers)
+    return Replicated(store, built, tenants, networks, routers, ports, hosts, groups, tiers, built.join[0][1])
 
 
 @contextlib.asynccontextmanager
