@@ -26,6 +26,7 @@ class Resource(NamedTuple):
     scope: str
     key: str
     body: bytes
+    requires: tuple[str, ...] = ()  # features without which it must not be interpreted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ def field(number: int, body: bytes) -> bytes:
 _UPSERTS = pb.ScopeDelta.DESCRIPTOR.fields_by_name["upserts"].number
 
 
-def chunk(key: str, body: bytes) -> Chunk:
+def chunk(key: str, body: bytes, requires: Sequence[str] = ()) -> Chunk:
     """Encode and hash."""
-    encoded = field(_UPSERTS, pb.Resource(key=key, body=body).SerializeToString())
+    encoded = field(_UPSERTS, pb.Resource(key=key, body=body, requires=requires).SerializeToString())
     return Chunk(key, version(body), term(key, body), encoded)
 
 
@@ -135,7 +136,7 @@ class Resources:
                     self._set(changed, old[0], old[1], None)
                 if row is not None:
                     placed[row_key] = (row.scope, row.key)
-                    self._set(changed, row.scope, row.key, chunk(row.key, row.body))
+                    self._set(changed, row.scope, row.key, chunk(row.key, row.body, row.requires))
         self._collect_peers(changed)
         self.rescoped = self.of_hosts.domains_of_host.take_changes()
         return changed

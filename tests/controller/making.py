@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from controller.etcd.types import Put, put
 from controller.keys import Keys
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, security_pb2, tenant_pb2
 
 
 def uid_of(name: str) -> str:
@@ -29,9 +30,9 @@ class Maker:
         stored = store_pb2.Stored(message=message, uid=uid_of(name), issued=issued)
         return put(self.keys.intent(name), stored.SerializeToString())
 
-    def tenant(self, own: str) -> Put:
+    def tenant(self, own: str, **labels: str) -> Put:
         name = f"tenants/{own}"
-        return self._put(name, tenant_pb2.Tenant(name=name).SerializeToString(), store_pb2.Issued())
+        return self._put(name, tenant_pb2.Tenant(name=name, labels=labels).SerializeToString(), store_pb2.Issued())
 
     def host(self, own: str, number: int, *, vtep: str = "", fenced: bool = False) -> Put:
         name = f"hosts/{own}"
@@ -44,16 +45,28 @@ class Maker:
         return self._put(name, message.SerializeToString(), store_pb2.Issued(domain=domain))
 
     def network(
-        self, name: str, number: int, cidrs: Sequence[str] = ("10.0.0.0/24", "fd00::/64"), router: str = ""
+        self,
+        name: str,
+        number: int,
+        cidrs: Sequence[str] = ("10.0.0.0/24", "fd00::/64"),
+        router: str = "",
+        policy: network_pb2.Network.Policy = network_pb2.Network.POLICY_OFF,
     ) -> Put:
         """Domain 1000 + number, VNI 5000 + number."""
-        message = network_pb2.Network(name=name, cidrs=cidrs, router=router)
+        message = network_pb2.Network(name=name, cidrs=cidrs, router=router, policy=policy)
         segment = store_pb2.IssuedSegment(color="base", uid=uid_of(name + "/base"), vni=5000 + number)
         issued = store_pb2.Issued(domain=1000 + number, network_number=number, segments=[segment])
         return self._put(name, message.SerializeToString(), issued)
 
     def port(
-        self, name: str, network: str, addresses: Sequence[str], *, host: str = "", allowed: Sequence[str] = ()
+        self,
+        name: str,
+        network: str,
+        addresses: Sequence[str],
+        *,
+        host: str = "",
+        allowed: Sequence[str] = (),
+        identity: int = 4711,
     ) -> Put:
         message = port_pb2.Port(
             name=name,
@@ -64,12 +77,25 @@ class Maker:
             allowed_addresses=allowed,
         )
         issued = store_pb2.Issued(
-            identity=4711,
+            identity=identity,
             segment_uid=uid_of(network + "/base"),
             network_uid=uid_of(network),
             host_uid=uid_of(f"hosts/{host}"),
         )
         return self._put(name, message.SerializeToString(), issued)
+
+    def group(self, name: str, **body: Any) -> Put:
+        message = security_pb2.SecurityGroup(name=name, **body)
+        return self._put(name, message.SerializeToString(), store_pb2.Issued())
+
+    def tier(self, own: str, **body: Any) -> Put:
+        name = f"policyTiers/{own}"
+        return self._put(name, security_pb2.PolicyTier(name=name, **body).SerializeToString(), store_pb2.Issued())
+
+    def identity(self, number: int, tenant: str, *groups: str) -> Put:
+        """Of groups by resource name."""
+        row = store_pb2.Identity(tenant_uid=uid_of(tenant), group_uids=sorted(map(uid_of, groups)))
+        return put(self.keys.identity(number), row.SerializeToString())
 
     def tombstone(self, host: str, port: str, *, moved_to: str = "", network: str = "", due: bool = False) -> Put:
         row = store_pb2.Tombstone(

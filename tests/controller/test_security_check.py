@@ -75,7 +75,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 
 def test_a_thousand_rules_and_one() -> None:
-    rules = [{"protocol": "tcp", "ports": [str(port)]} for port in range(1, 1001)]
+    rules: list[dict[str, Any]] = [{"protocol": "tcp", "ports": [str(port)]} for port in range(1, 1001)]
     assert problems(group(*rules)) == []
     ((field, text),) = problems(group(*rules[:700], egress=[security_pb2.SecurityRule(**r) for r in rules[:301]]))[:1]
     assert field == "ingress"
@@ -133,7 +133,7 @@ def test_what_is_not_understood_closes() -> None:
     """Fields and values of a newer controller: such a rule stays, and lets nothing through."""
     rule = security_pb2.SecurityRule(protocol="tcp", enabled=True)
     rule.MergeFromString(b"\xa2\x06\x03abc")  # field 100
-    tier = security_pb2.PolicyTier(ingress=[security_pb2.TierRule(action=9), security_pb2.TierRule(action=1)])
+    tier = security_pb2.PolicyTier.FromString(b"\x6a\x02\x50\x09\x6a\x02\x50\x01")  # ingress: actions 9 and 1
     (of_group,) = group_of("tenants/acme", security_pb2.SecurityGroup(ingress=[rule])).rules
     first, second = tier_of(tier, ()).rules
     assert (of_group.action, of_group.problem) == (Action.ALLOW, "it has a field that this controller does not know")

@@ -165,7 +165,7 @@ async def test_cascade_takes_groups_that_refer_to_each_other() -> None:
         await one.port("acme/p", security_groups=[WEB])
         refused = await refusal(delete_tenant(one, "tenants/acme", force=False))
         assert refused.reason == "IN_USE"
-        assert await delete_tenant(one, "tenants/acme") is None
+        await delete_tenant(one, "tenants/acme")
         assert not one.store.world.groups.rows
         assert not await site.keys("k/r/") and not await site.keys("k/q/")
 
@@ -297,7 +297,11 @@ async def test_tiers() -> None:
             position=security_pb2.PolicyTier.POSITION_ABOVE,
             priority=5,
             tenant_selector={"env": "prod"},
-            ingress=[security_pb2.TierRule(action=2, protocol="TCP", ports=["22"], remote_group="web")],
+            ingress=[
+                security_pb2.TierRule(
+                    action=security_pb2.RULE_ACTION_DENY, protocol="TCP", ports=["22"], remote_group="web"
+                )
+            ],
         )
         assert made.name == "policyTiers/base" and made.ingress[0].protocol == "tcp"
         await one.tenant("acme", labels={"env": "prod"})
