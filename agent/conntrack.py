@@ -2,12 +2,18 @@
 
 A port's zone is its ofport. A packet between two ports of one host passes two zones, the sender's (FROM) and the
 target's (TO). A connection remembers in each zone its color (ct_mark[0..7]) and the rule that let it in
-(ct_label[0..31], 0 = none). Untracked ports skip all of these stages, and with them all policy.
+(ct_label[0..31], 0 = none), and what is to become of it when that rule goes (ct_label[32..33]). Untracked ports skip
+all of these stages, and with them all policy.
 
-    CT_FROM → POLICY_FROM → … ENDPOINT → EGRESS → CT_TO (commits FROM) → POLICY_TO → INGRESS → COMMIT_TO → OUTPUT
+    CT_FROM → POLICY_FROM → … ENDPOINT → EGRESS → CT_TO (commits FROM) → COMMITTED_FROM → CT_TO
+    CT_TO → POLICY_TO → INGRESS → COMMIT_TO → COMMITTED_TO → OUTPUT
 
-EGRESS and INGRESS let everything pass unless a room puts verdicts there; they are asked about new connections only.
+EGRESS and INGRESS let everything pass unless a room puts verdicts there; packets of open connections come by, too.
 EGRESS is after ENDPOINT because a rule may name the target's identity.
+
+Every `ct` ends its list of actions, and where it goes on, what is invalid is dropped first. Conntrack on netdev
+collects fragments; what is not complete after 15 s it puts, as invalid, into whatever batch comes by, and it takes the
+rest of that batch's way (measured, Open vSwitch 3.1): `ct(commit),output` would let it out unjudged, to anybody.
 """
 
 from __future__ import annotations
@@ -17,11 +23,10 @@ from collections.abc import Iterable, Iterator
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import match
-from agent.pipeline import COLORS, Feature, Flag, Mask, Stage, flow, goto
+from agent.pipeline import COLORS, Bits, Feature, Flag, Mask, Reg, Stage, flow, goto
 from tealnet.core.rows.stream import Segment
 
 FAMILIES = ("ip", "ipv6")
-COLOR_BITS = "metadata[32..39]"
 NO_COLOR: Mask = (0, 0xFF00000000)
 NEW_FROM: Mask = (Flag.NEW_FROM, Flag.NEW_FROM)
 
@@ -32,8 +37,9 @@ def colored(segments: Iterable[Segment]) -> bool:
 
 
 def remember() -> bytes:
-    """What a commit writes down: the packet's color and the rule in reg15."""
-    return act.move(COLOR_BITS, "ct_mark[0..7]") + act.move("reg15", "ct_label[0..31]")
+    """What a commit writes down: the packet's color, the rule that let it pass, what happens when that goes."""
+    rule = act.move(Reg.RULE, Bits.CT_RULE) + act.move(Bits.ON_CHANGE, Bits.CT_ON_CHANGE)
+    return act.move(Bits.COLOR, Bits.CT_COLOR) + rule
 
 
 def color_is(color: int) -> Mask:
@@ -61,25 +67,30 @@ def _from() -> Iterator[Flow]:
 
     stage = Stage.POLICY_FROM
     yield _base(stage=stage, priority=100, match_=match(ct_state="+trk+inv"), actions=b"")
-    pinned = act.move("ct_mark[0..7]", COLOR_BITS) + goto(Stage.ROUTE)
+    pinned = act.move(Bits.CT_COLOR, Bits.COLOR) + goto(Stage.ROUTE)
     yield _base(stage=stage, priority=90, match_=match(ct_state="+trk-new", metadata=NO_COLOR), actions=pinned)
     yield _base(stage=stage, priority=80, match_=match(ct_state="+trk-new"), actions=goto(Stage.ROUTE))
     new = act.set_field("reg13", Flag.NEW_FROM, mask=Flag.NEW_FROM) + goto(Stage.ROUTE)
     yield _base(stage=stage, priority=70, match_=match(ct_state="+trk+new"), actions=new)
 
-    commit = (
-        act.ct(zone="reg11[0..15]", flags=act.CT_COMMIT, actions=remember())
-        + act.set_field("reg13", 0, mask=Flag.NEW_FROM)
-        + goto(Stage.CT_TO)
+    commit = act.set_field("reg13", 0, mask=Flag.NEW_FROM) + act.ct(
+        zone="reg11[0..15]", table=Stage.COMMITTED_FROM, flags=act.CT_COMMIT, actions=remember()
     )
     for family in FAMILIES:
         yield _base(stage=Stage.CT_TO, priority=100, match_=match(reg13=NEW_FROM, **{family: True}), actions=commit)
+    yield from _committed(Stage.COMMITTED_FROM, then=Stage.CT_TO)
+
+
+def _committed(stage: Stage, *, then: Stage) -> Iterator[Flow]:
+    yield _base(stage=stage, priority=100, match_=match(ct_state="+trk+inv"), actions=b"")
+    yield _base(stage=stage, priority=0, match_=match(), actions=goto(then))
 
 
 def _to() -> Iterator[Flow]:
     """The target's zone: an established connection keeps its color, a new one is judged and committed."""
     for family in FAMILIES:
-        track = act.set_field("reg15", 0) + act.ct_clear() + act.ct(zone="reg11[16..31]", table=Stage.POLICY_TO)
+        forget = act.set_field(Reg.RULE, 0) + act.set_field(Bits.ON_CHANGE, 0) + act.ct_clear()
+        track = forget + act.ct(zone="reg11[16..31]", table=Stage.POLICY_TO)
         wanted = match(reg4=0, reg13=(Flag.CT_TO, Flag.CT_TO), **{family: True})
         yield _base(stage=Stage.CT_TO, priority=80, match_=wanted, actions=track)
 
@@ -87,11 +98,13 @@ def _to() -> Iterator[Flow]:
     yield _base(stage=stage, priority=100, match_=match(ct_state="+trk+inv"), actions=b"")
     for color in range(COLORS + 1):
         same = match(ct_state="+trk-new", ct_mark=(color, 0xFF), metadata=color_is(color))
-        yield _base(stage=stage, priority=90, match_=same, actions=goto(Stage.OUTPUT))
+        yield _base(stage=stage, priority=90, match_=same, actions=goto(Stage.INGRESS))
     # Another color's packet on this connection's 5-tuple: twins exclude each other until it closes (B3).
     yield _base(stage=stage, priority=80, match_=match(ct_state="+trk-new"), actions=b"")
     yield _base(stage=stage, priority=70, match_=match(ct_state="+trk+new"), actions=goto(Stage.INGRESS))
 
+    yield _base(stage=Stage.INGRESS, priority=10, match_=match(ct_state="+trk-new"), actions=goto(Stage.OUTPUT))
     for family in FAMILIES:
-        commit = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=remember()) + goto(Stage.OUTPUT)
+        commit = act.ct(zone="reg11[16..31]", table=Stage.COMMITTED_TO, flags=act.CT_COMMIT, actions=remember())
         yield _base(stage=Stage.COMMIT_TO, priority=10, match_=match(**{family: True}), actions=commit)
+    yield from _committed(Stage.COMMITTED_TO, then=Stage.OUTPUT)

@@ -10,7 +10,17 @@ from agent.objects import Addressing, Link, Route
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
-from agent.pipeline import ND_SOLICITATION, ROUTER_LINK_LOCAL, Feature, Flag, Stage, domain_color, flow, goto, mac_int
+from agent.pipeline import (
+    FROM_FLAGS,
+    ND_SOLICITATION,
+    ROUTER_LINK_LOCAL,
+    Feature,
+    Stage,
+    domain_color,
+    flow,
+    goto,
+    mac_int,
+)
 from tealnet.core.rows.stream import LocalPort, Segment
 
 
@@ -74,7 +84,7 @@ def port_flows(port: LocalPort, *, segment: Segment, ofport: int, flags: int) ->
         act.set_field("metadata", metadata)
         + act.set_field("reg10", port.identity)
         + act.set_field("reg11", ofport)
-        + act.set_field("reg13", flags & Flag.CT_FROM)
+        + act.set_field("reg13", flags & FROM_FLAGS)
         + act.set_field("reg14", segment.network_number)
         + goto(Stage.PORT_SECURITY)
     )
