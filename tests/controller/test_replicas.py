@@ -14,6 +14,8 @@ import pytest
 from controller.etcd import Etcd
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Op, Put, created, delete, put
+from controller.idle import KEPT, Idle
+from controller.intents.base import identity_digest
 from controller.release import Release
 from controller.rows import Term
 from controller.server import Controller
@@ -163,7 +165,9 @@ async def test_a_silent_host_is_lost_and_returns(single: Pair) -> None:
 async def release_of(single: Pair) -> Release:
     store = single.controllers[0].store
     term = await until(lambda: store.world.terms.rows.get("chores"))
-    return Release(store, created(store.keys.chores, term.create_revision))
+    release = Release(store, created(store.keys.chores, term.create_revision))
+    store.subscribe(release.idle.follow)
+    return release
 
 
 def buried(single: Pair, *, acked: bool, quarantine: int = 0) -> list[Put]:
@@ -238,7 +242,7 @@ async def test_identities_go_when_their_tenant_is_gone(single: Pair) -> None:
 
     def issued(number: int, uid: str) -> list[Put]:
         row = store_pb2.Identity(tenant_uid=uid).SerializeToString()
-        return [put(keys.identity(number), row), put(keys.identity_set(uid), str(number).encode())]
+        return [put(keys.identity(number), row), put(keys.identity_set(identity_digest((uid,))), str(number).encode())]
 
     await single.write(*issued(7001, living), *issued(7002, uid_of("old")), *issued(7003, uid_of("older")))
     held = keys.reference(kind="identity", uid="7003", by_kind="port", by_uid=uid_of("p"))
@@ -251,7 +255,64 @@ async def test_identities_go_when_their_tenant_is_gone(single: Pair) -> None:
     await release.numbers()
     await until(lambda: 7002 not in store.world.identities.rows)
     assert {7001, 7003} <= store.world.identities.rows.keys()
-    assert not (await single.etcd.range(keys.identity_set(uid_of("old")))).kvs
+    assert not (await single.etcd.range(keys.identity_set(identity_digest((uid_of("old"),))))).kvs
+
+
+async def test_an_identity_that_is_used_again_waits_again(single: Pair) -> None:
+    """And one that nobody has used for long goes, also while its groups live."""
+    store, make = single.controllers[0].store, single.make
+    now = [0.0]
+    idle = Idle(store, clock=lambda: now[0])
+    store.subscribe(idle.follow)
+    await single.write(make.identity(7001, "tenants/acme"), make.identity(7002, "tenants/acme", NET))
+    left = store.revision
+    assert idle.expired(left) == {}  # a host may be at that very revision
+    assert idle.expired(left + 1) == {7002: left}  # there is no such group: nobody will have it again
+    now[0] = KEPT
+    assert idle.expired(left + 1) == {7001: left, 7002: left}
+    used = await single.write(make.port(P3, NET, ["10.0.0.7"], identity=7001))
+    assert 7001 not in idle.expired(used + 9)
+    gone = await single.write(delete(make.keys.intent(P3)))
+    assert 7001 not in idle.expired(gone + 9)
+    now[0] = 2 * KEPT
+    assert idle.expired(gone) == {7002: left}
+    assert idle.expired(gone + 1) == {7001: gone, 7002: left}
+    await store.load()
+    assert 7001 not in idle.expired(store.revision + 9)  # read anew: what was between is not known
+
+
+async def test_groups_come_and_go_while_a_host_sleeps(single: Pair) -> None:
+    """No number gets another meaning before the host that knows the old one is back."""
+    release, controller = await release_of(single), single.controllers[0]
+    store, make = controller.store, single.make
+    agent = FakeAgent("h1", "192.0.2.1")
+    async with agent.connected(single.sites[0]):
+        await until(lambda: controller.sessions.by_host[H1].synced > 0)
+    await until(lambda: H1 not in store.world.sessions.rows)
+    issued: set[int] = set()
+
+    async def rounds() -> None:
+        seen = await store.barrier()
+        await until(lambda: min(r.low_water for r in store.world.replicas.rows.values()) > seen, "a low water mark")
+        await release.numbers()
+        await release.numbers()
+        await store.barrier()
+
+    for turn in range(40):
+        group = f"tenants/acme/securityGroups/g{turn}"
+        number = 8000 + turn
+        assert number not in store.world.identities.rows
+        await single.write(make.group(group), make.identity(number, "tenants/acme", group))
+        await single.write(make.port(P3, NET, ["10.0.0.7"], identity=number))
+        await single.write(delete(make.keys.intent(P3)))
+        await single.write(delete(make.keys.intent(group)))
+        issued.add(number)
+    await rounds()
+    assert issued <= store.world.identities.rows.keys()
+    async with agent.connected(single.sites[0]):
+        await until(lambda: controller.sessions.by_host[H1].synced == store.revision)
+        await rounds()
+        assert not issued & store.world.identities.rows.keys()
 
 
 async def test_old_terms_change_nothing(single: Pair) -> None:
