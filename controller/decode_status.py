@@ -96,6 +96,7 @@ def _port_status(kv: KeyValue, _: Any) -> PortStatusEntry:
         reason=message.reason,
         text=message.text,
         since=message.since.seconds + message.since.nanos / 1e9,
+        policy=message.policy,
     )
 
 

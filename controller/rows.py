@@ -171,6 +171,7 @@ class PortStatusEntry:
     reason: str
     text: str
     since: float
+    policy: str = ""  # why its rules could not be applied as they are
 
 
 @dataclass(frozen=True, slots=True)

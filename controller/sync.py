@@ -256,10 +256,19 @@ class Sync:
     def _failures(self, hosts: Iterable[str], domains: Domains) -> Iterable[store_pb2.BarrierAnswer.Failed]:
         for host in hosts:
             for key, failure in self.sessions.by_host[host].report.failures.items():
-                if domains is None or self.domain_of(key) in domains:
+                if domains is None or self._concerns(key, host, domains):
                     yield store_pb2.BarrierAnswer.Failed(
                         host_uid=host, key=key, reason=failure.reason, text=failure.text
                     )
+
+    def _concerns(self, key: str, host: str, domains: frozenset[int]) -> bool:
+        """Whether a resource of a host is about one of some domains; rules: those of the host's ports they guard."""
+        kind, _, ident = key.partition("/")
+        if kind != "rules" or not ident.isdecimal():
+            return self.domain_of(key) in domains
+        scopes, world = self.sessions.resources.of_hosts, self.store.world
+        found = (scopes.holdings.rows.get(name) for name in world.ports_by_identity.keys(int(ident)))
+        return any(h and host in h.hosts and scopes.domain_of_vni.rows.get(h.vni) in domains for h in found)
 
     def domain_of(self, key: str) -> int:
         """The domain that a resource is about; 0 if it is about none."""

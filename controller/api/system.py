@@ -125,6 +125,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
             names = self.world.ports_by_uid.keys(ident)
         elif kind == "segment" and ident.isdecimal():
             names = self.world.networks_by_vni.keys(int(ident))
+        elif kind == "rules" and ident.isdecimal():
+            names = sorted(self.world.ports_by_identity.keys(int(ident)))
         return next((name for name in names if self._sees(name)), key)
 
     def _sees(self, name: str) -> bool:
