@@ -21,4 +21,5 @@ def declare(world: World, *, default_mtu: int) -> Resources:
         scopes,
         hostpeers=l2.hostpeers,
         tables=(l2.segments, l2.endpoints, l2.localports, router.routes, security.rules),
+        security=security,
     )

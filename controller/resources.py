@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controller.scopes import Scopes
 from controller.world import World
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.digest import SIZE, term, version
 from tealnet.core.tables import Derived, Table
+
+if TYPE_CHECKING:
+    from controller.features.security import Security
 
 _MODULUS = 1 << 128
 Changed = dict[str, set[str]]  # scope → keys
@@ -98,8 +101,9 @@ class Resources:
         *,
         hostpeers: Derived[str, Resource],
         tables: Sequence[Derived[Any, Resource]],
+        security: Security,
     ) -> None:
-        self.world, self.of_hosts = world, scopes
+        self.world, self.of_hosts, self.security = world, scopes, security
         self._tables = tables
         self._hostpeers = hostpeers
         self._scopes: dict[str, Scope] = {}

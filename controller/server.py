@@ -28,6 +28,8 @@ from prometheus_client import start_http_server
 from controller.admission import Admission
 from controller.api import Api, Errors, interceptors
 from controller.api import build as build_api
+from controller.api.policy import Parts as PolicyParts
+from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
 from controller.chores import Chores
 from controller.derive import declare
@@ -36,6 +38,8 @@ from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.limits import max_txn_ops
 from controller.events import Events
 from controller.metrics import Metrics
+from controller.policy_reports import PolicyReports
+from controller.questions import Questions
 from controller.replica import Replica
 from controller.sessions import SERVICE, Sessions
 from controller.settings import Settings
@@ -45,7 +49,7 @@ from controller.sync import Sync
 from controller.tls import Certificates, host_of
 from controller.watch import Watches
 from tealnet.core.pki import Ca
-from tealnet.v1 import system_pb2, system_pb2_grpc
+from tealnet.v1 import security_pb2_grpc, system_pb2, system_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -82,6 +86,7 @@ class Controller:
     replica: Replica
     sessions: Sessions
     status: Status
+    questions: Questions
     sync: Sync
     chores: Chores
     events: Events
@@ -135,7 +140,8 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         return session.synced if session else 0
 
     status = Status(store.world, resources, synced_of)
-    sync = Sync(store, sessions, replica)
+    questions = Questions(store, replica)
+    sync = Sync(store, sessions, questions)
     chores = Chores(store, sync, replica=replica, events=events, settings=settings)
     watches = Watches(store)
     ca = Ca.load(Path(settings.ca_key).parent) if settings.ca_key else None
@@ -148,6 +154,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         replica=replica,
         sessions=sessions,
         status=status,
+        questions=questions,
         sync=sync,
         chores=chores,
         events=events,
@@ -170,7 +177,7 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
             jobs = [
                 group.create_task(controller.store.run(), name="store"),
                 group.create_task(controller.replica.run(), name="replica"),
-                group.create_task(controller.sync.run(), name="sync"),
+                group.create_task(controller.questions.run(), name="questions"),
             ]
             await controller.replica.ready.wait()
             jobs.append(group.create_task(controller.chores.run(), name="chores"))
@@ -238,9 +245,16 @@ async def _api_server(controller: Controller, health: health_aio.HealthServicer)
         )
     )
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    security_pb2_grpc.add_PolicyServiceServicer_to_server(_policy(controller), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(_SERVICES, server)
     return server
+
+
+def _policy(controller: Controller) -> PolicyService:
+    sessions = controller.sessions
+    reports = PolicyReports(controller.store, sessions, controller.questions)
+    return PolicyService(PolicyParts(controller.store, sessions.resources.of_hosts, sessions.origins, reports))
 
 
 def _join_server(controller: Controller) -> grpc.aio.Server:

@@ -24,6 +24,7 @@ from controller.outbox import Outbox
 from controller.replica import Replica
 from controller.report import Report
 from controller.resources import Resources
+from controller.rule_counts import RuleCounts
 from controller.store import Store
 from tealnet.agent.v1 import agent_pb2 as pb
 
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 
 PING = 0.5  # seconds
 SILENCE = 1.5  # seconds
+_REPORTS = 5  # seconds that a host goes on telling of its rules when it was asked
 FEATURES = ("l2", "router", "security")
 
 
@@ -56,6 +58,7 @@ class Session:
         hello: pb.Hello,
         context: grpc.aio.ServicerContext[Any, Any],
         progressed: Callable[[], None],
+        denied: Callable[[str, pb.RuleReport], None],
     ) -> None:
         self.store, self.resources, self.replica, self.metrics = store, resources, replica, metrics
         self.admitted, self.hello, self.context = admitted, hello, context
@@ -63,9 +66,11 @@ class Session:
         self.key_value = admitted.session
         self.outbox = Outbox(resources, self.host_uid)
         self.report = Report(store, host_uid=self.host_uid, session=self.key_value, progressed=progressed)
-        self._progressed = progressed
+        self.rules = RuleCounts()
+        self._progressed, self._denied = progressed, denied
         self.unaccounted: list[str] = []
         self._asked: set[str] = set()  # scopes whose versions are awaited
+        self._asks_rules = False
         self._wake = asyncio.Event()
         self._over: SessionOver | None = None
         self._ended = asyncio.Event()
@@ -131,6 +136,11 @@ class Session:
         """There may be something to mark as carried out."""
         self._tombstones.set()
 
+    def ask_rules(self) -> None:
+        """Have the host tell what its rules have counted: `rules.wholes` grows when it has."""
+        self._asks_rules = True
+        self._wake.set()
+
     def end(self, reason: str, refusal: Refusal | None = None) -> None:
         """End the session soon."""
         if self._over is None:
@@ -194,6 +204,9 @@ class Session:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._asks_rules:
+                self._asks_rules = False
+                await self.send(pb.ToAgent(want_rule_report=pb.WantRuleReport(seconds=_REPORTS)).SerializeToString())
             if self._over or self._asked or not self.outbox.is_due:
                 continue  # a host that was just fenced is not told that its ports are gone
             unit = self.outbox.cut(self.store.revision, self.store.lineage)
@@ -218,6 +231,8 @@ class Session:
                     await self._on_ack(message.ack)
                 case "facts":
                     await self.report.note_facts(message.facts)
+                case "rule_report":
+                    self._on_rules(message.rule_report)
                 case "ping":
                     pass
                 case other:
@@ -251,6 +266,11 @@ class Session:
         if unaccounted != self.unaccounted or (units and self._forgotten(unaccounted)):
             self.unaccounted = unaccounted
             await self.report.note_unaccounted(unaccounted)
+
+    def _on_rules(self, report: pb.RuleReport) -> None:
+        self.rules.take(report)
+        self._denied(self.admitted.host.name, report)
+        self._progressed()
 
     def _forgotten(self, unaccounted: list[str]) -> bool:
         row = self.store.world.host_status.rows.get(self.host_uid)

@@ -33,11 +33,13 @@ _TIERS = pb.Rules.DESCRIPTOR.fields_by_name["tiers"].number
 
 
 class Origin(NamedTuple):
-    """Where a rule comes from: a group's or tier's resource name, and the rule's place there."""
+    """Where a rule comes from: a group or tier, the rule's place there, and its id as made of what was written."""
 
-    object: str
+    object: str  # resource name
+    uid: str
     direction: Direction
     place: int
+    id: int
 
 
 class Owner(NamedTuple):
@@ -63,7 +65,6 @@ class Resolved(NamedTuple):
 class Compiled(NamedTuple):
     """A rule ready to be sent but for its id, which another one of the same identity may have."""
 
-    id: int
     encoded: bytes
     origin: Origin
 
@@ -94,8 +95,8 @@ def compiled(rule: RuleSpec, owner: Owner, resolved: Resolved) -> Compiled:
             if rule.icmp[1] is not None:
                 message.icmp_code = rule.icmp[1]
         _far_end(message, rule, resolved)
-    origin = Origin(owner.name, rule.direction, rule.index)
-    return Compiled(rule_id(owner.uid, rule), message.SerializeToString(deterministic=True), origin)
+    origin = Origin(owner.name, owner.uid, rule.direction, rule.index, rule_id(owner.uid, rule))
+    return Compiled(message.SerializeToString(deterministic=True), origin)
 
 
 def _far_end(message: pb.Rule, rule: RuleSpec, resolved: Resolved) -> None:
@@ -121,7 +122,7 @@ def rule_id(owner_uid: str, rule: RuleSpec) -> int:
 
 
 class Body(NamedTuple):
-    """What is sent for one identity, and where its rules come from, by id."""
+    """What is sent for one identity, and where its rules come from, by the id that is sent."""
 
     body: bytes
     origins: tuple[tuple[int, Origin], ...]
@@ -152,7 +153,7 @@ def body_of(tiers: Sequence[CompiledTier], groups: Sequence[CompiledTier], fallb
 def _numbered(rules: Iterable[Compiled], taken: set[int]) -> Iterable[tuple[int, Compiled]]:
     """Ids that are unique in an identity's rules: of two equal ones the later gets the next free number."""
     for rule in rules:
-        number = rule.id
+        number = rule.origin.id
         while number in taken:
             number = number + 1 if number < 2**32 - 1 else FIRST_RULE_ID
         taken.add(number)

@@ -23,6 +23,7 @@ from tealnet.v1 import (
     port_pb2,
     port_pb2_grpc,
     router_pb2,
+    security_pb2,
     system_pb2,
     system_pb2_grpc,
     tenant_pb2,
@@ -178,7 +179,7 @@ async def test_details_on_the_wire() -> None:
 
 
 async def test_every_method_has_a_rule() -> None:
-    modules = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, system_pb2)
+    modules = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, security_pb2, system_pb2)
     methods = {
         f"/{service.full_name}/{method.name}"
         for module in modules

@@ -12,11 +12,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, security_pb2, system_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.running import Site, site
 
-MODULES = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, system_pb2)
+MODULES = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, security_pb2, system_pb2)
 METHODS = {
     f"/{service.full_name}/{method.name}": method
     for module in MODULES
@@ -31,7 +31,8 @@ NAMES = [
     "", "acme", "globex", "web", "p1", "p2", "h1", "main", "-", "Acme", "a" * 64, "tenants/acme", "tenants/-",
     "tenants/globex",
     "tenants/acme/networks/web", "tenants/acme/networks/db", "tenants/acme/routers/main", "tenants/acme/ports/p1",
-    "tenants/acme/ports/p2", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
+    "tenants/acme/ports/p2", "tenants/acme/securityGroups/web", "tenants/acme/securityGroups/default",
+    "policyTiers/base", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
 ]  # fmt: skip
 VALUES = [
     "10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/16", "fd00::/64", "10.0.0.5", "10.0.0.6", "10.0.0.1", "fd00::5",
@@ -67,6 +68,14 @@ FITTING = {  # by the field's name: what may well be right there
     "path": ["/run/netns/cni-1"],
     "servers": ["10.0.0.53"],
     "search_domains": ["example.org"],
+    "security_groups": ["tenants/acme/securityGroups/web", "tenants/acme/securityGroups/db"],
+    "remote_group": ["tenants/acme/securityGroups/web", "tenants/acme/securityGroups/db", "web", ""],
+    "remote_cidr": ["10.0.0.0/8", "::/0", ""],
+    "protocol": ["tcp", "icmp", "any", "47"],
+    "ports": ["80", "8000-8099"],
+    "color": ["", "blue"],
+    "source": ["tenants/acme/ports/p1"],
+    "target": ["tenants/acme/ports/p1"],
 }
 NUMBERS = {
     FieldDescriptor.TYPE_INT32: st.sampled_from([0, 1, -1, 5, 2**31 - 1, -(2**31)]),
@@ -98,7 +107,9 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0, percent: int = 70
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             label = st.one_of(st.just("a"), TEXT)
-            getattr(message, field.name).update(draw(st.dictionaries(label, label, max_size=1)))
+            values = field.message_type.fields_by_name["value"]
+            value = label if values.type == values.TYPE_STRING else scalar(values)
+            getattr(message, field.name).update(draw(st.dictionaries(label, value, max_size=1)))
             continue
         one = scalar(field) if field.message_type is None else messages(field.message_type, depth + 1, percent)
         if field.is_repeated:
@@ -111,6 +122,7 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0, percent: int = 70
 
 
 WEB, MAIN = "tenants/acme/networks/web", "tenants/acme/routers/main"
+GROUP = "tenants/acme/securityGroups/web"
 RIGHT: list[Any] = [
     tenant_pb2.CreateTenantRequest(tenant_id="globex"),
     tenant_pb2.UpdateTenantRequest(tenant={"name": "tenants/acme"}),
@@ -127,6 +139,12 @@ RIGHT: list[Any] = [
     network_pb2.DeleteNetworkRequest(name=WEB, force=True),
     router_pb2.DeleteRouterRequest(name=MAIN),
     host_pb2.DrainHostRequest(name="hosts/h1"),
+    security_pb2.CreateSecurityGroupRequest(parent="tenants/acme", security_group_id="db"),
+    security_pb2.UpdateSecurityGroupRequest(security_group={"name": GROUP}),
+    security_pb2.DeleteSecurityGroupRequest(name=GROUP),
+    security_pb2.CreatePolicyTierRequest(policy_tier_id="base", policy_tier={"position": 1}),
+    security_pb2.UpdatePolicyTierRequest(policy_tier={"name": "policyTiers/base"}),
+    tenant_pb2.DeleteTenantRequest(name="tenants/acme", force=True),
 ]
 """Requests that are right; random fields are merged into them."""
 
@@ -159,6 +177,7 @@ async def seed(place: Site) -> Any:
         router_pb2.CreateRouterRequest(parent="tenants/acme", router_id="main"),
         network_pb2.CreateNetworkRequest(parent="tenants/acme", network_id="web", network=web),
         port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p1", port=port),
+        security_pb2.CreateSecurityGroupRequest(parent="tenants/acme", security_group_id="web"),
     ):
         assert await send(channel, method_of(request), request) is grpc.StatusCode.OK
     return channel

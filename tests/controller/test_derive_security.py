@@ -257,7 +257,7 @@ def test_what_was_not_understood_is_a_flaw_of_its_direction() -> None:
 
 
 def test_ids_of_one_identity_are_unique() -> None:
-    spec = security_rules.Compiled(500, b"", security_rules.Origin("a", Direction.INGRESS, 0))
+    spec = security_rules.Compiled(b"", security_rules.Origin("a", "0", Direction.INGRESS, 0, 500))
     tier = security_rules.CompiledTier(Position.ABOVE, (spec, spec), Mode.ENFORCE, OnChange.KEEP)
     groups = security_rules.CompiledTier(Position.GROUPS, (spec,), Mode.ENFORCE, OnChange.KEEP)
     body = security_rules.body_of([tier], [groups], Mode.ENFORCE)

@@ -16,11 +16,13 @@ from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Op, Put, created, delete, put
 from controller.idle import KEPT, Idle
 from controller.intents.base import identity_digest
+from controller.policy_reports import PolicyReports
 from controller.release import Release
 from controller.rows import Term
 from controller.server import Controller
+from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import host_pb2
+from tealnet.v1 import host_pb2, network_pb2, security_pb2
 from tests.controller.making import Maker, uid_of
 from tests.controller.running import FakeAgent, Site, prepare, running, until
 
@@ -118,7 +120,9 @@ async def test_a_question_that_is_given_up_leaves_nothing(pair: Pair) -> None:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: not [b for b in world.barriers.rows.values() if not b.mark])
-        await until(lambda: not any("Sync._answer" in repr(task) for task in asyncio.all_tasks()), "the answer's end")
+        await until(
+            lambda: not any("Questions._answer" in repr(task) for task in asyncio.all_tasks()), "the answer's end"
+        )
         await pair.controllers[0].store.barrier()
         assert not world.answers.rows
 
@@ -351,3 +355,42 @@ async def test_sync_follows_a_host_to_another_replica(pair: Pair) -> None:
             outcome = await asking
             assert outcome.complete and outcome.synced == {H1} and outcome.took < 5
             await asyncio.wait_for(agent.done.wait(), 5)
+
+
+async def test_rules_are_asked_of_all_replicas(pair: Pair) -> None:
+    """One question, one answer per replica that has hosts, and nothing left."""
+    make, store = pair.make, pair.controllers[0].store
+    group, policy = "tenants/acme/securityGroups/web", network_pb2.Network.POLICY_ENFORCE
+    rule = security_pb2.SecurityRule(protocol="tcp")
+    await pair.write(
+        make.network(NET, 1, policy=policy),
+        make.group(group, ingress=[rule]),
+        make.identity(301, "tenants/acme", group),
+        make.port(P1, NET, ["10.0.0.5"], host="h1", identity=301),
+        make.port(P2, NET, ["10.0.0.6"], host="h2", identity=301),
+    )
+    ((number, origin),) = pair.controllers[0].sessions.resources.security.bodies.rows[301].origins
+    count = pb.RuleCount(identity=301, direction=pb.RULE_DIRECTION_INGRESS, rule=number, packets=2)
+    one, two = FakeAgent("h1", "192.0.2.1"), FakeAgent("h2", "192.0.2.2", instance="instance-2")
+    one.rule_report = two.rule_report = pb.RuleReport(whole=True, counts=[count])
+    controller = pair.controllers[0]
+    reports = [PolicyReports(c.store, c.sessions, c.questions) for c in pair.controllers][0]
+    row = store_pb2.Barrier(question=store_pb2.Barrier.QUESTION_RULES, identities=[301])
+    async with one.connected(pair.sites[0]), two.connected(pair.sites[1]):
+        await until(lambda: controller.store.world.sessions.rows.keys() >= {H1, H2})
+        written: list[str] = []
+        store.subscribe(
+            lambda _, changes: written.extend(c.table for c in changes if c.table in ("barriers", "answers"))
+        )
+        told = await reports.ask(row, timeout=5)
+        assert not told.silent
+        assert [s.packets for s in told.sums.values()] == [4]
+        assert list(told.sums) == [(origin.uid, origin.id, pb.RULE_DIRECTION_INGRESS)]
+        # The question and its end, the answer and its end; the tables of one batch may show them together.
+        assert written.count("answers") <= 2
+        two.rule_report = None
+        told = await reports.ask(row, timeout=0.3)
+        assert told.silent == {H2} and [s.packets for s in told.sums.values()] == [2]
+    await store.barrier()
+    assert not store.world.answers.rows
+    assert not [b for b in store.world.barriers.rows.values() if not b.mark]
