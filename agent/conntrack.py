@@ -2,12 +2,18 @@
 
 A port's zone is its ofport. A packet between two ports of one host passes two zones, the sender's (FROM) and the
 target's (TO). A connection remembers in each zone its color (ct_mark[0..7]) and the rule that let it in
-(ct_label[0..31], 0 = none). Untracked ports skip all of these stages, and with them all policy.
+(ct_label[0..31], 0 = none), and what is to become of it when that rule goes (ct_label[32..33]). Untracked ports skip
+all of these stages, and with them all policy.
 
-    CT_FROM → POLICY_FROM → … ENDPOINT → EGRESS → CT_TO (commits FROM) → POLICY_TO → INGRESS → COMMIT_TO → OUTPUT
+    CT_FROM → POLICY_FROM (→ ANSWERED_FROM) → … ENDPOINT → EGRESS → CT_TO (commits FROM) → COMMITTED_FROM → CT_TO
+    CT_TO → POLICY_TO (→ ANSWERED_TO) → INGRESS → COMMIT_TO → COMMITTED_TO → OUTPUT
 
-EGRESS and INGRESS let everything pass unless a room puts verdicts there; they are asked about new connections only.
+EGRESS and INGRESS let everything pass unless a room puts verdicts there; packets of open connections come by, too.
 EGRESS is after ENDPOINT because a rule may name the target's identity.
+
+Every `ct` ends its list of actions, and where it goes on, what is invalid is dropped first. Conntrack on netdev
+collects fragments; what is not complete after 15 s it puts, as invalid, into whatever batch comes by, and it takes the
+rest of that batch's way (measured, Open vSwitch 3.1): `ct(commit),output` would let it out unjudged, to anybody.
 
 A TCP packet in the middle of a connection that a zone does not know (after a start of vswitchd, or when the domain
 has just got colors) has no color. From a sender without color it goes to every color of the network (`MID_STREAM`),
@@ -22,7 +28,7 @@ from collections.abc import Iterable, Iterator
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
-from agent.pipeline import COLOR_MASK, TARGET_COLORED, Feature, Flag, Mask, Reg, Stage, flow, goto
+from agent.pipeline import COLOR_MASK, TARGET_COLORED, Bits, Feature, Flag, Mask, Reg, Stage, flow, goto
 from tealnet.core.rows.colors import COLORS
 from tealnet.core.rows.stream import Segment
 
@@ -43,19 +49,31 @@ def colored(segments: Iterable[Segment]) -> bool:
     return any(segment.color for segment in segments)
 
 
+def _rule() -> bytes:
+    return act.move(Reg.RULE, Bits.CT_RULE) + act.move(Bits.ON_CHANGE, Bits.CT_ON_CHANGE)
+
+
 def remember() -> bytes:
-    """What a commit writes down: the packet's color and the rule in reg15."""
-    return act.move(Reg.COLOR, MARK) + act.move("reg15", "ct_label[0..31]")
+    """What a commit writes down: the packet's color, the rule that let it pass, what happens when that goes."""
+    return act.move(Reg.COLOR, MARK) + _rule()
 
 
 def ask() -> bytes:
     """The same for a connection whose color is not known."""
-    return act.set_field("ct_mark", UNKNOWN, mask=0xFF) + act.move("reg15", "ct_label[0..31]")
+    return act.set_field("ct_mark", UNKNOWN, mask=0xFF) + _rule()
 
 
-def remark(zone: str) -> bytes:
-    """Give the connection in a zone the packet's color; the rule stays."""
-    return act.ct(zone=zone, flags=act.CT_COMMIT, actions=act.move(Reg.COLOR, MARK))
+FROM, TO = "reg11[0..15]", "reg11[16..31]"
+
+
+def commit(zone: str, actions: bytes, then: Stage) -> bytes:
+    """Write something down for the packet's connection, and go on in a stage that drops what is invalid."""
+    return act.ct(zone=zone, table=then, flags=act.CT_COMMIT, actions=actions)
+
+
+def adopt() -> bytes:
+    """Give the connection in the target's zone the packet's color; the rule stays."""
+    return commit(TO, act.move(Reg.COLOR, MARK), Stage.ANSWERED_TO)
 
 
 def color_is(color: int) -> Mask:
@@ -67,6 +85,15 @@ def conntrack_flows() -> Iterator[Flow]:
     """What does not depend on any tenant."""
     for part in (_track, _policy_from, _commit_from, _policy_to, _commit_to):
         yield from part()
+    for stage, then in (
+        (Stage.ANSWERED_FROM, Stage.ROUTE),
+        (Stage.COMMITTED_FROM, Stage.CT_TO),
+        (Stage.ANSWERED_TO, Stage.INGRESS),
+        (Stage.COMMITTED_TO, Stage.OUTPUT),
+    ):
+        yield _flow(stage, 100, b"", ct_state="+trk+inv")
+        yield _flow(stage, 0, goto(then))
+    yield _flow(Stage.INGRESS, 10, goto(Stage.OUTPUT), ct_state="+trk-new")
 
 
 def _flow(stage: Stage, priority: int, actions: bytes, **fields: Value) -> Flow:
@@ -91,11 +118,12 @@ def _mark(bits: int) -> bytes:
 
 def _track() -> Iterator[Flow]:
     stage = Stage.CT_FROM
-    track = act.ct(zone="reg11[0..15]", table=Stage.POLICY_FROM)
+    track = act.ct(zone=FROM, table=Stage.POLICY_FROM)
     yield from _families(stage, 10, track, reg13=(Flag.CT_FROM, Flag.CT_FROM))
     yield _flow(stage, 0, goto(Stage.ROUTE))
     stage = Stage.CT_TO
-    track = act.set_field("reg15", 0) + act.ct_clear() + act.ct(zone="reg11[16..31]", table=Stage.POLICY_TO)
+    forget = act.set_field(Reg.RULE, 0) + act.set_field(Bits.ON_CHANGE, 0) + act.ct_clear()
+    track = forget + act.ct(zone=TO, table=Stage.POLICY_TO)
     yield from _families(stage, 80, track, reg4=0, reg13=(Flag.CT_TO, Flag.CT_TO))
 
 
@@ -107,7 +135,7 @@ def _policy_from() -> Iterator[Flow]:
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     # A colored port that was asked whether a connection is its own: a reset says no.
     yield from _tcp(stage, 97, b"", ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED, tcp_flags=RST)
-    answer = remark("reg11[0..15]") + on
+    answer = commit(FROM, act.move(Reg.COLOR, MARK), Stage.ANSWERED_FROM)
     yield from _families(stage, 96, answer, ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED)
     # Nobody has answered yet: ask again; but with a new connection the old one's ports are free again.
     yield from _tcp(stage, 95, new, ct_state=known, ct_mark=unknown, tcp_flags=SYN)
@@ -126,39 +154,36 @@ def _policy_from() -> Iterator[Flow]:
 
 def _commit_from() -> Iterator[Flow]:
     """The target is known, and egress rules have let it pass: the sender's zone remembers."""
-    stage, zone = Stage.CT_TO, "reg11[0..15]"
+    stage = Stage.CT_TO
 
-    def commit(actions: bytes, done: Flag) -> bytes:
-        clear = act.set_field("reg13", 0, mask=done)
-        return act.ct(zone=zone, flags=act.CT_COMMIT, actions=actions) + clear + goto(Stage.CT_TO)
+    def done(flag: Flag, actions: bytes) -> bytes:
+        return act.set_field("reg13", 0, mask=flag) + commit(FROM, actions, Stage.COMMITTED_FROM)
 
     both = Flag.NEW_FROM | Flag.MID_STREAM
-    yield from _families(stage, 102, commit(ask(), Flag.NEW_FROM), reg13=(both, both))
-    yield from _families(stage, 100, commit(remember(), Flag.NEW_FROM), reg13=NEW_FROM)
-    clear = act.set_field("reg13", 0, mask=Flag.REMARK_FROM) + goto(Stage.CT_TO)
-    yield from _families(stage, 90, remark(zone) + clear, reg13=(Flag.REMARK_FROM, Flag.REMARK_FROM))
+    yield from _families(stage, 102, done(Flag.NEW_FROM, ask()), reg13=(both, both))
+    yield from _families(stage, 100, done(Flag.NEW_FROM, remember()), reg13=NEW_FROM)
+    again = done(Flag.REMARK_FROM, act.move(Reg.COLOR, MARK))
+    yield from _families(stage, 90, again, reg13=(Flag.REMARK_FROM, Flag.REMARK_FROM))
 
 
 def _policy_to() -> Iterator[Flow]:
     """The target's zone: an established connection keeps its color, a new one is judged."""
-    stage, known, out, judge = Stage.POLICY_TO, "+trk-new", goto(Stage.OUTPUT), goto(Stage.INGRESS)
+    stage, known, judge = Stage.POLICY_TO, "+trk-new", goto(Stage.INGRESS)
     unknown: Mask = (UNKNOWN, 0xFF)
-    adopt = remark("reg11[16..31]") + out
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
-    yield _flow(stage, 96, out, ct_state=known, ct_mark=unknown, reg13=TARGET_COLORED)  # asked again
-    yield from _families(stage, 95, adopt, ct_state=known, ct_mark=unknown)  # the answer
-    answered = act.set_field("ct_mark", ANSWERED, mask=ANSWERED)
-    take = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=answered) + out
+    yield _flow(stage, 96, judge, ct_state=known, ct_mark=unknown, reg13=TARGET_COLORED)  # asked again
+    yield from _families(stage, 95, adopt(), ct_state=known, ct_mark=unknown)  # the answer
+    take = commit(TO, act.set_field("ct_mark", ANSWERED, mask=ANSWERED), Stage.ANSWERED_TO)
     for color in range(1, COLORS + 1):  # whether colors answer is what gates of rollouts ask
         first: dict[str, Value] = {"ct_mark": (color, 0xFF | ANSWERED), "metadata": color_is(color)}
         first |= {"reg13": (0, Flag.TARGET_COLORED), "tcp_flags": NO_RST}
         yield from _tcp(stage, 92, take, ct_state="+trk-new+rpl", **first)
     for color in range(COLORS + 1):
-        yield _flow(stage, 90, out, ct_state=known, ct_mark=(color, 0xFF), metadata=color_is(color))
+        yield _flow(stage, 90, judge, ct_state=known, ct_mark=(color, 0xFF), metadata=color_is(color))
     # Only packets of its own color reach a colored port, and only such without color go between ports without: another
     # mark is from before the network got, lost or renumbered its colors.
-    yield from _families(stage, 88, adopt, ct_state=known, reg13=TARGET_COLORED)
-    yield from _families(stage, 88, adopt, ct_state=known, metadata=NO_COLOR)
+    yield from _families(stage, 88, adopt(), ct_state=known, reg13=TARGET_COLORED)
+    yield from _families(stage, 88, adopt(), ct_state=known, metadata=NO_COLOR)
     # Another color's packet on this connection's 5-tuple: twins exclude each other until it closes (B3).
     yield _flow(stage, COLLISION, b"", ct_state=known)
     for color in range(1, COLORS + 1):  # unanswered yet, as in the sender's zone
@@ -183,5 +208,4 @@ def _commit_to() -> Iterator[Flow]:
         (20, ask(), {"reg13": (Flag.MID_STREAM, Flag.MID_STREAM)}),
         (10, remember(), {}),
     ):
-        actions = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=what) + goto(Stage.OUTPUT)
-        yield from _families(Stage.COMMIT_TO, priority, actions, **fields)
+        yield from _families(Stage.COMMIT_TO, priority, commit(TO, what, Stage.COMMITTED_TO), **fields)

@@ -11,10 +11,11 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from tealnet.core.rows.colors import Weights
+from tealnet.core.rows.security import Rules
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
 from tealnet.core.tables import Graph, Index, Table
 
-VNI_DIGITS = 8  # 2^24 - 1 has as many
+_DIGITS = 10  # of 2^32 - 1, the largest number there is
 THIS = "this"  # the only key of the table `this`
 
 
@@ -45,6 +46,7 @@ class Inputs:
         self.localports: Table[str, LocalPort] = graph.table()  # by port uid
         self.routes: Table[str, Route] = graph.table()  # by "<domain>/<prefix>"
         self.weights: Table[str, Weights] = graph.table()  # by network uid
+        self.rules: Table[int, Rules] = graph.table()  # by identity
         # Facts.
         self.ofports: Table[str, int] = graph.table()  # by device: what OVS reports
         self.issued: Table[str, int] = graph.table()  # by port uid: ofport and ct zone that this agent issued
@@ -57,6 +59,7 @@ class Inputs:
             "route": self.routes,
             "weights": self.weights,
         }
+        self._by_number: dict[str, Table[int, Any]] = {"segment": self.segments, "rules": self.rules}
         # By property.
         self.segments_of_domain: Index[Segment] = self.segments.index(lambda row: (row.domain,))
         self.segments_of_network: Index[Segment] = self.segments.index(lambda row: (row.network_number,))
@@ -72,9 +75,9 @@ class Inputs:
     def put(self, key: str, row: Row | None) -> None:
         """Set or remove the row of a resource, by its resource key. A key of no kind we know has no row."""
         kind, _, ident = key.partition("/")
-        if kind == "segment":
+        if kind in self._by_number:
             # Nothing but a number as it is written stands for a row; 05 would be that of 5.
-            if len(ident) <= VNI_DIGITS and ident.isdecimal() and str(int(ident)) == ident:
-                self.segments.put(int(ident), row)  # type: ignore[arg-type]
+            if len(ident) <= _DIGITS and ident.isdecimal() and str(int(ident)) == ident:
+                self._by_number[kind].put(int(ident), row)
         elif (table := self._by_kind.get(kind)) is not None:
             table.put(ident, row)

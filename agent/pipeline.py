@@ -7,7 +7,8 @@ drops on a miss unless a flow here sends on. A packet has one color, its connect
         └── tunnel → OUTER_SOURCE, WIRE, TUNNEL_SOURCE ───────────────────┘                          │
         OUTPUT ← COMMIT_TO ← INGRESS ← POLICY_TO ← CT_TO ← EGRESS ← (ENDPOINT: a pure look-up) ←─────┘
 
-The stages around conntrack are in agent/conntrack.py.
+The stages around conntrack are in agent/conntrack.py; OPENED to DENIED, which both EGRESS and INGRESS ask about packets
+of guarded ports, in agent/policy/stages.py.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Stage(IntEnum):
     ANSWER_ND = 17
     CT_FROM = 20
     POLICY_FROM = 25
+    ANSWERED_FROM = 27
     ROUTE = 30
     COLOR = 35
     RESOLVE = 36
@@ -44,11 +46,20 @@ class Stage(IntEnum):
     ENDPOINT = 40
     EGRESS = 42
     CT_TO = 45
+    COMMITTED_FROM = 46
     POLICY_TO = 50
+    ANSWERED_TO = 51
     INGRESS = 52
     COMMIT_TO = 55
+    COMMITTED_TO = 56
     OUTPUT = 60
     VTEP = 62
+    OPENED = 70
+    JUDGE = 71
+    PASSED = 72
+    SETTLED = 73
+    ONWARD = 74
+    DENIED = 75
 
 
 class Reg:
@@ -72,6 +83,11 @@ class Reg:
     FLAGS = "reg13"
     NETWORK = "reg14"  # network number of the local sender
     RULE = "reg15"  # the rule that let a new connection pass; a commit writes it down
+    # While a verdict is found, in place of the key:
+    OWN = "reg0"  # identity of the port whose rules are asked
+    REMOTE = "reg1"  # … of the other end
+    STEP = "reg2"  # [31] which rules: 0 egress, 1 ingress; [0..15] how far
+    SHADOW = "reg3"  # the SHADOW rule that would have denied it; NOT_DENIED: one would have let it pass; 0: no word yet
 
 
 class Flag(IntEnum):
@@ -86,6 +102,18 @@ class Flag(IntEnum):
     SOURCE_COLORED = 64
     MANY_COLORS = 128  # the target network has more than one that is open
     REMARK_FROM = 256  # the connection gets another color in the sender's zone
+    POLICY_FROM = 1 << 16  # rules guard the sender
+    POLICY_TO = 1 << 17  # … the target
+    AT_TARGET = 1 << 18  # the verdict is the target's, else the sender's
+    SHADOW_PASSED = 1 << 19  # a SHADOW rule would have gone on to the next position
+
+
+class Bits:
+    """Slices of registers and of what a connection remembers."""
+
+    ON_CHANGE = "reg13[28..29]"  # what becomes of the connection when its rule goes; a commit writes it down
+    CT_RULE = "ct_label[0..31]"
+    CT_ON_CHANGE = "ct_label[32..33]"
 
 
 class Feature(IntEnum):
@@ -104,6 +132,8 @@ ROUTER_LINK_LOCAL = IPv6Address("fe80::1")
 GATEWAY_HOST = 0xFFFF
 DOMAIN_MASK = 0xFFFFFFFF
 DOMAIN_COLOR_MASK = 0xFFFFFFFFFF
+FROM_FLAGS = Flag.CT_FROM | Flag.POLICY_FROM  # of a local port, where it sends
+TO_FLAGS = Flag.CT_TO | Flag.POLICY_TO  # … and where it receives
 FROM_TUNNEL: Mask = (Flag.FROM_TUNNEL, Flag.FROM_TUNNEL)
 FROM_PORT: Mask = (0, Flag.FROM_TUNNEL)
 COLOR_MASK = 0xFF00000000

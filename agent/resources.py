@@ -20,7 +20,7 @@ from tealnet.core.rows.colors import Weights
 from tealnet.core.rows.parse import BadResource
 from tealnet.core.rows.stream import LocalPort, Row, decode, endpoint_key, segment_key
 
-FEATURES = frozenset({"colors"})  # features of resources that this build understands
+FEATURES = frozenset({"colors", "security"})  # features of resources that this build understands
 ARMED = "Armed"  # reason of a problem that is none: held until its instant
 KEPT = ""  # the scope of what is kept without proof; outside all digests
 # Losing the row of one of these would unplug workloads, so a body that can't be read leaves the old one in place.

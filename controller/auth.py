@@ -64,6 +64,11 @@ def _rules() -> dict[str, Rule]:
         f"{v1}HostService/GetHost": Rule(_READERS),
         f"{v1}HostService/ListHosts": Rule(_READERS),
         f"{v1}HostService/RenewCertificate": Rule(frozenset({Kind.HOST})),
+        f"{v1}PolicyTierService/GetPolicyTier": Rule(_READERS),
+        f"{v1}PolicyTierService/ListPolicyTiers": Rule(_READERS),
+        f"{v1}PolicyService/TestPolicy": Rule(_READERS, lambda request: str(request.source)),
+        f"{v1}PolicyService/ListRules": Rule(_READERS, _parent),
+        f"{v1}PolicyService/ListDenials": Rule(_READERS, _parent),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
         f"{v1}TrafficSplitService/GetTrafficSplit": Rule(_READERS, _name),
         f"{v1}TrafficSplitService/ListTrafficSplits": Rule(_READERS, _parent),
@@ -84,8 +89,12 @@ def _rules() -> dict[str, Rule]:
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)
     for verb in ("Pause", "Resume", "Advance", "Confirm", "Rollback"):
         rules[f"{v1}RolloutService/{verb}Rollout"] = Rule(_WRITERS, _name)
-    for kind in ("Network", "Router", "Port", "Rollout"):
-        field = kind.lower()
+    for verb in ("Create", "Update", "Delete"):
+        rules[f"{v1}PolicyTierService/{verb}PolicyTier"] = Rule(_ADMIN)
+    for kind, field in (
+        ("Network", "network"), ("Router", "router"), ("Port", "port"), ("Rollout", "rollout"),
+        ("SecurityGroup", "security_group"),
+    ):  # fmt: skip
         service = f"{v1}{kind}Service/"
         rules[f"{service}Create{kind}"] = Rule(_WRITERS, _parent)
         rules[f"{service}Get{kind}"] = Rule(_READERS, _name)

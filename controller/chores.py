@@ -20,8 +20,10 @@ from controller.etcd.embedded import QUOTA as EMBEDDED_QUOTA
 from controller.etcd.types import Compare, absent, created, delete, put
 from controller.events import Events
 from controller.hosts import edit_host_status, timestamp
+from controller.intents.group import ensure_default
 from controller.liveness import Liveness
 from controller.moves import Moves
+from controller.names import default_group
 from controller.release import Release
 from controller.replica import Replica
 from controller.settings import Settings
@@ -48,6 +50,7 @@ class Chores:
         self.store, self.sync, self.replica, self.events = store, sync, replica, events
         self.settings = settings
         self.moves: Moves | None = None
+        self.release: Release | None = None
         self._moved = asyncio.Event()  # the term row changed
         store.subscribe(self._follow)
 
@@ -56,6 +59,8 @@ class Chores:
             self._moved.set()
         if self.moves is not None:
             self.moves.follow(revision, changes)
+        if self.release is not None:
+            self.release.idle.follow(revision, changes)
 
     async def run(self) -> None:
         """Stand for election; when elected, do the chores until the term is over."""
@@ -90,6 +95,7 @@ class Chores:
 
     async def _term(self, term: Compare) -> None:
         release, drains = Release(self.store, term), Drains(self.store, term, self.events)
+        self.release = release
         self.moves = Moves(self.store, self.sync, term)
         try:
             async with asyncio.TaskGroup() as group:
@@ -102,16 +108,25 @@ class Chores:
                 group.create_task(_every(60, release.numbers))
                 group.create_task(_every(30, release.orphans))
                 group.create_task(_every(_ROOM, self._room))
+                group.create_task(_every(60, lambda: self._default_groups(term)))
                 if not self.settings.is_embedded and self.settings.compact == "on":
                     group.create_task(self._compact())
         finally:
-            self.moves = None
+            self.moves = self.release = None
 
     async def _end(self, term: Compare) -> None:
         while (row := self.store.world.terms.rows.get("chores")) and row.create_revision == term.operand:
             self._moved.clear()
             await self._moved.wait()
         raise TermOver
+
+    # ---- what earlier versions did not have
+
+    async def _default_groups(self, term: Compare) -> None:
+        """Tenants of before there were security groups get their default one."""
+        world = self.store.world
+        for name in [name for name in world.tenants.rows if default_group(name) not in world.groups.rows]:
+            await ensure_default(self.store, name, term)
 
     # ---- lineage and compaction
 

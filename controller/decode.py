@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from controller.decode_policy import group_of, tier_of
 from controller.decode_status import intent_name
 from controller.etcd.types import KeyValue
 from controller.keys import Keys
@@ -32,9 +33,20 @@ from controller.rows import (
     StaticRoute,
     TenantSpec,
 )
+from controller.rows_policy import GroupSpec, TierSpec
 from tealnet.core.rows.colors import Affinity
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, split_pb2, tenant_pb2
+from tealnet.v1 import (
+    common_pb2,
+    host_pb2,
+    network_pb2,
+    port_pb2,
+    rollout_pb2,
+    router_pb2,
+    security_pb2,
+    split_pb2,
+    tenant_pb2,
+)
 
 QUARANTINE = 300
 """Seconds that a released address stays unused where the network does not say."""
@@ -61,6 +73,8 @@ MESSAGES: dict[str, type[Any]] = {
     "port": port_pb2.Port,
     "split": split_pb2.TrafficSplit,
     "rollout": rollout_pb2.Rollout,
+    "group": security_pb2.SecurityGroup,
+    "tier": security_pb2.PolicyTier,
 }
 """The API message of each kind of intent."""
 
@@ -126,6 +140,7 @@ def _tenant(_: str, message: tenant_pb2.Tenant, __: store_pb2.Issued) -> TenantS
         max_routers=message.quota.routers,
         max_ports=message.quota.ports,
         max_rollouts=message.quota.rollouts,
+        max_groups=message.quota.security_groups,
         deleting=message.state == tenant_pb2.Tenant.STATE_DELETING,
         revoked_before=_time(message.revoked_before),
     )
@@ -161,6 +176,8 @@ def _network(name: str, message: network_pb2.Network, issued: store_pb2.Issued) 
         own_domain=issued.domain,
         segments=tuple(Segment(s.color, s.uid, s.vni, s.color_number, s.was_base) for s in issued.segments),
         quarantine=quarantine.seconds if message.HasField("address_quarantine") else QUARANTINE,
+        # Written at every creation. One that only a newer build knows is not less strict than ENFORCE.
+        guarded=message.policy not in (network_pb2.Network.POLICY_UNSPECIFIED, network_pb2.Network.POLICY_OFF),
     )
 
 
@@ -189,6 +206,7 @@ def _port(name: str, message: port_pb2.Port, issued: store_pb2.Issued) -> PortSp
         mac=message.mac,
         allowed=tuple(ip_network(prefix) for prefix in message.allowed_addresses),
         identity=issued.identity,
+        groups=tuple(message.security_groups),
     )
 
 
@@ -213,6 +231,14 @@ def _split(name: str, message: split_pb2.TrafficSplit, issued: store_pb2.Issued)
     )
 
 
+def _group(name: str, message: security_pb2.SecurityGroup, _: store_pb2.Issued) -> GroupSpec:
+    return group_of(tenant_of(name), message)
+
+
+def _tier(_: str, message: security_pb2.PolicyTier, __: store_pb2.Issued) -> TierSpec:
+    return tier_of(message, labels(message.tenant_selector))
+
+
 _SPECS: dict[str, Callable[[str, Any, store_pb2.Issued], Any]] = {
     "tenant": _tenant,
     "host": _host,
@@ -221,4 +247,6 @@ _SPECS: dict[str, Callable[[str, Any, store_pb2.Issued], Any]] = {
     "port": _port,
     "split": _split,
     "rollout": rollout_spec,
+    "group": _group,
+    "tier": _tier,
 }

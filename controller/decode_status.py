@@ -9,32 +9,25 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from controller.etcd.types import KeyValue
+from controller.keys import COLLECTIONS, OWNED
 from controller.rows import IdentityRow, PortStatusEntry, SessionEntry, Term, TombstoneRow
 from tealnet.store.v1 import store_pb2
 
 Place = tuple[str, Hashable]  # (name of a table of World, key in it)
 
-INTENTS = {
-    "tenant": "tenants",
-    "host": "hosts",
-    "router": "routers",
-    "network": "networks",
-    "port": "ports",
-    "split": "splits",
-    "rollout": "rollouts",
-}
-"""Kinds of intents, and the tables that hold them."""
+INTENTS = {kind: f"{kind}s" for kind in (*COLLECTIONS, "split")}
+"""The table of each kind of intent."""
 
 
 def intent_name(kind: str, parts: tuple[str, ...]) -> str:
     """The resource name of an intent's key: ("port", ("acme", "p")) → tenants/acme/ports/p."""
-    if kind in ("tenant", "host"):
+    if kind not in (*OWNED, "split"):
         (own,) = parts
-        return f"{kind}s/{own}"
+        return f"{COLLECTIONS[kind]}/{own}"
     tenant, own = parts
     if kind == "split":
         return f"tenants/{tenant}/networks/{own}/trafficSplit"
-    return f"tenants/{tenant}/{kind}s/{own}"
+    return f"tenants/{tenant}/{COLLECTIONS[kind]}/{own}"
 
 
 def place(relative: str) -> Place | None:
@@ -112,6 +105,7 @@ def _port_status(kv: KeyValue, _: Any) -> PortStatusEntry:
         reason=message.reason,
         text=message.text,
         since=message.since.seconds + message.since.nanos / 1e9,
+        policy=message.policy,
     )
 
 

@@ -15,6 +15,22 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
+COLLECTIONS = {
+    "tenant": "tenants",
+    "host": "hosts",
+    "network": "networks",
+    "router": "routers",
+    "port": "ports",
+    "rollout": "rollouts",
+    "group": "securityGroups",
+    "tier": "policyTiers",
+}
+"""The kinds of intents, and how each is called in resource names; a split's name is its network's and one part more."""
+OWNED = ("network", "router", "port", "rollout", "group")
+"""Kinds that belong to a tenant."""
+_KINDS = {collection: kind for kind, collection in COLLECTIONS.items()}
+
+
 def mapped(address: Address) -> int:
     """The 128-bit number of an address; v4 as v4-mapped v6 (RFC 4291, 2.5.5.2)."""
     return int(address) | (0xFFFF << 32) if address.version == 4 else int(address)
@@ -58,11 +74,11 @@ class Keys:
         parts = name.split("/")
         if parts[0] == "tenants" and len(parts) == 5 and (parts[2], parts[4]) == ("networks", "trafficSplit"):
             return self._key(f"w/o/split/{parts[1]}/{parts[3]}")
-        kind = {"networks": "network", "routers": "router", "ports": "port", "rollouts": "rollout"}
-        if parts[0] == "tenants" and len(parts) == 4:
-            return self._key(f"w/o/{kind[parts[2]]}/{parts[1]}/{parts[3]}")
-        if parts[0] in ("tenants", "hosts") and len(parts) == 2:
-            return self._key(f"w/o/{parts[0][:-1]}/{parts[1]}")
+        kind = _KINDS.get(parts[-2], "") if len(parts) in (2, 4) else ""
+        if kind in OWNED and parts[0] == "tenants" and len(parts) == 4:
+            return self._key(f"w/o/{kind}/{parts[1]}/{parts[3]}")
+        if kind and kind not in OWNED and len(parts) == 2:
+            return self._key(f"w/o/{kind}/{parts[1]}")
         raise ValueError(f"not a resource name: {name}")
 
     def identity(self, number: int) -> bytes:

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 from controller.errors import invalid
 from controller.fields import NAME, NAME_HELP
+from controller.keys import COLLECTIONS, OWNED
 
 SPLIT = "trafficSplit"
 """The last part of a split's name: tenants/acme/networks/web/trafficSplit."""
-OWNED = ("network", "router", "port", "rollout")
 IN_TENANT = (*OWNED, "split")
 """Kinds whose objects are a tenant's; all but the split are named by the user."""
-KINDS = ("tenant", "host", *OWNED)
-_COLLECTIONS = {f"{kind}s": kind for kind in KINDS}
+_KINDS = {collection: kind for kind, collection in COLLECTIONS.items()}
+_FIELDS = {"group": "security_group", "tier": "policy_tier"}
 ANY = "-"
+DEFAULT_GROUP = "default"
 
 
 def full_name(kind: str, parent: str, ident: str) -> str:
     """tenants/acme + web → tenants/acme/networks/web."""
-    return f"{parent}/{kind}s/{ident}" if kind in OWNED else f"{kind}s/{ident}"
+    own = f"{COLLECTIONS[kind]}/{ident}"
+    return f"{parent}/{own}" if kind in OWNED else own
+
+
+def field_of(kind: str) -> str:
+    """What an object of a kind is called in messages: network, security_group."""
+    return _FIELDS.get(kind, kind)
+
+
+def kind_of_field(field: str) -> str:
+    """The reverse of `field_of`."""
+    return next((kind for kind, name in _FIELDS.items() if name == field), field)
+
+
+def word_of(kind: str) -> str:
+    """A kind as users say it: network, securityGroup."""
+    return COLLECTIONS[kind][:-1] if kind in COLLECTIONS else kind
+
+
+def default_group(tenant: str) -> str:
+    """The name of the group of ports that name none."""
+    return full_name("group", tenant, DEFAULT_GROUP)
 
 
 def kind_of(name: str) -> str:
@@ -28,12 +50,12 @@ def kind_of(name: str) -> str:
     owned = len(parts) == 4
     if len(parts) not in (2, 4) or not all(NAME.fullmatch(part) for part in parts[1::2]):
         return ""
-    kind = _COLLECTIONS.get(parts[-2], "")
+    kind = _KINDS.get(parts[-2], "")
     return kind if kind and (kind in OWNED) == owned and (not owned or parts[0] == "tenants") else ""
 
 
 def tenant_of(name: str) -> str:
-    """tenants/acme/ports/p → tenants/acme; "" for a host."""
+    """tenants/acme/ports/p → tenants/acme; "" for a host or a policy tier."""
     return "/".join(name.split("/")[:2]) if name.startswith("tenants/") else ""
 
 
@@ -72,7 +94,7 @@ def check_name(kind: str, value: str, field: str) -> str:
         parent = "tenants/TENANT" if kind in OWNED else ""
         form = split_of("tenants/TENANT/networks/NAME") if kind == "split" else full_name(kind, parent, "NAME")
         what = "is missing" if not value else f"{value[:200]!r} is not one"
-        raise invalid(field, f"{what}: the name of a {kind} has the form {form}")
+        raise invalid(field, f"{what}: the name of a {word_of(kind)} has the form {form}")
     return value
 
 

@@ -27,6 +27,7 @@ _DELAY = 0.05  # seconds
 _AGAIN = 0.5  # seconds until a write that failed is tried again
 _BATCH = 100  # puts per transaction
 _LOCALPORT = "localport/"
+_RULES = "rules/"
 _UNACCOUNTED = "Unaccounted"
 
 
@@ -39,12 +40,16 @@ class _KeyGone(Exception):
 
 
 class Result(NamedTuple):
-    """The last word on a port: the versions applied and tried, and why the try failed ("" = it did not)."""
+    """The last word on a port: the versions applied and tried, and why the try failed ("" = it did not).
+
+    `policy` is what went wrong with the rules of its identity: then it is closed, in one direction or both.
+    """
 
     applied: bytes
     tried: bytes
     reason: str
     text: str
+    policy: str = ""
 
 
 class Report:
@@ -77,6 +82,7 @@ class Report:
         affected = {key for key in failures.keys() | self.failures.keys() if self._differs(key, failures)}
         self.failures = failures
         uids = {key.removeprefix(_LOCALPORT) for key in affected if key.startswith(_LOCALPORT)}
+        uids.update(uid for key in affected if key.startswith(_RULES) for uid in self._guarded_by(key))
         for unit in units:
             for uid, version in unit.sent.items():
                 uids.add(uid)
@@ -117,14 +123,33 @@ class Report:
         elif not self._is_bound(uid):
             return
         else:
-            after = Result(version, version, "", "")
+            policy = self._policy_of(uid)
+            after = Result(version, version, "", "", policy)
             if failure := self.failures.get(_LOCALPORT + uid):
                 applied = before.applied if before else b""
-                after = Result(applied, failure.version or version, failure.reason or "FAILED", failure.text)
+                after = Result(applied, failure.version or version, failure.reason or "FAILED", failure.text, policy)
             self._told[uid] = after
         if after != before:
             self._queue[uid] = after
             self._wake.set()
+
+    def _guarded_by(self, key: str) -> Iterable[str]:
+        """The uids of this host's ports that rules (rules/<identity>) guard."""
+        world, number = self.store.world, key.removeprefix(_RULES)
+        for name in world.ports_by_identity.keys(int(number) if number.isdecimal() else 0):
+            uid = world.ports.rows[name].uid
+            if uid in self._sent and self._is_bound(uid):
+                yield uid
+
+    def _policy_of(self, uid: str) -> str:
+        world = self.store.world
+        for name in world.ports_by_uid.keys(uid):
+            spec = world.ports.rows[name].spec
+            network = world.networks.rows.get(spec.network)
+            failure = self.failures.get(f"{_RULES}{spec.identity}")
+            if failure and network and network.spec.guarded:
+                return f"{failure.reason or 'FAILED'}: {failure.text}"
+        return ""
 
     def _is_bound(self, uid: str) -> bool:
         ports, hosts = self.store.world.ports, self.store.world.hosts
@@ -138,7 +163,7 @@ class Report:
         row = self.store.world.port_status.rows.get(uid)
         if row is None or row.host_uid != self.host_uid:
             return None
-        return Result(row.applied, row.tried, row.reason, row.text)
+        return Result(row.applied, row.tried, row.reason, row.text, row.policy)
 
     # ---- writing
 
@@ -194,6 +219,7 @@ class Report:
             tried=result.tried,
             reason=result.reason,
             text=result.text,
+            policy=result.policy,
             since=timestamp(),
         )
         return put(self.store.keys.port_status(uid), row.SerializeToString())

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controller.scopes import Scopes
 from controller.world import World
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.digest import SIZE, term, version
 from tealnet.core.tables import Derived, Table
+
+if TYPE_CHECKING:
+    from controller.features.security import Security
 
 _MODULUS = 1 << 128
 Changed = dict[str, set[str]]  # scope → keys
@@ -26,7 +29,7 @@ class Resource(NamedTuple):
     scope: str
     key: str
     body: bytes
-    requires: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()  # features without which it must not be interpreted
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def field(number: int, body: bytes) -> bytes:
 _UPSERTS = pb.ScopeDelta.DESCRIPTOR.fields_by_name["upserts"].number
 
 
-def chunk(key: str, body: bytes, requires: tuple[str, ...] = ()) -> Chunk:
+def chunk(key: str, body: bytes, requires: Sequence[str] = ()) -> Chunk:
     """Encode and hash."""
     encoded = field(_UPSERTS, pb.Resource(key=key, body=body, requires=requires).SerializeToString())
     return Chunk(key, version(body), term(key, body), encoded)
@@ -98,8 +101,9 @@ class Resources:
         *,
         hostpeers: Derived[str, Resource],
         tables: Sequence[Derived[Any, Resource]],
+        security: Security,
     ) -> None:
-        self.world, self.of_hosts = world, scopes
+        self.world, self.of_hosts, self.security = world, scopes, security
         self._tables = tables
         self._hostpeers = hostpeers
         self._scopes: dict[str, Scope] = {}

@@ -39,6 +39,7 @@ class TenantSpec:
     max_rollouts: int
     deleting: bool
     revoked_before: float  # Unix time; 0 = never
+    max_groups: int = 0  # beside the default one
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class NetworkSpec:
     own_domain: int
     segments: tuple[Segment, ...]
     quarantine: int  # seconds
+    guarded: bool = False  # policy ENFORCE
 
     @property
     def colors(self) -> tuple[str, ...]:
@@ -139,6 +141,7 @@ class PortSpec:
     mac: str
     allowed: tuple[Prefix, ...]
     identity: int
+    groups: tuple[str, ...] = ()  # resource names; none: the tenant's default group
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,11 @@ class IdentityRow:
     members: tuple[str, ...]
     create_revision: int
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Uids of its groups; the tenant's uid stands for its default group where a port of old names none."""
+        return self.members[1:] or self.members
+
 
 @dataclass(frozen=True, slots=True)
 class PortStatusEntry:
@@ -207,6 +215,7 @@ class PortStatusEntry:
     reason: str
     text: str
     since: float
+    policy: str = ""  # why its rules could not be applied as they are
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ from controller.admission import Admission
 from controller.api import Api, Errors, interceptors
 from controller.api import build as build_api
 from controller.api.admin import AdminService
+from controller.api.policy import Parts as PolicyParts
+from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
 from controller.chores import Chores
 from controller.derive import declare
@@ -38,6 +40,8 @@ from controller.etcd.limits import max_txn_ops
 from controller.etcd.restore import MARK
 from controller.events import Events
 from controller.metrics import Metrics
+from controller.policy_reports import PolicyReports
+from controller.questions import Questions
 from controller.replica import Replica
 from controller.sessions import SERVICE, Sessions
 from controller.settings import Settings
@@ -47,7 +51,7 @@ from controller.sync import Sync
 from controller.tls import Certificates, host_of
 from controller.watch import Watches
 from tealnet.core.pki import Ca
-from tealnet.v1 import admin_pb2_grpc, system_pb2, system_pb2_grpc
+from tealnet.v1 import admin_pb2_grpc, security_pb2_grpc, system_pb2, system_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -60,7 +64,10 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # clients find out that a replica is silent
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-_NAMES = ("Tenant", "Network", "Router", "Port", "Host", "TrafficSplit", "Rollout", "System", "Admin")
+_NAMES = (
+    "Tenant", "Network", "Router", "Port", "Host", "TrafficSplit", "Rollout", "SecurityGroup", "PolicyTier", "Policy",
+    "System", "Admin",
+)  # fmt: skip
 _SERVICES = [
     SERVICE,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
@@ -87,6 +94,7 @@ class Controller:
     replica: Replica
     sessions: Sessions
     status: Status
+    questions: Questions
     sync: Sync
     chores: Chores
     events: Events
@@ -148,7 +156,8 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         return session.synced if session else 0
 
     status = Status(store.world, resources, synced_of, default_mtu=settings.default_mtu)
-    sync = Sync(store, sessions, replica)
+    questions = Questions(store, replica)
+    sync = Sync(store, sessions, questions)
     chores = Chores(store, sync, replica=replica, events=events, settings=settings)
     watches = Watches(store)
     ca = Ca.load(Path(settings.ca_key).parent) if settings.ca_key else None
@@ -161,6 +170,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         replica=replica,
         sessions=sessions,
         status=status,
+        questions=questions,
         sync=sync,
         chores=chores,
         events=events,
@@ -183,7 +193,7 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
             jobs = [
                 group.create_task(controller.store.run(), name="store"),
                 group.create_task(controller.replica.run(), name="replica"),
-                group.create_task(controller.sync.run(), name="sync"),
+                group.create_task(controller.questions.run(), name="questions"),
             ]
             await controller.replica.ready.wait()
             jobs.append(group.create_task(controller.chores.run(), name="chores"))
@@ -254,9 +264,16 @@ async def _api_server(controller: Controller, health: health_aio.HealthServicer)
     endpoints = [controller.etcd.endpoint] if settings.is_embedded else settings.etcd
     admin = AdminService(controller.etcd, endpoints=endpoints, tls=etcd_tls(settings))
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+    security_pb2_grpc.add_PolicyServiceServicer_to_server(_policy(controller), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(_SERVICES, server)
     return server
+
+
+def _policy(controller: Controller) -> PolicyService:
+    sessions = controller.sessions
+    reports = PolicyReports(controller.store, sessions, controller.questions)
+    return PolicyService(PolicyParts(controller.store, sessions.resources.of_hosts, sessions.origins, reports))
 
 
 def _join_server(controller: Controller) -> grpc.aio.Server:

@@ -24,6 +24,7 @@ from controller.outbox import Outbox
 from controller.replica import Replica
 from controller.report import Report
 from controller.resources import Resources
+from controller.rule_counts import RuleCounts
 from controller.store import Store
 from controller.turns import Turns
 from tealnet.agent.v1 import agent_pb2 as pb
@@ -32,7 +33,8 @@ log = structlog.get_logger()
 
 PING = 0.5  # seconds
 SILENCE = 1.5  # seconds
-FEATURES = ("l2", "router", "colors")
+_REPORTS = 5  # seconds that a host goes on telling of its rules when it was asked
+FEATURES = ("l2", "router", "colors", "security")
 
 
 class SessionOver(Exception):
@@ -58,6 +60,7 @@ class Session:
         context: grpc.aio.ServicerContext[Any, Any],
         progressed: Callable[[], None],
         turns: Turns,
+        denied: Callable[[str, pb.RuleReport], None],
     ) -> None:
         self.turns = turns
         self.store, self.resources, self.replica, self.metrics = store, resources, replica, metrics
@@ -66,9 +69,11 @@ class Session:
         self.key_value = admitted.session
         self.outbox = Outbox(resources, self.host_uid)
         self.report = Report(store, host_uid=self.host_uid, session=self.key_value, progressed=progressed)
-        self._progressed = progressed
+        self.rules = RuleCounts()
+        self._progressed, self._denied = progressed, denied
         self.unaccounted: list[str] = []
         self._asked: set[str] = set()  # scopes whose versions are awaited
+        self._asks_rules = False
         self._wake = asyncio.Event()
         self._over: SessionOver | None = None
         self._ended = asyncio.Event()
@@ -140,6 +145,11 @@ class Session:
         """There may be something to mark as carried out."""
         self._tombstones.set()
 
+    def ask_rules(self) -> None:
+        """Have the host tell what its rules have counted: `rules.wholes` grows when it has."""
+        self._asks_rules = True
+        self._wake.set()
+
     def end(self, reason: str, refusal: Refusal | None = None) -> None:
         """End the session soon."""
         if self._over is None:
@@ -210,6 +220,9 @@ class Session:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._asks_rules:
+                self._asks_rules = False
+                await self.send(pb.ToAgent(want_rule_report=pb.WantRuleReport(seconds=_REPORTS)).SerializeToString())
             if not self._is_ready:
                 continue
             if not self.outbox.is_urgent:
@@ -238,6 +251,8 @@ class Session:
                     await self._on_ack(message.ack)
                 case "facts":
                     await self.report.note_facts(message.facts)
+                case "rule_report":
+                    self._on_rules(message.rule_report)
                 case "ping":
                     self._echo = message.ping.sent_at, time.time_ns()
                 case other:
@@ -271,6 +286,11 @@ class Session:
         if unaccounted != self.unaccounted or (units and self._forgotten(unaccounted)):
             self.unaccounted = unaccounted
             await self.report.note_unaccounted(unaccounted)
+
+    def _on_rules(self, report: pb.RuleReport) -> None:
+        self.rules.take(report)
+        self._denied(self.admitted.host.name, report)
+        self._progressed()
 
     def _forgotten(self, unaccounted: list[str]) -> bool:
         row = self.store.world.host_status.rows.get(self.host_uid)

@@ -21,6 +21,8 @@ from controller.etcd import StoreError
 from controller.metrics import Metrics
 from controller.replica import Replica
 from controller.resources import Resources
+from controller.rule_counts import Denials
+from controller.rule_origins import Origins
 from controller.session import Session, SessionOver
 from controller.store import Change, Store
 from controller.turns import Turns
@@ -62,6 +64,8 @@ class Sessions:
         self.store, self.resources, self.replica = store, resources, replica
         self.admission, self.metrics, self.identify, self.version = admission, metrics, identify, version
         self.by_host: dict[str, Session] = {}
+        self.origins = Origins(store.world, resources.security)
+        self.denials = Denials(store.world, self.origins.of_identity)
         self._by_scope: dict[str, set[Session]] = {}
         self._issued: dict[Session, float] = {}
         self._turns = Turns()
@@ -212,6 +216,7 @@ class Sessions:
             context=context,
             progressed=self.pulse,
             turns=self._turns,
+            denied=self.denials.take,
         )
         try:
             if await self.admission.settled(admitted, hello):

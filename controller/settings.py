@@ -68,6 +68,7 @@ class Settings:
     rollout_urls: tuple[str, ...] = _key(
         (), "URLs that external gates of rollouts may ask: each one itself, and what is below it"
     )
+    quota_groups: int = _key(500, "security groups of such a tenant, beside the default one")
     lost_after: int = _key(30, "seconds without a session until a host is LOST")
 
     log_level: str = _key("info", "debug, info, warning or error")

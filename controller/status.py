@@ -51,6 +51,9 @@ class Status:
             status.since.CopyFrom(timestamp(said.since))
             if state == port_pb2.PortStatus.STATE_FAILED:
                 status.reason, status.text = said.reason, said.text
+            if said.policy:
+                remedy = "change the rule that is named (`teal get rules`); until then what it is about is closed"
+                status.conditions.add(type="PolicyFailed", text=said.policy, remedy=remedy)
         if host is None or host.uid not in self.world.sessions.rows:
             self._unknown(status, host)
         return status

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import structlog
-
 from controller.admission import LOST
-from controller.etcd import StoreError
-from controller.etcd.types import delete, prefix_end, present, put
-from controller.replica import Replica
+from controller.questions import Questions, loop_time
 from controller.report import Report
 from controller.sessions import Sessions
 from controller.store import Store
 from tealnet.store.v1 import store_pb2
-
-log = structlog.get_logger()
 
 _DIGITS = 10  # of the largest number there is, 2^32 - 1
 MOST = 100  # hosts behind and failures that an answer names
@@ -56,15 +49,11 @@ class Outcome:
 
 
 class Sync:
-    """Asks, and answers the other replicas. `run` as long as the process lives."""
+    """Asks, and answers the other replicas."""
 
-    def __init__(self, store: Store, sessions: Sessions, replica: Replica) -> None:
-        self.store, self.sessions, self.replica = store, sessions, replica
-        self._seen: set[str] = set()
-        self._mine: set[str] = set()  # questions of this replica
-        self._new = asyncio.Event()
-        self._changed = asyncio.Event()
-        store.subscribe(lambda _, changes: self._follow({change.table for change in changes}))
+    def __init__(self, store: Store, sessions: Sessions, questions: Questions) -> None:
+        self.store, self.sessions, self.questions = store, sessions, questions
+        questions.answer(store_pb2.Barrier.QUESTION_UNSPECIFIED, self._respond)
 
     # ---- asking
 
@@ -79,7 +68,7 @@ class Sync:
             now = await self.store.barrier()
             revision = revision or now
         with contextlib.suppress(TimeoutError):  # a revision of the future: everybody is behind it
-            async with asyncio.timeout_at(_loop_time(deadline)):
+            async with asyncio.timeout_at(loop_time(deadline)):
                 await self.store.passed(revision)
         while True:
             outcome = await self._round(revision, domains, deadline)
@@ -102,44 +91,18 @@ class Sync:
 
     async def _ask_others(self, outcome: Outcome, *, domains: Domains, deadline: float) -> None:
         """Put the question, and collect the answers of the replicas that serve hosts of the scope."""
-        store, question = self.store, secrets.token_hex(16)
-        left = max(0.0, deadline - time.monotonic())
-        row = store_pb2.Barrier(
-            revision=outcome.revision,
-            domains=sorted(domains or ()),
-            timeout_ms=int(left * 1000),
-            scoped=domains is not None,
-        )
-        key = store.keys.barrier(question)
-        self._mine.add(question)  # our own part is answered below
-        await store.etcd.txn((), [put(key, row.SerializeToString(), self.replica.lease_id)])
-        try:
+        row = store_pb2.Barrier(revision=outcome.revision, domains=sorted(domains or ()), scoped=domains is not None)
+        async with self.questions.ask(row, deadline) as asked:
             own = await self._own(outcome.revision, domains, deadline)
-            async with asyncio.timeout_at(_loop_time(deadline + _GRACE)):
-                while self._silent(question, domains):
-                    await self._changed.wait()
-            await store.barrier()  # what they have written about their hosts
-        except TimeoutError:
-            log.warning("replicas did not answer", replicas=self._silent(question, domains))
-        finally:
-            answers = [answer for (asked, _), answer in store.world.answers.rows.items() if asked == question]
-            prefix = key + b"/"
-            gone = await store.etcd.txn((), [delete(key), delete(prefix, prefix_end(prefix))])
-            await store.passed(gone.revision)
-            self._mine.discard(question)
-        for answer in (own, *answers):
+            await asked.answered(lambda: self._elsewhere(domains))
+        for answer in (own, *asked.answers):
             self._merge(outcome, answer)
 
     def _elsewhere(self, domains: Domains) -> set[str]:
         """Other replicas that serve hosts of the scope."""
         sessions = self.store.world.sessions.rows
         found = {sessions[host].replica for host in self.hosts_in(domains) if host in sessions}
-        return found - {self.replica.id}
-
-    def _silent(self, question: str, domains: Domains) -> set[str]:
-        """Those that have not answered; one that vanishes, or loses its hosts, is not waited for."""
-        answers = self.store.world.answers.rows
-        return {replica for replica in self._elsewhere(domains) if (question, replica) not in answers}
+        return found - {self.questions.replica.id}
 
     def _merge(self, outcome: Outcome, answer: store_pb2.BarrierAnswer) -> None:
         outcome.synced.update(answer.synced)
@@ -194,29 +157,9 @@ class Sync:
 
     # ---- answering
 
-    async def run(self) -> None:
-        """Answer the questions of all replicas."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await self._new.wait()
-                self._new.clear()
-                rows = self.store.world.barriers.rows
-                self._seen &= rows.keys()
-                for question in rows.keys() - self._seen - self._mine:
-                    self._seen.add(question)
-                    if not rows[question].mark:
-                        group.create_task(self._answer(question, rows[question]))
-
-    async def _answer(self, question: str, row: store_pb2.Barrier) -> None:
+    async def _respond(self, question: str, row: store_pb2.Barrier, deadline: float) -> store_pb2.BarrierAnswer:
         domains = frozenset(row.domains) if row.scoped else None
-        deadline = time.monotonic() + row.timeout_ms / 1000
-        answer = await self._own(row.revision, domains, deadline, question=question)
-        key = self.store.keys.barrier_answer(question, self.replica.id)
-        asked = present(self.store.keys.barrier(question))  # nobody would clear away what comes after the question went
-        try:
-            await self.store.etcd.txn([asked], [put(key, answer.SerializeToString(), self.replica.lease_id)])
-        except StoreError as error:
-            log.warning("barrier not answered", question=question, error=str(error))
+        return await self._own(row.revision, domains, deadline, question=question)
 
     async def _own(
         self, revision: int, domains: Domains, deadline: float, *, question: str = ""
@@ -224,9 +167,9 @@ class Sync:
         """Wait for the sessions of this replica in scope, until the deadline or until nobody asks any more."""
         answer = store_pb2.BarrierAnswer()
         try:
-            async with asyncio.timeout_at(_loop_time(deadline)):
+            async with asyncio.timeout_at(loop_time(deadline)):
                 while behind := self._behind(revision, domains):
-                    if question and question not in self.store.world.barriers.rows:
+                    if question and not self.questions.stands(question):
                         break
                     answer.slowest = next(iter(behind))
                     await self.sessions.progress()
@@ -263,10 +206,19 @@ class Sync:
     def _failures(self, hosts: Iterable[str], domains: Domains) -> Iterable[store_pb2.BarrierAnswer.Failed]:
         for host in hosts:
             for key, failure in self.sessions.by_host[host].report.failures.items():
-                if domains is None or self.domain_of(key) in domains:
+                if domains is None or self._concerns(key, host, domains):
                     yield store_pb2.BarrierAnswer.Failed(
                         host_uid=host, key=key, reason=failure.reason, text=failure.text
                     )
+
+    def _concerns(self, key: str, host: str, domains: frozenset[int]) -> bool:
+        """Whether a resource of a host is about one of some domains; rules: those of the host's ports they guard."""
+        kind, _, ident = key.partition("/")
+        if kind != "rules" or not ident.isdecimal():
+            return self.domain_of(key) in domains
+        scopes, world = self.sessions.resources.of_hosts, self.store.world
+        found = (scopes.holdings.rows.get(name) for name in world.ports_by_identity.keys(int(ident)))
+        return any(h and host in h.hosts and scopes.domain_of_vni.rows.get(h.vni) in domains for h in found)
 
     def domain_of(self, key: str) -> int:
         """The domain that a resource is about; 0 if it is about none."""
@@ -289,18 +241,7 @@ class Sync:
             return row.domain
         return 0
 
-    def _follow(self, tables: set[str]) -> None:
-        if "barriers" in tables:
-            self._new.set()
-        if tables & {"answers", "sessions", "ports", "hosts"}:
-            self._changed.set()
-            self._changed = asyncio.Event()
-
 
 def number_in(text: str) -> int:
     """The number in a key that a host has said, which may be anything; 0 if it is none."""
     return int(text) if text.isdecimal() and len(text) <= _DIGITS else 0
-
-
-def _loop_time(deadline: float) -> float:
-    return asyncio.get_running_loop().time() + deadline - time.monotonic()

@@ -5,6 +5,7 @@ They change only by the watch (`store.py`), also in the process that committed.
 
 from __future__ import annotations
 
+from controller.names import default_group
 from controller.rollouts.plan import RolloutSpec
 from controller.rows import (
     HostSpec,
@@ -20,8 +21,12 @@ from controller.rows import (
     Term,
     TombstoneRow,
 )
+from controller.rows_policy import GroupSpec, TierSpec
 from tealnet.core.tables import Graph, Index, Table
 from tealnet.store.v1 import store_pb2
+
+ALL = "all"
+"""The one key of indexes that hold every row."""
 
 
 class World:
@@ -36,6 +41,8 @@ class World:
         self.ports: Table[str, Intent[PortSpec]] = graph.table()
         self.splits: Table[str, Intent[SplitSpec]] = graph.table()
         self.rollouts: Table[str, Intent[RolloutSpec]] = graph.table()
+        self.groups: Table[str, Intent[GroupSpec]] = graph.table()
+        self.tiers: Table[str, Intent[TierSpec]] = graph.table()
         self.identities: Table[int, IdentityRow] = graph.table()  # by number
         self.guards: Table[str, int] = graph.table()  # router uid → mod_revision
         self.tombstones: Table[tuple[str, str, str], TombstoneRow] = graph.table()  # host uid, port uid, address or ""
@@ -82,7 +89,17 @@ class World:
         self.networks_by_slot: Index[Intent[NetworkSpec]] = self.networks.index(lambda r: ((r.spec.tenant, r.slot),))
         self.routers_by_slot: Index[Intent[RouterSpec]] = self.routers.index(lambda r: ((r.spec.tenant, r.slot),))
         self.ports_by_slot: Index[Intent[PortSpec]] = self.ports.index(lambda r: ((r.spec.tenant, r.slot),))
+        self.groups_by_uid: Index[Intent[GroupSpec]] = self.groups.index(lambda r: (r.uid,))
+        self.groups_by_tenant: Index[Intent[GroupSpec]] = self.groups.index(lambda r: (r.spec.tenant,))
+        self.groups_by_slot: Index[Intent[GroupSpec]] = self.groups.index(
+            lambda r: () if r.name == default_group(r.spec.tenant) else ((r.spec.tenant, r.slot),)
+        )
+        self.tiers_by_uid: Index[Intent[TierSpec]] = self.tiers.index(lambda r: (r.uid,))
+        self.tiers_all: Index[Intent[TierSpec]] = self.tiers.index(lambda r: (ALL,))
+        self.tenants_by_labels: Index[Intent[TenantSpec]] = self.tenants.index(lambda r: (r.labels,))
+        self.ports_by_identity: Index[Intent[PortSpec]] = self.ports.index(lambda r: (r.spec.identity,))
         self.hosts_by_number: Index[Intent[HostSpec]] = self.hosts.index(lambda r: (r.spec.number,))
+        self.identities_by_group: Index[IdentityRow] = self.identities.index(lambda r: r.groups)
         self.identities_by_members: Index[IdentityRow] = self.identities.index(lambda r: (r.members,))
         self.tombstones_by_host: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.host_uid,))
         self.tombstones_by_network: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.network_uid,))

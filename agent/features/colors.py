@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from agent.conntrack import RST, remark
+from agent.conntrack import RST, adopt
 from agent.desired import Pairs, Wants
 from agent.inputs import THIS, Inputs
 from agent.openflow import actions as act
@@ -197,7 +197,7 @@ def _adopt(network: Network, prefix: Prefix) -> Iterator[Flow]:
     yield _flow(
         Stage.POLICY_TO,
         86,
-        remark("reg11[16..31]") + goto(Stage.OUTPUT),
+        adopt(),
         metadata=_in_color(network, network.base),
         ct_state="+trk-new",
         ct_mark=(0, 0xFF),

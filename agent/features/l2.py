@@ -20,11 +20,13 @@ from agent.openflow.oxm import Value, match
 from agent.pipeline import (
     COLOR_MASK,
     DOMAIN_COLOR_MASK,
+    FROM_FLAGS,
     FROM_PORT,
     FROM_TUNNEL,
     GATEWAY_HOST,
     ND_SOLICITATION,
     ROUTER_MAC_INT,
+    TO_FLAGS,
     Address,
     Feature,
     Flag,
@@ -37,6 +39,7 @@ from agent.pipeline import (
     load_key_v4,
     mac_int,
 )
+from tealnet.core.rows.security import Policy
 from tealnet.core.rows.stream import Attach, Endpoint, Segment
 from tealnet.core.tables import Graph, Read
 
@@ -122,6 +125,8 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
     def tracking_flags(read: Read, uid: str) -> int | None:
         """Conntrack only where it decides something: in domains with colors, and where rules guard the port (B8)."""
         port = read.get(inputs.localports, uid)
+        if port is not None and port.policy is Policy.ENFORCE:
+            return FROM_FLAGS | TO_FLAGS
         segment = read.get(inputs.segments, port.vni) if port else None
         return Flag.CT_FROM | Flag.CT_TO if segment and read.get(colored_domains, segment.domain) else None
 
@@ -289,8 +294,8 @@ def _endpoint(endpoint: Endpoint, *, segment: Segment, result: bytes) -> Iterato
 def _local_endpoint(endpoint: Endpoint, *, segment: Segment, ofport: int, flags: int) -> Iterator[Flow]:
     zone_to = act.set_field("reg11", ofport << 16, mask=0xFFFF0000)
     result = act.set_field("reg4", 0) + act.set_field("reg5", ofport) + zone_to
-    if flags & Flag.CT_TO:
-        result += act.set_field("reg13", Flag.CT_TO, mask=Flag.CT_TO)
+    if flags & TO_FLAGS:
+        result += act.set_field("reg13", flags & TO_FLAGS, mask=flags & TO_FLAGS)
     return _endpoint(endpoint, segment=segment, result=result)
 
 

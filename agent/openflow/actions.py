@@ -17,7 +17,7 @@ NX_VENDOR = 0x00002320
 NXAST_MULTIPATH = 10
 NXAST_RESUBMIT_TABLE, NXAST_OUTPUT_REG, NXAST_OUTPUT_REG2, NXAST_CONJUNCTION = 14, 15, 32, 34
 NXAST_CT, NXAST_CLONE, NXAST_CT_CLEAR, NXAST_CHECK_PKT_LARGER = 35, 42, 43, 49
-IN_PORT, IN_PORT_16 = 0xFFFFFFF8, 0xFFF8
+IN_PORT, IN_PORT_16, CONTROLLER = 0xFFFFFFF8, 0xFFF8, 0xFFFFFFFD
 CT_COMMIT, CT_FORCE = 1, 2
 NO_TABLE = 0xFF
 HASHES = {"nw_src": 4}  # NX_HASH_FIELDS_*: what a hash is of; nw_src: the source address, v4 or v6
@@ -72,6 +72,11 @@ def output(port: int) -> bytes:
 def to_in_port() -> bytes:
     """Back to where it came from."""
     return output(IN_PORT)
+
+
+def to_controller(max_len: int) -> bytes:
+    """Show us the packet, so many bytes of it, and what the registers hold; limited by the meter for that."""
+    return OUTPUT.pack(OFPAT_OUTPUT, 16, CONTROLLER, max_len)
 
 
 def output_reg(field: str) -> bytes:

@@ -18,6 +18,7 @@ from controller.api.present import Presenter
 from controller.api.reads import Parts
 from controller.api.rollout import RolloutService
 from controller.api.router import RouterService
+from controller.api.security import PolicyTierService, SecurityGroupService
 from controller.api.split import TrafficSplitService
 from controller.api.tenant import TenantService
 from controller.auth import Auth
@@ -35,6 +36,7 @@ from tealnet.v1 import (
     port_pb2_grpc,
     rollout_pb2_grpc,
     router_pb2_grpc,
+    security_pb2_grpc,
     split_pb2_grpc,
     tenant_pb2_grpc,
 )
@@ -72,6 +74,8 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
         (host_pb2_grpc.add_HostServiceServicer_to_server, HostService(parts, Tokens(store, ca))),
         (split_pb2_grpc.add_TrafficSplitServiceServicer_to_server, TrafficSplitService(parts)),
         (rollout_pb2_grpc.add_RolloutServiceServicer_to_server, RolloutService(parts)),
+        (security_pb2_grpc.add_SecurityGroupServiceServicer_to_server, SecurityGroupService(parts)),
+        (security_pb2_grpc.add_PolicyTierServiceServicer_to_server, PolicyTierService(parts)),
     ]
     join: list[Added] = [(host_pb2_grpc.add_JoinServiceServicer_to_server, JoinService(store, ca))] if ca else []
     return Api(servicers, join, presenter, Planner(parts))

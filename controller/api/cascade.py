@@ -12,6 +12,7 @@ from controller.caller import current_caller
 from controller.draft import Draft
 from controller.errors import Aborted, FailedPrecondition, NotFound
 from controller.intents.base import Writer, check_etag, stamp, stored_message
+from controller.intents.group import Groups
 from controller.intents.network import Networks
 from controller.intents.port import Ports
 from controller.intents.rollout import Rollouts, owned
@@ -40,7 +41,7 @@ class Cascade:
         self.parts, self.world = parts, parts.store.world
         context = parts.context
         self._ports, self._networks, self._routers = Ports(context), Networks(context), Routers(context)
-        self._tenants, self._rollouts = Tenants(context), _Abandoned(context)
+        self._tenants, self._rollouts, self._groups = Tenants(context), _Abandoned(context), Groups(context)
 
     async def network(self, request: Any, standard: Standard[Any]) -> None:
         """A network with its ports. Others may create ports meanwhile: they go, too, or the last try loses."""
@@ -75,7 +76,23 @@ class Cascade:
             (self._routers, self.world.routers_by_tenant),
         ):
             await self._delete_all(writer, lambda index=index: list(index.keys(name)))  # type: ignore[misc]
+        await self._empty_groups(name)
+        await self._delete_all(self._groups, lambda: self._groups_of(name))
         await standard.delete(request, etag="")  # it was checked before DELETING changed it
+
+    def _groups_of(self, tenant: str) -> list[str]:
+        """All but the default one, which goes with the tenant."""
+        return [name for name in self.world.groups_by_tenant.keys(tenant) if name != names.default_group(tenant)]
+
+    async def _empty_groups(self, tenant: str) -> None:
+        """Groups may refer to each other: no rules, no references."""
+        for name in self.world.groups_by_tenant.keys(tenant):
+
+            def build(draft: Draft, name: str = name) -> None:
+                if (row := draft.reading.row("group", name)) and row.spec.rules:
+                    self._groups.empty(draft, row)
+
+            await self.parts.committer.commit(build, patience=current_caller().time_left)
 
     async def _mark(self, name: str, etag: str) -> None:
         def build(draft: Draft) -> None:

@@ -41,6 +41,7 @@ class Reads(Generic[M]):
 
     def __init__(self, parts: Parts, kind: str) -> None:
         self.parts, self.kind = parts, kind
+        self.field = names.field_of(kind)
         self.world = parts.store.world
 
     async def get(self, request: Any) -> M:
@@ -66,7 +67,7 @@ class Reads(Generic[M]):
             candidates, size=request.page_size, token=request.page_token, bound_to=bound_to
         )
         answer: Any = response
-        found = getattr(answer, f"{self.kind}s")
+        found = getattr(answer, f"{self.field}s")
         rows = getattr(self.world, f"{self.kind}s").rows
         for name in ordered:
             row = rows[name]

@@ -17,6 +17,8 @@ from controller.errors import ApiError, NotFound
 from controller.etcd.types import KeyValue
 from controller.fields import Violations, unknown
 from controller.intents.base import Writer, check_etag, stored_message
+from controller.intents.group import ensure_default
+from controller.keys import OWNED
 from controller.requests import Replay, Ticket
 from controller.rows import Intent
 from controller.store import Store
@@ -35,10 +37,11 @@ class Standard(Reads[M]):
 
     async def create(self, request: Any) -> M:
         """Create, AIP-133."""
-        ident = names.check_ident(getattr(request, f"{self.kind}_id"), f"{self.kind}_id")
-        parent = names.check_parent(request.parent, "parent") if self.kind in names.OWNED else ""
+        ident = names.check_ident(getattr(request, f"{self.field}_id"), f"{self.field}_id")
+        parent = names.check_parent(request.parent, "parent") if self.kind in OWNED else ""
         name = names.full_name(self.kind, parent, ident)
-        body = self.body(getattr(request, self.kind), name=name)
+        body = self.body(getattr(request, self.field), name=name)
+        await self.ready(name)
 
         def build(draft: Draft) -> None:
             self.writer.create(draft, name, copy_of(body))
@@ -48,9 +51,10 @@ class Standard(Reads[M]):
 
     async def update(self, request: Any) -> M:
         """Update, AIP-134; with an etag only what the caller has seen is changed."""
-        given = getattr(request, self.kind)
-        name = names.check_name(self.kind, given.name, f"{self.kind}.name")
+        given = getattr(request, self.field)
+        name = names.check_name(self.kind, given.name, f"{self.field}.name")
         body = self.body(given, name=name)
+        await self.ready(name)
         paths = masks.paths_of(request.update_mask, given, self.writer.policy)
         unchanged: list[Intent[Any]] = []
 
@@ -59,7 +63,7 @@ class Standard(Reads[M]):
             row = self.row(draft, name)
             check_etag(row, given.etag)
             message, before = stored_message(row, self.kind), stored_message(row, self.kind)
-            masks.merge(message, body, paths=paths, policy=self.writer.policy, prefix=self.kind)
+            masks.merge(message, body, paths=paths, policy=self.writer.policy, prefix=self.field)
             self.writer.update(draft, row, message)
             message.update_time.CopyFrom(before.update_time)
             if message == before:
@@ -95,7 +99,7 @@ class Standard(Reads[M]):
 
     def body(self, given: Any, *, name: str) -> Any:
         """The object of a request in canonical form, without what only the server sets. Raises Invalid."""
-        found = Violations(self.kind)
+        found = Violations(self.field)
         unknown(given, "", found)
         if given.name not in ("", name):
             found.add("name", f"{given.name[:200]!r} is not {name}; leave it out")
@@ -105,6 +109,11 @@ class Standard(Reads[M]):
         self.writer.fields(body, found)
         found.finish()
         return body
+
+    async def ready(self, name: str) -> None:
+        """What must be there before an object of this kind: a tenant of an earlier version gets its default group."""
+        if self.kind in ("network", "port", "group"):
+            await ensure_default(self.parts.store, names.tenant_of(name))
 
     def row(self, draft: Draft, name: str) -> Intent[Any]:
         """The object as it is, compared whole. Raises NotFound."""

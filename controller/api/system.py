@@ -13,12 +13,12 @@ from controller.api.plan import Planner
 from controller.api.present import Presenter
 from controller.caller import current_caller
 from controller.decode import tenant_of
-from controller.decode_status import INTENTS
 from controller.errors import NotFound, PermissionDenied, invalid
 from controller.etcd import StoreError
 from controller.events import Events
 from controller.hosts import timestamp
-from controller.names import kind_of, network_of, split_of
+from controller.keys import COLLECTIONS
+from controller.names import kind_of, network_of, split_of, word_of
 from controller.status import Status
 from controller.store import Store
 from controller.sync import Domains, Outcome, Sync, number_in
@@ -28,7 +28,7 @@ from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 _TIMEOUT = 10.0  # seconds, if a Sync does not say
 _LONGEST = 3600.0
 _STATUS_PATIENCE = 0.5  # seconds that a status waits for hosts that are behind
-_KINDS = tuple(INTENTS)
+_KINDS = {word_of(kind): kind for kind in COLLECTIONS}
 _EVENTS = 1000
 
 
@@ -74,8 +74,9 @@ class System(system_pb2_grpc.SystemServiceServicer):
         parent = parent or own
         if not parent:
             return None
-        if kind_of(parent) in ("", "host"):
-            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router, port or split")
+        if kind_of(parent) in ("", "host", "tier"):
+            what = "a tenant, network, router, port, split or security group"
+            raise invalid("parent", f"{parent[:200]!r} is not {what}")
         if own and tenant_of(parent) != own:
             raise NotFound(parent, field="parent")
         world, of_network = self.world, self.parts.sync.sessions.resources.of_hosts.domain_of_network.rows
@@ -135,6 +136,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
             names = self.world.networks_by_vni.keys(number_in(ident))
         elif kind == "weights":
             names = [split_of(name) for name in self.world.networks_by_uid.keys(ident)]
+        elif kind == "rules":
+            names = sorted(self.world.ports_by_identity.keys(number_in(ident)))
         return next((name for name in names if self._sees(name)), key)
 
     def _sees(self, name: str) -> bool:
@@ -146,7 +149,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
     async def Watch(self, request: system_pb2.WatchRequest, context: Any) -> AsyncIterator[system_pb2.WatchResponse]:
         """What there is, then what changes."""
         caller, presenter = current_caller(), self.parts.presenter
-        unknown = sorted(set(request.kinds) - set(_KINDS))
+        unknown = sorted(set(request.kinds) - _KINDS.keys())
         if unknown:
             raise invalid("kinds", f"unknown: {', '.join(unknown)[:200]}; known are {', '.join(_KINDS)}")
         parent = "" if request.parent in ("", "-", "tenants/-") else request.parent
@@ -158,7 +161,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
             raise invalid("resume_revision", "not negative")
         interest = Interest(
             parent=parent,
-            kinds=frozenset(request.kinds),
+            kinds=frozenset(_KINDS[word] for word in request.kinds),
             matches=selector(request.filter),
             sees=lambda kind, row: presenter.sees(kind, row, caller),
             spec_only=request.spec_only,
@@ -184,6 +187,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
             networks=len(world.networks_by_tenant.keys(own) if own else world.networks.rows),
             routers=len(world.routers_by_tenant.keys(own) if own else world.routers.rows),
             ports=len(world.ports_by_tenant.keys(own) if own else world.ports.rows),
+            security_groups=len(world.groups_by_tenant.keys(own) if own else world.groups.rows),
         )
         if stale := self.store.stale_since:
             response.stale_since.CopyFrom(timestamp(stale))
@@ -259,7 +263,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
         """
         if kind_of(name) == "split":
             name = network_of(name)
-        for table in (self.world.hosts, self.world.networks, self.world.routers, self.world.ports):
+        world = self.world
+        for table in (world.hosts, world.networks, world.routers, world.ports, world.groups, world.tiers):
             if row := table.rows.get(name):
                 return str(row.uid)
         return ""

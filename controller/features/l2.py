@@ -32,6 +32,13 @@ class EndpointBody(NamedTuple):
     body: bytes
 
 
+class LocalPortBody(NamedTuple):
+    """A local port without the host that has it."""
+
+    body: bytes
+    requires: tuple[str, ...]
+
+
 class L2:
     """The derived tables of the room."""
 
@@ -41,7 +48,7 @@ class L2:
         self.segments: Derived[int, Resource] = graph.derive(world.networks_by_vni, self._segment)
         self.endpoint_bodies: Derived[str, EndpointBody] = graph.derive(world.ports_by_uid, self._endpoint_body)
         self.endpoints: Derived[str, Resource] = graph.derive(self.endpoint_bodies, self._endpoint)
-        self.localport_bodies: Derived[str, bytes] = graph.derive(world.ports_by_uid, self._localport_body)
+        self.localport_bodies: Derived[str, LocalPortBody] = graph.derive(world.ports_by_uid, self._localport_body)
         self.localports: Derived[tuple[str, str], Resource] = graph.derive(scopes.holdings_by_binding, self._localport)
 
     def _hostpeer(self, read: Read, uid: str) -> Resource | None:
@@ -96,7 +103,7 @@ class L2:
         domain = read.get(self.scopes.domain_of_vni, row.vni) if row else None
         return Resource(f"domain/{domain}", endpoint_key(uid), row.body) if row and domain is not None else None
 
-    def _localport_body(self, read: Read, uid: str) -> bytes | None:
+    def _localport_body(self, read: Read, uid: str) -> LocalPortBody | None:
         for name in read.keys(self.world.ports_by_uid, uid):
             port = read.get(self.world.ports, name)
             vni = read.get(self.scopes.vni_of_segment, port.spec.segment_uid) if port else None
@@ -116,15 +123,18 @@ class L2:
                 name=own,
                 attachment=pb.LocalAttachment(kind=_KIND[spec.kind], where=where, interface=interface),
             )
-            return message.SerializeToString()
+            if not read.get(self.scopes.guarded, spec.network):
+                return LocalPortBody(message.SerializeToString(), ())
+            message.policy = pb.PORT_POLICY_ENFORCE
+            return LocalPortBody(message.SerializeToString(), ("security",))  # an agent that knows no rules: closed
         return None
 
     def _localport(self, read: Read, binding: tuple[str, str]) -> Resource | None:
         host_uid, uid = binding
-        body = read.get(self.localport_bodies, uid)
-        if body is None or not read.keys(self.scopes.holdings_by_binding, binding):
+        row = read.get(self.localport_bodies, uid)
+        if row is None or not read.keys(self.scopes.holdings_by_binding, binding):
             return None
-        return Resource(f"host/{host_uid}", localport_key(uid), body)
+        return Resource(f"host/{host_uid}", localport_key(uid), row.body, row.requires)
 
     def _sources(self, read: Read, spec: PortSpec) -> list[pb.Prefix]:
         """Allowed addresses, and the prefixes of static routes by way of this port (B13); sorted, without doubles."""

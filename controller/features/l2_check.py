@@ -55,9 +55,7 @@ def network_fields(message: network_pb2.Network, found: Violations) -> None:
     if message.mtu and not MTU_V4 <= message.mtu <= MTU_MOST:
         found.add("mtu", f"{message.mtu} is not within {MTU_V4}…{MTU_MOST}; 0 means the default")
     _dns(message.dns, found)
-    if message.policy == network_pb2.Network.POLICY_ENFORCE:
-        found.add("policy", "ENFORCE is not available yet; use OFF")
-    elif message.policy not in network_pb2.Network.Policy.values():
+    if message.policy not in network_pb2.Network.Policy.values():
         found.add("policy", f"{message.policy} is not known")
     if message.HasField("address_quarantine"):
         quarantine = message.address_quarantine

@@ -177,7 +177,7 @@ class Networks:
         """Write down what the server has chosen."""
         message.name = name
         check.fill_gateways(message, spec)
-        message.policy = message.policy or network_pb2.Network.POLICY_OFF
+        message.policy = message.policy or network_pb2.Network.POLICY_ENFORCE
         if not message.HasField("address_quarantine"):
             message.address_quarantine.seconds = self.context.settings.quarantine
 

@@ -11,10 +11,12 @@ from controller.keys import Keys
 from controller.names import short, split_of
 from controller.rollouts.plan import Claims, RolloutSpec, claims
 from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, RouterSpec
+from controller.rows_policy import GroupSpec
 from controller.store import Store
 from controller.world import World
 from tealnet.core.rows.colors import COLORS
 from tealnet.store.v1 import store_pb2
+from tealnet.v1 import security_pb2
 
 
 async def inconsistencies(store: Store) -> list[str]:
@@ -83,6 +85,8 @@ def _wanted(world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
         yield from _port(port, world, keys)
     for rollout in world.rollouts.rows.values():
         yield from _rollout(rollout, world, keys)
+    for group in world.groups.rows.values():
+        yield from _group(group, world, keys)
 
 
 def _host(host: Intent[HostSpec], keys: Keys) -> Iterator[tuple[bytes, str]]:
@@ -126,6 +130,17 @@ def _rollout(rollout: Intent[RolloutSpec], world: World, keys: Keys) -> Iterator
                 yield keys.reference(kind="segment", uid=segment, by_kind="rollout", by_uid=rollout.uid), rollout.uid
 
 
+def _group(group: Intent[GroupSpec], world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
+    assert group.spec.tenant in world.tenants.rows, f"{group.name} has no tenant"
+    if short(group.name) != "default":
+        yield from _owned(group, "group", world, keys)
+    message = security_pb2.SecurityGroup.FromString(store_pb2.Stored.FromString(group.stored).message)
+    named = {rule.remote_group for rule in (*message.ingress, *message.egress)} - {"", group.name}
+    for name in named:
+        other = world.groups.rows[name]
+        yield keys.reference(kind="group", uid=other.uid, by_kind="group", by_uid=group.uid), group.uid
+
+
 def _port(port: Intent[PortSpec], world: World, keys: Keys) -> Iterator[tuple[bytes, str]]:
     spec = port.spec
     assert spec.network in world.networks.rows, f"{port.name} has no network"
@@ -134,6 +149,10 @@ def _port(port: Intent[PortSpec], world: World, keys: Keys) -> Iterator[tuple[by
         yield keys.ip(spec.segment_uid, address), port.uid
     yield keys.mac(spec.segment_uid, spec.mac), port.uid
     referents = [("segment", spec.segment_uid), ("identity", str(spec.identity))]
+    referents += [("group", world.groups.rows[name].uid) for name in spec.groups]
+    members = world.identities.rows[spec.identity].members
+    tenant = world.tenants.rows[spec.tenant]
+    assert members == (tenant.uid, *sorted(world.groups.rows[name].uid for name in spec.groups)), port.name
     if spec.host:
         host = world.hosts.rows[spec.host]
         referents.append(("host", host.uid))

@@ -14,7 +14,8 @@ NAMES = [
     "tenants/globex",
     "tenants/acme/networks/web", "tenants/acme/networks/db", "tenants/acme/routers/main", "tenants/acme/ports/p1",
     "tenants/acme/networks/web/trafficSplit", "tenants/acme/networks/web/x", "blue", "green", "base",
-    "tenants/acme/ports/p2", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
+    "tenants/acme/ports/p2", "tenants/acme/securityGroups/web", "tenants/acme/securityGroups/default",
+    "policyTiers/base", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
 ]  # fmt: skip
 VALUES = [
     "10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/16", "fd00::/64", "10.0.0.5", "10.0.0.6", "10.0.0.1", "fd00::5",
@@ -53,6 +54,13 @@ FITTING = {  # by the field's name: what may well be right there
     "color": ["blue", "green", ""],
     "colors": ["blue", "green", "red"],
     "closed": ["blue"],
+    "security_groups": ["tenants/acme/securityGroups/web", "tenants/acme/securityGroups/db"],
+    "remote_group": ["tenants/acme/securityGroups/web", "tenants/acme/securityGroups/db", "web", ""],
+    "remote_cidr": ["10.0.0.0/8", "::/0", ""],
+    "protocol": ["tcp", "icmp", "any", "47"],
+    "ports": ["80", "8000-8099"],
+    "source": ["tenants/acme/ports/p1"],
+    "target": ["tenants/acme/ports/p1"],
 }
 KEYS = {"weights": ["blue", "green"], "initial_weights": ["blue", "green"]}
 """By the map's name: what may well be right as a key."""

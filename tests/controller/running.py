@@ -119,6 +119,7 @@ class FakeAgent:
     units: list[list[pb.Update]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     failures: list[pb.KeyFailure] = field(default_factory=list)
+    rule_report: pb.RuleReport | None = None  # what to answer when asked; None: nothing
     acks: bool = True
     takes: bool = True
     pings: bool = True
@@ -193,6 +194,8 @@ class FakeAgent:
                     case "refused":
                         self.refused = message.refused
                         return
+                    case "want_rule_report" if self.rule_report is not None:
+                        await self.say(pb.FromAgent(rule_report=self.rule_report))
                     case "want_versions":
                         await self._versions(message.want_versions.scope)
                     case "update":

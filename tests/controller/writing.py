@@ -23,7 +23,13 @@ from controller.status import Status
 from controller.store import Store, bootstrap
 from tealnet.core.identity import Identity, Kind
 from tealnet.core.pki import Ca
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, split_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, security_pb2, split_pb2, tenant_pb2
+
+
+def group_name(name: str) -> str:
+    """acme/web → tenants/acme/securityGroups/web"""
+    tenant, ident = name.split("/")
+    return f"tenants/{tenant}/securityGroups/{ident}"
 
 
 def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
@@ -44,6 +50,8 @@ class Replicated:
     hosts: Any
     splits: Any
     rollouts: Any
+    groups: Any
+    tiers: Any
     join: Any
 
     async def tenant(self, ident: str, **body: Any) -> Any:
@@ -118,6 +126,30 @@ class Replicated:
         request = getattr(rollout_pb2, f"{verb}RolloutRequest")(name=f"tenants/{tenant}/rollouts/{ident}", **more)
         return await getattr(self.rollouts, f"{verb}Rollout")(request, None)
 
+    async def group(self, name: str, **body: Any) -> Any:
+        tenant, ident = name.split("/")
+        request = security_pb2.CreateSecurityGroupRequest(
+            parent=f"tenants/{tenant}", security_group_id=ident, security_group=security_pb2.SecurityGroup(**body)
+        )
+        return await self.groups.CreateSecurityGroup(request, None)
+
+    async def update_group(self, name: str, *mask: str, **body: Any) -> Any:
+        group = security_pb2.SecurityGroup(name=group_name(name), **body)
+        request = security_pb2.UpdateSecurityGroupRequest(security_group=group)
+        request.update_mask.paths.extend(mask)
+        return await self.groups.UpdateSecurityGroup(request, None)
+
+    async def delete_group(self, name: str, **more: Any) -> None:
+        await self.groups.DeleteSecurityGroup(
+            security_pb2.DeleteSecurityGroupRequest(name=group_name(name), **more), None
+        )
+
+    async def tier(self, ident: str, **body: Any) -> Any:
+        request = security_pb2.CreatePolicyTierRequest(
+            policy_tier_id=ident, policy_tier=security_pb2.PolicyTier(**body)
+        )
+        return await self.tiers.CreatePolicyTier(request, None)
+
     async def delete_port(self, name: str, **more: Any) -> None:
         await self.ports.DeletePort(port_pb2.DeletePortRequest(name=name, **more), None)
 
@@ -159,8 +191,10 @@ def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Repli
     mtu = settings.default_mtu
     status = Status(store.world, declare(store.world, default_mtu=mtu), lambda _: 0, default_mtu=mtu)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
-    tenants, networks, routers, ports, hosts, splits, rollouts = (servicer for _, servicer in built.servicers)
-    return Replicated(store, built, tenants, networks, routers, ports, hosts, splits, rollouts, built.join[0][1])
+    tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers = (s for _, s in built.servicers)
+    return Replicated(
+        store, built, tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers, built.join[0][1]
+    )
 
 
 @contextlib.asynccontextmanager

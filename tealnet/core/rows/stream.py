@@ -18,8 +18,9 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows import parse
 from tealnet.core.rows.colors import Weights, parse_weights
 from tealnet.core.rows.parse import Address, BadResource, Prefix
+from tealnet.core.rows.security import Policy, Rules, parse_policy, parse_rules
 
-KINDS = ("hostpeer", "segment", "endpoint", "localport", "route", "weights")
+KINDS = ("hostpeer", "segment", "endpoint", "localport", "route", "weights", "rules")
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")  # IFNAMSIZ is 16 with the final zero
@@ -95,6 +96,7 @@ class LocalPort:
     kind: Attach
     where: str  # NETNS: name within the tenant; NETNS_PATH: path; DEVICE: device
     interface: str  # inside the namespace; "" for DEVICE
+    policy: Policy = Policy.OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class Route:
     next_hop: Address
 
 
-Row = HostPeer | Segment | Endpoint | LocalPort | Route | Weights
+Row = HostPeer | Segment | Endpoint | LocalPort | Route | Weights | Rules
 
 
 def hostpeer_key(uid: str) -> str:
@@ -204,6 +206,7 @@ def _localport(ident: str, body: bytes) -> LocalPort:
         kind=kind,
         where=where,
         interface=interface,
+        policy=parse_policy(message.policy),
     )
 
 
@@ -253,4 +256,5 @@ _PARSERS: dict[str, Callable[[str, bytes], Row]] = {
     "localport": _localport,
     "route": _route,
     "weights": parse_weights,
+    "rules": parse_rules,
 }
