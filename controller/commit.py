@@ -259,7 +259,7 @@ class Committer:
                 item.draft = None
                 item.proposals.release()
                 continue
-            errors = [*_taken(item, draft, pages, run), *_occupied(draft.emptiness, pages)]
+            errors = [*_occupied(draft.emptiness, pages), *_taken(item, draft, pages, run)]
             if errors:
                 item.error = foremost(errors)
                 item.proposals.release()

@@ -90,7 +90,11 @@ def restore(*, file: Path, config: str | None, yes: bool) -> None:
 @admin.command()
 @pass_session
 def defrag(session: Session) -> None:
-    """Give back the space of what was deleted, one member of etcd after another."""
+    """Give back the space of deleted keys, one member of etcd at a time.
+
+    \b
+      teal admin defrag
+    """
     found = session.client.call(session.client.admin.Defragment, admin_pb2.DefragmentRequest(), timeout=600)
     rows = [[m.endpoint, _kib(m.before_bytes), _kib(m.after_bytes), m.error or "done"] for m in found.members]
     output.table(["STORE", "BEFORE", "AFTER", ""], rows)
@@ -102,7 +106,14 @@ def defrag(session: Session) -> None:
 @click.option("--disarm", is_flag=True, help="Switch them off; their cause must be gone.")
 @pass_session
 def alarms(session: Session, *, disarm: bool) -> None:
-    """Alarms of etcd. With NOSPACE it takes no writes: teal admin defrag, then teal admin alarms --disarm."""
+    """Alarms of etcd.
+
+    \b
+      teal admin alarms
+      teal admin defrag && teal admin alarms --disarm
+
+    With NOSPACE it takes no writes until space was given back and the alarm is disarmed.
+    """
     api = session.client.admin
     if disarm:
         found = session.client.call(api.DisarmAlarms, admin_pb2.DisarmAlarmsRequest()).alarms
