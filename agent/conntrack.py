@@ -4,10 +4,15 @@ A port's zone is its ofport. A packet between two ports of one host passes two z
 target's (TO). A connection remembers in each zone its color (ct_mark[0..7]) and the rule that let it in
 (ct_label[0..31], 0 = none). Untracked ports skip all of these stages, and with them all policy.
 
-    CT_FROM → POLICY_FROM → … ENDPOINT → EGRESS → CT_TO (commits FROM) → POLICY_TO → INGRESS → COMMIT_TO → OUTPUT
+    CT_FROM → POLICY_FROM → … ENDPOINT → EGRESS → CT_TO (commits FROM) → COMMITTED_FROM → CT_TO
+    CT_TO → POLICY_TO (→ ADOPTED_TO) → INGRESS → COMMIT_TO → COMMITTED_TO → OUTPUT
 
 EGRESS and INGRESS let everything pass unless a room puts verdicts there; they are asked about new connections only.
 EGRESS is after ENDPOINT because a rule may name the target's identity.
+
+Every `ct` ends its list of actions, and where it goes on, what is invalid is dropped first. Conntrack on netdev
+collects fragments; what is not complete after 15 s it puts, as invalid, into whatever batch comes by, and it takes the
+rest of that batch's way (measured, Open vSwitch 3.1): `ct(commit),output` would let it out unjudged, to anybody.
 
 A TCP packet in the middle of a connection that a zone does not know (after a start of vswitchd, or when the domain
 has just got colors) has no color. From a sender without color it goes to every color of the network (`MID_STREAM`),
@@ -32,6 +37,7 @@ NOT_SYN: Mask = (0, 0x002)
 UNKNOWN = 0xFF  # the mark of a connection whose color is being asked for
 ANSWERED = 0x100  # of the mark, in the zone of a sender without color: the other end has taken the TCP connection
 MARK = "ct_mark[0..7]"
+ZONE_FROM, ZONE_TO = "reg11[0..15]", "reg11[16..31]"
 NO_COLOR: Mask = (0, COLOR_MASK)
 NEW_FROM: Mask = (Flag.NEW_FROM, Flag.NEW_FROM)
 SOURCE_COLORED: Mask = (Flag.SOURCE_COLORED, Flag.SOURCE_COLORED)
@@ -53,9 +59,9 @@ def ask() -> bytes:
     return act.set_field("ct_mark", UNKNOWN, mask=0xFF) + act.move("reg15", "ct_label[0..31]")
 
 
-def remark(zone: str) -> bytes:
-    """Give the connection in a zone the packet's color; the rule stays."""
-    return act.ct(zone=zone, flags=act.CT_COMMIT, actions=act.move(Reg.COLOR, MARK))
+def adopt() -> bytes:
+    """Give an established connection in the target's zone the packet's color; the rule stays."""
+    return act.ct(zone=ZONE_TO, table=Stage.ADOPTED_TO, flags=act.CT_COMMIT, actions=act.move(Reg.COLOR, MARK))
 
 
 def color_is(color: int) -> Mask:
@@ -91,11 +97,11 @@ def _mark(bits: int) -> bytes:
 
 def _track() -> Iterator[Flow]:
     stage = Stage.CT_FROM
-    track = act.ct(zone="reg11[0..15]", table=Stage.POLICY_FROM)
+    track = act.ct(zone=ZONE_FROM, table=Stage.POLICY_FROM)
     yield from _families(stage, 10, track, reg13=(Flag.CT_FROM, Flag.CT_FROM))
     yield _flow(stage, 0, goto(Stage.ROUTE))
     stage = Stage.CT_TO
-    track = act.set_field("reg15", 0) + act.ct_clear() + act.ct(zone="reg11[16..31]", table=Stage.POLICY_TO)
+    track = act.set_field("reg15", 0) + act.ct_clear() + act.ct(zone=ZONE_TO, table=Stage.POLICY_TO)
     yield from _families(stage, 80, track, reg4=0, reg13=(Flag.CT_TO, Flag.CT_TO))
 
 
@@ -107,8 +113,8 @@ def _policy_from() -> Iterator[Flow]:
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     # A colored port that was asked whether a connection is its own: a reset says no.
     yield from _tcp(stage, 97, b"", ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED, tcp_flags=RST)
-    answer = remark("reg11[0..15]") + on
-    yield from _families(stage, 96, answer, ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED)
+    answer = _mark(Flag.REMARK_FROM) + on
+    yield _flow(stage, 96, answer, ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED)
     # Nobody has answered yet: ask again; but with a new connection the old one's ports are free again.
     yield from _tcp(stage, 95, new, ct_state=known, ct_mark=unknown, tcp_flags=SYN)
     yield _flow(stage, 94, _mark(Flag.MID_STREAM) + on, ct_state=known, ct_mark=unknown)
@@ -126,29 +132,34 @@ def _policy_from() -> Iterator[Flow]:
 
 def _commit_from() -> Iterator[Flow]:
     """The target is known, and egress rules have let it pass: the sender's zone remembers."""
-    stage, zone = Stage.CT_TO, "reg11[0..15]"
+    stage = Stage.CT_TO
+    done = act.set_field("reg13", 0, mask=Flag.NEW_FROM | Flag.REMARK_FROM)
 
-    def commit(actions: bytes, done: Flag) -> bytes:
-        clear = act.set_field("reg13", 0, mask=done)
-        return act.ct(zone=zone, flags=act.CT_COMMIT, actions=actions) + clear + goto(Stage.CT_TO)
+    def commit(actions: bytes) -> bytes:
+        return done + act.ct(zone=ZONE_FROM, table=Stage.COMMITTED_FROM, flags=act.CT_COMMIT, actions=actions)
 
     both = Flag.NEW_FROM | Flag.MID_STREAM
-    yield from _families(stage, 102, commit(ask(), Flag.NEW_FROM), reg13=(both, both))
-    yield from _families(stage, 100, commit(remember(), Flag.NEW_FROM), reg13=NEW_FROM)
-    clear = act.set_field("reg13", 0, mask=Flag.REMARK_FROM) + goto(Stage.CT_TO)
-    yield from _families(stage, 90, remark(zone) + clear, reg13=(Flag.REMARK_FROM, Flag.REMARK_FROM))
+    yield from _families(stage, 102, commit(ask()), reg13=(both, both))
+    yield from _families(stage, 100, commit(remember()), reg13=NEW_FROM)
+    color = act.move(Reg.COLOR, MARK)
+    yield from _families(stage, 90, commit(color), reg13=(Flag.REMARK_FROM, Flag.REMARK_FROM))
+    yield from _after_ct(Stage.COMMITTED_FROM, then=Stage.CT_TO)
+
+
+def _after_ct(stage: Stage, *, then: Stage) -> Iterator[Flow]:
+    yield _flow(stage, 100, b"", ct_state="+trk+inv")
+    yield _flow(stage, 0, goto(then))
 
 
 def _policy_to() -> Iterator[Flow]:
     """The target's zone: an established connection keeps its color, a new one is judged."""
     stage, known, out, judge = Stage.POLICY_TO, "+trk-new", goto(Stage.OUTPUT), goto(Stage.INGRESS)
     unknown: Mask = (UNKNOWN, 0xFF)
-    adopt = remark("reg11[16..31]") + out
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     yield _flow(stage, 96, out, ct_state=known, ct_mark=unknown, reg13=TARGET_COLORED)  # asked again
-    yield from _families(stage, 95, adopt, ct_state=known, ct_mark=unknown)  # the answer
+    yield from _families(stage, 95, adopt(), ct_state=known, ct_mark=unknown)  # the answer
     answered = act.set_field("ct_mark", ANSWERED, mask=ANSWERED)
-    take = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=answered) + out
+    take = act.ct(zone=ZONE_TO, table=Stage.ADOPTED_TO, flags=act.CT_COMMIT, actions=answered)
     for color in range(1, COLORS + 1):  # whether colors answer is what gates of rollouts ask
         first: dict[str, Value] = {"ct_mark": (color, 0xFF | ANSWERED), "metadata": color_is(color)}
         first |= {"reg13": (0, Flag.TARGET_COLORED), "tcp_flags": NO_RST}
@@ -157,8 +168,9 @@ def _policy_to() -> Iterator[Flow]:
         yield _flow(stage, 90, out, ct_state=known, ct_mark=(color, 0xFF), metadata=color_is(color))
     # Only packets of its own color reach a colored port, and only such without color go between ports without: another
     # mark is from before the network got, lost or renumbered its colors.
-    yield from _families(stage, 88, adopt, ct_state=known, reg13=TARGET_COLORED)
-    yield from _families(stage, 88, adopt, ct_state=known, metadata=NO_COLOR)
+    yield from _families(stage, 88, adopt(), ct_state=known, reg13=TARGET_COLORED)
+    yield from _families(stage, 88, adopt(), ct_state=known, metadata=NO_COLOR)
+    yield from _after_ct(Stage.ADOPTED_TO, then=Stage.OUTPUT)
     # Another color's packet on this connection's 5-tuple: twins exclude each other until it closes (B3).
     yield _flow(stage, COLLISION, b"", ct_state=known)
     for color in range(1, COLORS + 1):  # unanswered yet, as in the sender's zone
@@ -183,5 +195,6 @@ def _commit_to() -> Iterator[Flow]:
         (20, ask(), {"reg13": (Flag.MID_STREAM, Flag.MID_STREAM)}),
         (10, remember(), {}),
     ):
-        actions = act.ct(zone="reg11[16..31]", flags=act.CT_COMMIT, actions=what) + goto(Stage.OUTPUT)
+        actions = act.ct(zone=ZONE_TO, table=Stage.COMMITTED_TO, flags=act.CT_COMMIT, actions=what)
         yield from _families(Stage.COMMIT_TO, priority, actions, **fields)
+    yield from _after_ct(Stage.COMMITTED_TO, then=Stage.OUTPUT)

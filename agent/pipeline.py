@@ -44,9 +44,12 @@ class Stage(IntEnum):
     ENDPOINT = 40
     EGRESS = 42
     CT_TO = 45
+    COMMITTED_FROM = 46
     POLICY_TO = 50
+    ADOPTED_TO = 51
     INGRESS = 52
     COMMIT_TO = 55
+    COMMITTED_TO = 56
     OUTPUT = 60
     VTEP = 62
 
