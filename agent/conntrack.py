@@ -5,8 +5,8 @@ target's (TO). A connection remembers in each zone its color (ct_mark[0..7]) and
 (ct_label[0..31], 0 = none), and what is to become of it when that rule goes (ct_label[32..33]). Untracked ports skip
 all of these stages, and with them all policy.
 
-    CT_FROM → POLICY_FROM (→ ANSWERED_FROM) → … ENDPOINT → EGRESS → CT_TO (commits FROM) → COMMITTED_FROM → CT_TO
-    CT_TO → POLICY_TO (→ ANSWERED_TO) → INGRESS → COMMIT_TO → COMMITTED_TO → OUTPUT
+    CT_FROM → POLICY_FROM → … ENDPOINT → EGRESS → CT_TO (commits FROM) → COMMITTED_FROM → CT_TO
+    CT_TO → POLICY_TO (→ ADOPTED_TO) → INGRESS → COMMIT_TO → COMMITTED_TO → OUTPUT
 
 EGRESS and INGRESS let everything pass unless a room puts verdicts there; packets of open connections come by, too.
 EGRESS is after ENDPOINT because a rule may name the target's identity.
@@ -38,6 +38,7 @@ NOT_SYN: Mask = (0, 0x002)
 UNKNOWN = 0xFF  # the mark of a connection whose color is being asked for
 ANSWERED = 0x100  # of the mark, in the zone of a sender without color: the other end has taken the TCP connection
 MARK = "ct_mark[0..7]"
+ZONE_FROM, ZONE_TO = "reg11[0..15]", "reg11[16..31]"
 NO_COLOR: Mask = (0, COLOR_MASK)
 NEW_FROM: Mask = (Flag.NEW_FROM, Flag.NEW_FROM)
 SOURCE_COLORED: Mask = (Flag.SOURCE_COLORED, Flag.SOURCE_COLORED)
@@ -63,17 +64,9 @@ def ask() -> bytes:
     return act.set_field("ct_mark", UNKNOWN, mask=0xFF) + _rule()
 
 
-FROM, TO = "reg11[0..15]", "reg11[16..31]"
-
-
-def commit(zone: str, actions: bytes, then: Stage) -> bytes:
-    """Write something down for the packet's connection, and go on in a stage that drops what is invalid."""
-    return act.ct(zone=zone, table=then, flags=act.CT_COMMIT, actions=actions)
-
-
 def adopt() -> bytes:
-    """Give the connection in the target's zone the packet's color; the rule stays."""
-    return commit(TO, act.move(Reg.COLOR, MARK), Stage.ANSWERED_TO)
+    """Give an established connection in the target's zone the packet's color; the rule stays."""
+    return act.ct(zone=ZONE_TO, table=Stage.ADOPTED_TO, flags=act.CT_COMMIT, actions=act.move(Reg.COLOR, MARK))
 
 
 def color_is(color: int) -> Mask:
@@ -85,15 +78,6 @@ def conntrack_flows() -> Iterator[Flow]:
     """What does not depend on any tenant."""
     for part in (_track, _policy_from, _commit_from, _policy_to, _commit_to):
         yield from part()
-    for stage, then in (
-        (Stage.ANSWERED_FROM, Stage.ROUTE),
-        (Stage.COMMITTED_FROM, Stage.CT_TO),
-        (Stage.ANSWERED_TO, Stage.INGRESS),
-        (Stage.COMMITTED_TO, Stage.OUTPUT),
-    ):
-        yield _flow(stage, 100, b"", ct_state="+trk+inv")
-        yield _flow(stage, 0, goto(then))
-    yield _flow(Stage.INGRESS, 10, goto(Stage.OUTPUT), ct_state="+trk-new")
 
 
 def _flow(stage: Stage, priority: int, actions: bytes, **fields: Value) -> Flow:
@@ -118,12 +102,12 @@ def _mark(bits: int) -> bytes:
 
 def _track() -> Iterator[Flow]:
     stage = Stage.CT_FROM
-    track = act.ct(zone=FROM, table=Stage.POLICY_FROM)
+    track = act.ct(zone=ZONE_FROM, table=Stage.POLICY_FROM)
     yield from _families(stage, 10, track, reg13=(Flag.CT_FROM, Flag.CT_FROM))
     yield _flow(stage, 0, goto(Stage.ROUTE))
     stage = Stage.CT_TO
     forget = act.set_field(Reg.RULE, 0) + act.set_field(Bits.ON_CHANGE, 0) + act.ct_clear()
-    track = forget + act.ct(zone=TO, table=Stage.POLICY_TO)
+    track = forget + act.ct(zone=ZONE_TO, table=Stage.POLICY_TO)
     yield from _families(stage, 80, track, reg4=0, reg13=(Flag.CT_TO, Flag.CT_TO))
 
 
@@ -135,8 +119,8 @@ def _policy_from() -> Iterator[Flow]:
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     # A colored port that was asked whether a connection is its own: a reset says no.
     yield from _tcp(stage, 97, b"", ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED, tcp_flags=RST)
-    answer = commit(FROM, act.move(Reg.COLOR, MARK), Stage.ANSWERED_FROM)
-    yield from _families(stage, 96, answer, ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED)
+    answer = _mark(Flag.REMARK_FROM) + on
+    yield _flow(stage, 96, answer, ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED)
     # Nobody has answered yet: ask again; but with a new connection the old one's ports are free again.
     yield from _tcp(stage, 95, new, ct_state=known, ct_mark=unknown, tcp_flags=SYN)
     yield _flow(stage, 94, _mark(Flag.MID_STREAM) + on, ct_state=known, ct_mark=unknown)
@@ -155,15 +139,22 @@ def _policy_from() -> Iterator[Flow]:
 def _commit_from() -> Iterator[Flow]:
     """The target is known, and egress rules have let it pass: the sender's zone remembers."""
     stage = Stage.CT_TO
+    done = act.set_field("reg13", 0, mask=Flag.NEW_FROM | Flag.REMARK_FROM)
 
-    def done(flag: Flag, actions: bytes) -> bytes:
-        return act.set_field("reg13", 0, mask=flag) + commit(FROM, actions, Stage.COMMITTED_FROM)
+    def commit(actions: bytes) -> bytes:
+        return done + act.ct(zone=ZONE_FROM, table=Stage.COMMITTED_FROM, flags=act.CT_COMMIT, actions=actions)
 
     both = Flag.NEW_FROM | Flag.MID_STREAM
-    yield from _families(stage, 102, done(Flag.NEW_FROM, ask()), reg13=(both, both))
-    yield from _families(stage, 100, done(Flag.NEW_FROM, remember()), reg13=NEW_FROM)
-    again = done(Flag.REMARK_FROM, act.move(Reg.COLOR, MARK))
-    yield from _families(stage, 90, again, reg13=(Flag.REMARK_FROM, Flag.REMARK_FROM))
+    yield from _families(stage, 102, commit(ask()), reg13=(both, both))
+    yield from _families(stage, 100, commit(remember()), reg13=NEW_FROM)
+    color = act.move(Reg.COLOR, MARK)
+    yield from _families(stage, 90, commit(color), reg13=(Flag.REMARK_FROM, Flag.REMARK_FROM))
+    yield from _after_ct(Stage.COMMITTED_FROM, then=Stage.CT_TO)
+
+
+def _after_ct(stage: Stage, *, then: Stage) -> Iterator[Flow]:
+    yield _flow(stage, 100, b"", ct_state="+trk+inv")
+    yield _flow(stage, 0, goto(then))
 
 
 def _policy_to() -> Iterator[Flow]:
@@ -173,7 +164,8 @@ def _policy_to() -> Iterator[Flow]:
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     yield _flow(stage, 96, judge, ct_state=known, ct_mark=unknown, reg13=TARGET_COLORED)  # asked again
     yield from _families(stage, 95, adopt(), ct_state=known, ct_mark=unknown)  # the answer
-    take = commit(TO, act.set_field("ct_mark", ANSWERED, mask=ANSWERED), Stage.ANSWERED_TO)
+    answered = act.set_field("ct_mark", ANSWERED, mask=ANSWERED)
+    take = act.ct(zone=ZONE_TO, table=Stage.ADOPTED_TO, flags=act.CT_COMMIT, actions=answered)
     for color in range(1, COLORS + 1):  # whether colors answer is what gates of rollouts ask
         first: dict[str, Value] = {"ct_mark": (color, 0xFF | ANSWERED), "metadata": color_is(color)}
         first |= {"reg13": (0, Flag.TARGET_COLORED), "tcp_flags": NO_RST}
@@ -184,6 +176,7 @@ def _policy_to() -> Iterator[Flow]:
     # mark is from before the network got, lost or renumbered its colors.
     yield from _families(stage, 88, adopt(), ct_state=known, reg13=TARGET_COLORED)
     yield from _families(stage, 88, adopt(), ct_state=known, metadata=NO_COLOR)
+    yield from _after_ct(Stage.ADOPTED_TO, then=Stage.INGRESS)
     # Another color's packet on this connection's 5-tuple: twins exclude each other until it closes (B3).
     yield _flow(stage, COLLISION, b"", ct_state=known)
     for color in range(1, COLORS + 1):  # unanswered yet, as in the sender's zone
@@ -208,4 +201,8 @@ def _commit_to() -> Iterator[Flow]:
         (20, ask(), {"reg13": (Flag.MID_STREAM, Flag.MID_STREAM)}),
         (10, remember(), {}),
     ):
-        yield from _families(Stage.COMMIT_TO, priority, commit(TO, what, Stage.COMMITTED_TO), **fields)
+        actions = act.ct(zone=ZONE_TO, table=Stage.COMMITTED_TO, flags=act.CT_COMMIT, actions=what)
+        yield from _families(Stage.COMMIT_TO, priority, actions, **fields)
+    yield from _after_ct(Stage.COMMITTED_TO, then=Stage.OUTPUT)
+    # What is open passes, unless a room has more to say of it.
+    yield _flow(Stage.INGRESS, 10, goto(Stage.OUTPUT), ct_state="+trk-new")

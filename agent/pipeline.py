@@ -38,7 +38,6 @@ class Stage(IntEnum):
     ANSWER_ND = 17
     CT_FROM = 20
     POLICY_FROM = 25
-    ANSWERED_FROM = 27
     ROUTE = 30
     COLOR = 35
     RESOLVE = 36
@@ -48,7 +47,7 @@ class Stage(IntEnum):
     CT_TO = 45
     COMMITTED_FROM = 46
     POLICY_TO = 50
-    ANSWERED_TO = 51
+    ADOPTED_TO = 51
     INGRESS = 52
     COMMIT_TO = 55
     COMMITTED_TO = 56

@@ -133,13 +133,16 @@ class Release:
     # ---- orphans
 
     async def orphans(self) -> None:
-        """Delete status of ports and hosts that are gone, and the marks of replicas that are."""
+        """Delete status of ports, hosts and rollouts that are gone, and the marks of replicas that are."""
         store, world, now = self.store, self.store.world, self.clock()
+        living = world.rollouts_by_uid.buckets
         marks = [b for b, row in world.barriers.rows.items() if row.mark and b not in world.replicas.rows]
         found: set[bytes] = {
             *map(store.keys.port_status, _without(world.port_status, world.ports_by_uid.buckets)),
             *map(store.keys.host_status, _without(world.host_status, world.hosts_by_uid.buckets)),
             *map(store.keys.barrier, marks),
+            *(store.keys.rollout_step(*key) for key in world.rollout_steps.rows if key[0] not in living),
+            *(store.keys.confirmation(uid) for uid in world.confirmations.rows if uid not in living),
         }
         self._orphans = {key: self._orphans.get(key, now) for key in found}
         for key, first in self._orphans.items():

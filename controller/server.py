@@ -33,6 +33,7 @@ from controller.api.policy import Parts as PolicyParts
 from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
 from controller.chores import Chores
+from controller.commit import Committer
 from controller.derive import declare
 from controller.etcd import Etcd, StoreError, Tls
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
@@ -43,6 +44,8 @@ from controller.metrics import Metrics
 from controller.policy_reports import PolicyReports
 from controller.questions import Questions
 from controller.replica import Replica
+from controller.rollouts.leader import Tools
+from controller.rollouts.observer import Observer
 from controller.sessions import SERVICE, Sessions
 from controller.settings import Settings
 from controller.status import Status
@@ -97,6 +100,7 @@ class Controller:
     questions: Questions
     sync: Sync
     chores: Chores
+    observer: Observer
     events: Events
     metrics: Metrics
     certificates: Certificates
@@ -158,10 +162,13 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     status = Status(store.world, resources, synced_of, default_mtu=settings.default_mtu)
     questions = Questions(store, replica)
     sync = Sync(store, sessions, questions)
-    chores = Chores(store, sync, replica=replica, events=events, settings=settings)
+    observer, max_ops = Observer(store, sessions, replica), await max_txn_ops(etcd)
+    committer = Committer(store, max_ops=max_ops)
+    tools = Tools(store, sync, status, events, committer, observer, settings.rollout_urls)
+    chores = Chores(tools, replica=replica, settings=settings)
     watches = Watches(store)
     ca = Ca.load(Path(settings.ca_key).parent) if settings.ca_key else None
-    api = build_api(store, settings, status=status, ca=ca, max_ops=await max_txn_ops(etcd))
+    api = build_api(store, settings, status=status, ca=ca, max_ops=max_ops)
     await store.load()
     return Controller(
         settings=settings,
@@ -173,6 +180,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         questions=questions,
         sync=sync,
         chores=chores,
+        observer=observer,
         events=events,
         metrics=metrics,
         certificates=Certificates(settings),
@@ -194,6 +202,7 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
                 group.create_task(controller.store.run(), name="store"),
                 group.create_task(controller.replica.run(), name="replica"),
                 group.create_task(controller.questions.run(), name="questions"),
+                group.create_task(controller.observer.run(), name="observer"),
             ]
             await controller.replica.ready.wait()
             jobs.append(group.create_task(controller.chores.run(), name="chores"))

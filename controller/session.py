@@ -20,6 +20,7 @@ from controller.admission import Admitted, Refusal
 from controller.etcd import StoreError
 from controller.etcd.types import absent, put, value_is
 from controller.metrics import Metrics
+from controller.observing import Observing
 from controller.outbox import Outbox
 from controller.replica import Replica
 from controller.report import Report
@@ -69,7 +70,7 @@ class Session:
         self.key_value = admitted.session
         self.outbox = Outbox(resources, self.host_uid)
         self.report = Report(store, host_uid=self.host_uid, session=self.key_value, progressed=progressed)
-        self.rules = RuleCounts()
+        self.rules, self.observing = RuleCounts(), Observing()
         self._progressed, self._denied = progressed, denied
         self.unaccounted: list[str] = []
         self._asked: set[str] = set()  # scopes whose versions are awaited
@@ -179,7 +180,15 @@ class Session:
         for name in sorted(self._asked):
             await self.send(pb.ToAgent(want_versions=pb.WantVersions(scope=self.on_wire(name))).SerializeToString())
         async with asyncio.TaskGroup() as group:
-            for job in (self._read, self._write, self._ping, self._report, self._mark_removed, self._end):
+            for job in (
+                self._read,
+                self._write,
+                self._ping,
+                self._report,
+                self._mark_removed,
+                self._observe,
+                self._end,
+            ):
                 group.create_task(job())
 
     async def send(self, message: bytes) -> None:
@@ -195,6 +204,11 @@ class Session:
     async def _report(self) -> None:
         await self.report.run()
         raise SessionOver("replaced", Refusal("Replaced", "this host has a newer session"))
+
+    async def _observe(self) -> None:
+        while True:
+            await self.observing.wake.wait()
+            await self.send(self.observing.message())
 
     async def _ping(self) -> None:
         number = 0
@@ -253,6 +267,8 @@ class Session:
                     await self.report.note_facts(message.facts)
                 case "rule_report":
                     self._on_rules(message.rule_report)
+                case "observed":
+                    self.observing.heard(message.observed)
                 case "ping":
                     self._echo = message.ping.sent_at, time.time_ns()
                 case other:

@@ -25,6 +25,8 @@ MOST = 100  # hosts behind and failures that an answer names
 _AGAIN = 0.05  # seconds between two rounds
 _GRACE = 0.5  # seconds that an answer may take after the timeout
 Domains = frozenset[int] | None  # None: all hosts
+Subjects = frozenset[str]
+"""What failures are about: weights/<network uid>, vni/<number> (its segment and endpoints); none: all failures."""
 
 
 @dataclass(slots=True)
@@ -48,6 +50,16 @@ class Outcome:
         return self.is_reached and self.synced == self.hosts and not self.failed
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """`deadline` is of this process's monotonic clock."""
+
+    revision: int
+    domains: Domains
+    about: Subjects
+    deadline: float
+
+
 class Sync:
     """Asks, and answers the other replicas."""
 
@@ -57,10 +69,10 @@ class Sync:
 
     # ---- asking
 
-    async def ask(self, *, revision: int, domains: Domains, timeout: float) -> Outcome:
+    async def ask(self, *, revision: int, domains: Domains, timeout: float, about: Subjects = frozenset()) -> Outcome:
         """Wait until every host of the scope has `revision` (0: all that is committed now), at most `timeout` seconds.
 
-        Raises StoreError when the question can't be asked.
+        Only failures `about` these things are told. Raises StoreError when the question can't be asked.
         """
         start = time.monotonic()
         deadline = start + timeout
@@ -71,7 +83,7 @@ class Sync:
             async with asyncio.timeout_at(loop_time(deadline)):
                 await self.store.passed(revision)
         while True:
-            outcome = await self._round(revision, domains, deadline)
+            outcome = await self._round(_Question(revision, domains, about, deadline))
             # A host whose session is just changing hands has not been asked yet.
             unasked = (outcome.disconnected | outcome.lost) & self.store.world.sessions.rows.keys()
             if not unasked or time.monotonic() >= deadline:
@@ -79,23 +91,29 @@ class Sync:
                 return outcome
             await asyncio.sleep(_AGAIN)
 
-    async def _round(self, revision: int, domains: Domains, deadline: float) -> Outcome:
+    async def _round(self, asked: _Question) -> Outcome:
         """Ask everybody once."""
-        outcome = Outcome(revision, is_reached=revision <= self.store.revision)
-        if self._elsewhere(domains):
-            await self._ask_others(outcome, domains=domains, deadline=deadline)
+        outcome = Outcome(asked.revision, is_reached=asked.revision <= self.store.revision)
+        if self._elsewhere(asked.domains):
+            await self._ask_others(outcome, asked)
         else:
-            self._merge(outcome, await self._own(revision, domains, deadline))
-        self._finish(outcome, self.hosts_in(domains))
+            self._merge(outcome, await self._own(asked))
+        self._finish(outcome, self.hosts_in(asked.domains))
         return outcome
 
-    async def _ask_others(self, outcome: Outcome, *, domains: Domains, deadline: float) -> None:
+    async def _ask_others(self, outcome: Outcome, asked: _Question) -> None:
         """Put the question, and collect the answers of the replicas that serve hosts of the scope."""
-        row = store_pb2.Barrier(revision=outcome.revision, domains=sorted(domains or ()), scoped=domains is not None)
-        async with self.questions.ask(row, deadline) as asked:
-            own = await self._own(outcome.revision, domains, deadline)
-            await asked.answered(lambda: self._elsewhere(domains))
-        for answer in (own, *asked.answers):
+        domains = asked.domains
+        row = store_pb2.Barrier(
+            revision=asked.revision,
+            domains=sorted(domains or ()),
+            scoped=domains is not None,
+            about=sorted(asked.about),
+        )
+        async with self.questions.ask(row, asked.deadline) as others:
+            own = await self._own(asked)
+            await others.answered(lambda: self._elsewhere(domains))
+        for answer in (own, *others.answers):
             self._merge(outcome, answer)
 
     def _elsewhere(self, domains: Domains) -> set[str]:
@@ -159,16 +177,14 @@ class Sync:
 
     async def _respond(self, question: str, row: store_pb2.Barrier, deadline: float) -> store_pb2.BarrierAnswer:
         domains = frozenset(row.domains) if row.scoped else None
-        return await self._own(row.revision, domains, deadline, question=question)
+        return await self._own(_Question(row.revision, domains, frozenset(row.about), deadline), question)
 
-    async def _own(
-        self, revision: int, domains: Domains, deadline: float, *, question: str = ""
-    ) -> store_pb2.BarrierAnswer:
+    async def _own(self, asked: _Question, question: str = "") -> store_pb2.BarrierAnswer:
         """Wait for the sessions of this replica in scope, until the deadline or until nobody asks any more."""
-        answer = store_pb2.BarrierAnswer()
+        answer, domains = store_pb2.BarrierAnswer(), asked.domains
         try:
-            async with asyncio.timeout_at(loop_time(deadline)):
-                while behind := self._behind(revision, domains):
+            async with asyncio.timeout_at(loop_time(asked.deadline)):
+                while behind := self._behind(asked.revision, domains):
                     if question and not self.questions.stands(question):
                         break
                     answer.slowest = next(iter(behind))
@@ -176,13 +192,13 @@ class Sync:
         except TimeoutError:
             pass
         await self._written(domains)
-        behind = self._behind(revision, domains)
+        behind = self._behind(asked.revision, domains)
         hosts = self.hosts_in(domains) & self.sessions.by_host.keys()
         answer.synced.extend(sorted(hosts - behind.keys()))
         answer.behind.extend(
             store_pb2.BarrierAnswer.Behind(host_uid=host, revision=at) for host, at in list(behind.items())[:MOST]
         )
-        answer.failed.extend(list(self._failures(hosts, domains))[:MOST])
+        answer.failed.extend(list(self._failures(hosts, asked))[:MOST])
         return answer
 
     async def _written(self, domains: Domains) -> None:
@@ -203,10 +219,12 @@ class Sync:
         hosts = self.hosts_in(domains) & sessions.keys()
         return {host: sessions[host].synced for host in hosts if sessions[host].synced < revision}
 
-    def _failures(self, hosts: Iterable[str], domains: Domains) -> Iterable[store_pb2.BarrierAnswer.Failed]:
+    def _failures(self, hosts: Iterable[str], asked: _Question) -> Iterable[store_pb2.BarrierAnswer.Failed]:
         for host in hosts:
             for key, failure in self.sessions.by_host[host].report.failures.items():
-                if domains is None or self._concerns(key, host, domains):
+                if asked.about and self._subject(key) not in asked.about:
+                    continue
+                if asked.domains is None or self._concerns(key, host, asked.domains):
                     yield store_pb2.BarrierAnswer.Failed(
                         host_uid=host, key=key, reason=failure.reason, text=failure.text
                     )
@@ -219,6 +237,20 @@ class Sync:
         scopes, world = self.sessions.resources.of_hosts, self.store.world
         found = (scopes.holdings.rows.get(name) for name in world.ports_by_identity.keys(int(ident)))
         return any(h and host in h.hosts and scopes.domain_of_vni.rows.get(h.vni) in domains for h in found)
+
+    def _subject(self, key: str) -> str:
+        """What a resource is about, as in Subjects; "" if it is about nothing of that kind."""
+        kind, _, ident = key.partition("/")
+        if kind == "weights":
+            return key
+        if kind == "segment":
+            return f"vni/{ident}"
+        if kind == "endpoint":
+            holdings = self.sessions.resources.of_hosts.holdings.rows
+            for name in self.store.world.ports_by_uid.keys(ident):
+                if name in holdings:
+                    return f"vni/{holdings[name].vni}"
+        return ""
 
     def domain_of(self, key: str) -> int:
         """The domain that a resource is about; 0 if it is about none."""

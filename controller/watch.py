@@ -95,6 +95,9 @@ class Watches:
                 yield Entry(change.revision, kind, change.old, change.new)
                 if kind == "network":
                     yield from self._colored(change)
+            elif change.table in ("rollout_reports", "rollout_steps"):
+                for name in world.rollouts_by_uid.keys(change.key[0]):  # type: ignore[index]
+                    yield Entry(change.revision, "rollout", world.rollouts.rows[name], world.rollouts.rows[name])
             elif change.table == "port_status":
                 for name in world.ports_by_uid.keys(change.key):
                     yield Entry(change.revision, "port", world.ports.rows[name], world.ports.rows[name])

@@ -7,7 +7,7 @@ Decided in COLOR, by the network of the address that is looked up (the key), so 
     a connection with a mark        that color
     … from before the colors        the network's base color
     … in the middle, not known      all colors that are open are asked (agent/conntrack.py)
-    a new connection                by weight; not to a color that is closed, and to none at all without weights
+    a new connection                by weight: not to a color that is closed, and to none at all without weights
 
 Weights of connections are a select group with the network's number as its id, changed in place, so that a change of
 weights is one message. Weights of source addresses are flows in SLOT, one for each power of two of 256 slots.
@@ -215,17 +215,19 @@ def _weights(weights: Weights, network: Network) -> Pairs:
     flags = _flags(network)
     out: list[tuple[int | tuple[str, int], Flow | Group]] = []
     flows: list[Flow] = []
+    slot = act.multipath("nw_src", slots=SLOTS, into="reg12[0..7]") + goto(Stage.SLOT)
+    pick = slot
     if weights.affinity is Affinity.CONNECTION:
         group = group_of(network.number, shares)
         out.append((group.key, group))
         pick = act.group(group.group_id)
-    else:
-        pick = act.multipath("nw_src", slots=SLOTS, into="reg12[0..7]") + goto(Stage.SLOT)
     for prefix in network.prefixes:
         none = _of(network, prefix) | {"metadata": _in_color(network, 0)}
         flows.append(_flow(Stage.COLOR, 75, flags + pick, **none | {"reg13": new}))
-        if weights.affinity is Affinity.SOURCE:
-            flows += _slots(shares, none)
+        # Only the first fragment has ports to hash: all of them go by the source, or a datagram would be torn.
+        whole: dict[str, Value] = {"nw_frag": "yes", "ip" if prefix.version == 4 else "ipv6": True}
+        flows.append(_flow(Stage.COLOR, 76, flags + slot, **none | {"reg13": new} | whole))
+        flows += _slots(shares, none)
     return (*out, *_pairs(flows))
 
 

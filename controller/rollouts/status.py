@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from controller.hosts import timestamp
 from controller.names import split_of
 from controller.rollouts.messages import state_number
 from controller.rollouts.plan import RolloutSpec, Run, State
@@ -76,11 +75,9 @@ class RolloutStatus:
                 yield self._step(step, row)
             elif step == self.run.step and self.run.state in (State.SHIFTING, State.PAUSED):
                 shown = rollout_pb2.StepStatus(step=step, revision=self._epoch())
-                hosts = (
-                    rollout_pb2.HostApplied(host=self._name(host), time=timestamp(at / 1e9))
-                    for host, at in sorted(applied_at(self.reports, self._epochs()).items())
-                )
-                shown.hosts.extend(hosts)
+                found = applied_at(self.reports, self._epochs())
+                hosts = (rollout_pb2.HostApplied(host=self._name(h), time=_moment(at)) for h, at in found.items())
+                shown.hosts.extend(sorted(hosts, key=lambda host: host.host))
                 if written:
                     shown.written.CopyFrom(written)
                 yield shown
@@ -90,8 +87,8 @@ class RolloutStatus:
     def _step(self, step: int, row: store_pb2.RolloutStepRow) -> rollout_pb2.StepStatus:
         shown = rollout_pb2.StepStatus(step=step, revision=row.revision, written=row.written)
         times = [host.applied_at for host in row.hosts]
-        for host in row.hosts:
-            shown.hosts.add(host=self._name(host.host_uid), time=_moment(host.applied_at))
+        hosts = (rollout_pb2.HostApplied(host=self._name(h.host_uid), time=_moment(h.applied_at)) for h in row.hosts)
+        shown.hosts.extend(sorted(hosts, key=lambda host: host.host))
         if times:
             shown.first_applied.CopyFrom(_moment(min(times)))
             shown.last_applied.CopyFrom(_moment(max(times)))

@@ -18,6 +18,8 @@ import sys
 import time
 from ipaddress import ip_address
 
+from tealnet.probe import twins
+
 ETH_P_ALL = 3
 
 
@@ -212,6 +214,19 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("targets", nargs="+")
     word.add_argument("--wait", type=float, default=0.5)
+    word = words.add_parser("answer")
+    word.add_argument("port", type=int)
+    word.add_argument("text")
+    word = words.add_parser("ask")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("--count", type=int, default=1)
+    word.add_argument("--kind", choices=("tcp", "udp"), default="tcp")
+    word = words.add_parser("hold")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("--count", type=int, default=10)
+    word.add_argument("--interval", type=float, default=0.05)
     given = parser.parse_args()
     if given.word == "ping":
         result = ping(given.address, interval=given.interval, count=given.count)
@@ -223,6 +238,12 @@ def main() -> None:
         result = serve(given.port)
     elif given.word == "transfer":
         result = transfer(given.address, port=given.port, size=given.size)
+    elif given.word == "answer":
+        result = twins.answer(given.port, given.text)
+    elif given.word == "ask":
+        result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
+    elif given.word == "hold":
+        result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
     else:
         result = reach(given.targets, port=given.port, wait=given.wait)
     print(json.dumps(result), flush=True)

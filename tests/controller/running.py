@@ -123,6 +123,11 @@ class FakeAgent:
     acks: bool = True
     takes: bool = True
     pings: bool = True
+    features: tuple[str, ...] = ("colors",)
+    observe: pb.Observe = field(default_factory=pb.Observe)
+    counted: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # color → connections, opened, failed
+    failing: int = 0  # endpoints that do not answer probes
+    applied_at: dict[int, int] = field(default_factory=dict)  # epoch → Unix time in ns
     spoil: set[str] = field(default_factory=set)  # scopes to claim a digest mismatch for, once
     call: Any = None
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -159,6 +164,7 @@ class FakeAgent:
             instance_uid=self.instance,
             boot_id=self.boot,
             agent_version="test",
+            features=self.features,
             vtep=self.vtep,
             scopes=digests,
         )
@@ -177,10 +183,31 @@ class FakeAgent:
         """Take the last unit, if it was held back."""
         await self.say(pb.FromAgent(taken=pb.Taken(unit=self.units[-1][0].unit)))
 
+    async def report(self) -> None:
+        """What was asked for, as it is now."""
+        now = time.time_ns()
+        observed = pb.Observed(number=self.observe.number, at=now, since=1)
+        observed.clock.CopyFrom(pb.Clock(offset_ns=1000, uncertainty_ns=1000))
+        weights = {key: pb.Weights.FromString(body) for held in self.scopes.values() for key, body in held.items()
+                   if key.startswith("weights/")}  # fmt: skip
+        for uid in self.observe.networks:
+            if (found := weights.get(f"weights/{uid.hex()}")) is None:
+                continue
+            at = self.applied_at.setdefault(found.epoch, now)
+            network = observed.networks.add(network_uid=uid, epoch=found.epoch, committed_at=at, applied_at=at)
+            for color, (connections, opened, failed) in self.counted.items():
+                network.colors.add(color=color, connections=connections, opened=opened, failed=failed)
+        for probe in self.observe.probes:
+            text = "10.0.0.5: connection refused" if self.failing else ""
+            observed.probes.add(id=probe.id, targets=1, failing=self.failing, tries=1, text=text, last_at=now)
+        await self.say(pb.FromAgent(observed=observed))
+
     async def _ping(self) -> None:
         while True:
             if self.pings:
                 await self.say(pb.FromAgent(ping=pb.Ping(number=1)))
+            if self.pings and self.observe.networks:
+                await self.report()
             await asyncio.sleep(0.3)
 
     async def _read(self) -> None:
@@ -198,6 +225,9 @@ class FakeAgent:
                         await self.say(pb.FromAgent(rule_report=self.rule_report))
                     case "want_versions":
                         await self._versions(message.want_versions.scope)
+                    case "observe":
+                        self.observe = message.observe
+                        await self.report()
                     case "update":
                         staged.append(message.update)
                         if message.update.last:

@@ -356,13 +356,8 @@ async def test_groups_come_and_go_while_a_host_sleeps(single: Pair) -> None:
 
 async def test_a_store_that_fills_up_is_told_in_time(single: Pair) -> None:
     controller = single.controllers[0]
-    chores = Chores(
-        controller.store,
-        controller.sync,
-        replica=controller.replica,
-        events=controller.events,
-        settings=replace(controller.settings, etcd_quota_mib=2),
-    )
+    settings = replace(controller.settings, etcd_quota_mib=2)
+    chores = Chores(controller.chores.rollouts, replica=controller.replica, settings=settings)
 
     async def reasons() -> list[str]:
         await chores._room()

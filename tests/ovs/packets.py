@@ -63,6 +63,22 @@ def unreachable(source: Address, packet: bytes) -> bytes:
     return _ip(source, target, ICMP, body[:2] + _checksum(body) + body[4:])
 
 
+def fragments(packet: bytes, size: int) -> list[bytes]:
+    """An IPv4 packet in pieces of so many bytes (a multiple of 8)."""
+    body, out = packet[20:], []
+    for at in range(0, len(body), size):
+        piece, more = body[at : at + size], 0x2000 if at + size < len(body) else 0
+        head = (
+            packet[:2]
+            + struct.pack("!HHH", 20 + len(piece), 7, more | at // 8)
+            + packet[8:10]
+            + b"\0\0"
+            + packet[12:20]
+        )
+        out.append(head[:10] + _checksum(head) + head[12:] + piece)
+    return out
+
+
 def who_has(source_mac: str, source: Address, target: Address) -> bytes:
     """An ARP request."""
     head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
@@ -87,6 +103,8 @@ def read(data: bytes) -> Packet | None:
     else:
         return None
     source, target = ip_address(ends[0]), ip_address(ends[1])
+    if kind == b"\x08\x00" and struct.unpack_from("!H", body, 6)[0] & 0x1FFF:  # a later fragment
+        return Packet(data[6:12].hex(":"), data[:6].hex(":"), source, target, protocol, (0, 0))
     ports = struct.unpack_from("!HH", body, at + (4 if protocol in (ICMP, ICMP6) else 0))
     if protocol == UDP and ports[1] == VXLAN_PORT:
         inner = read(body[at + 16 :])

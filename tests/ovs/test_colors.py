@@ -192,3 +192,14 @@ def test_conntrack_tells_who_was_answered_from_who_was_refused(
     (row,) = a.connections(ZONE["ops1"])
     assert (row.protocol, row.source, row.target, row.ports) == ("tcp", client, server, PORTS)
     assert (row.mark, row.state) == ((BLUE | 256, "ESTABLISHED") if flags & SYN else (BLUE, "TIME_WAIT"))
+
+
+def test_a_datagram_in_pieces_is_not_torn_between_colors(a: ColorWire) -> None:
+    """Only its first piece has ports to hash."""
+    a.split(WEB, 50, 50)
+    for port in range(1, 21):
+        datagram = packets.udp(v4(OPS1), v4(BLUE7), (port, 80), data=bytes(2500))
+        out = on_wire(a.send_all("ops1", packets.fragments(datagram, 1280)))
+        assert len(out) == 2 and len(set(out)) == 1, port
+        # … and it keeps its color without pieces.
+        assert on_wire(a.send("ops1", packets.udp(v4(OPS1), v4(BLUE7), (port, 80)))) == out[:1]

@@ -55,6 +55,13 @@ class Wire(PipelineHost):
         self._inject(port, packets.frame(row.mac, target, packet))
         return self._done(port, row)
 
+    def send_all(self, port: str, sent: list[bytes]) -> dict[str, list[Packet]]:
+        """Several from a local port, one after the other."""
+        row = self._rows[port]
+        for packet in sent:
+            self._inject(port, packets.frame(row.mac, ROUTER_MAC, packet))
+        return self._done(port, row)
+
     def arrive(self, number: int, vni: int, source: Endpoint, packet: bytes) -> dict[str, list[Packet]]:
         """From another host."""
         inner = packets.frame(source.mac, ROUTER_MAC, packet)
