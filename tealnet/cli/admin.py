@@ -90,7 +90,7 @@ def restore(*, file: Path, config: str | None, yes: bool) -> None:
 @admin.command()
 @pass_session
 def defrag(session: Session) -> None:
-    """Give back the space of deleted keys, one member of etcd at a time.
+    """Give back the space of deleted keys.
 
     \b
       teal admin defrag

@@ -21,7 +21,7 @@ _LONGEST_DRAIN = 7 * 86_400.0
 
 @click.group(cls=Suggesting)
 def color() -> None:
-    """Colors of networks: the same addresses twice, and traffic that moves from one to the other.
+    """Colors of networks, and traffic that moves between them.
 
     \b
       teal color add acme/web blue green       the ports that there are become blue; no connection is lost
@@ -208,7 +208,7 @@ def set_weights(
     wait: bool,
     timeout: float,
 ) -> None:
-    """Share out new connections among the colors of networks, of all of them in one step.
+    """Share out new connections among colors, of several networks in one step.
 
     \b
       teal color set-weights acme/web blue=95 green=5 --wait

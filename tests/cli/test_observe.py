@@ -350,6 +350,7 @@ def every_command(group: click.Command, words: tuple[str, ...] = ()) -> Iterator
 def test_help_teaches_with_an_example(teal: Teal, words: tuple[str, ...]) -> None:
     done = teal(*words, "--help")
     assert done.code == 0
-    assert not [line for line in done.out.splitlines()[1:] if line.endswith("...")], "a command's line is cut off"
+    _, _, text = done.out.partition("\n\n")  # after the usage
+    assert not [line for line in text.splitlines() if line.endswith("...")], "a command's line is cut off"
     example = f"  teal {' '.join(words)}".rstrip()
     assert example in done.out or f"$(teal {' '.join(words)}" in done.out, done.out
