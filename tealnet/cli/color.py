@@ -208,7 +208,7 @@ def set_weights(
     wait: bool,
     timeout: float,
 ) -> None:
-    """Share out new connections among colors, of several networks in one step.
+    """Share out new connections among the colors.
 
     \b
       teal color set-weights acme/web blue=95 green=5 --wait
