@@ -142,6 +142,11 @@ class Devices:
         facts = self.ovsdb.facts()
         return facts.foreign_ports if facts.connections else None
 
+    async def release(self, devices: Collection[str]) -> None:
+        """Return when Open vSwitch holds no devices of these names: they are about to be made. See `PlugDriver`."""
+        if self._plug is not None and await self._plug.release(devices) and self._reconciler is not None:
+            self._reconciler.reread("ovsdb")
+
     def made(self, devices: Collection[str] | None) -> None:
         """These devices (None: any) may have been made again: are they still plugged?"""
         if self._plug is not None and self._reconciler is not None:
@@ -201,8 +206,7 @@ class Devices:
     async def flush_zones(self, zones: Collection[int]) -> None:
         """Empty conntrack zones. Raises DeviceUnavailable."""
         try:
-            for zone in zones:
-                await self.flow.flush_zone(zone)
+            await self.flow.flush_zones(zones)
         except RefusedError as error:
             raise DeviceUnavailable(f"zones not flushed: {error}") from error
 

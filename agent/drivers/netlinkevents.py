@@ -44,14 +44,19 @@ _REST = 4  # pauses without an event, after which a source counts as at rest
 
 
 class Source:
-    """Where events come from: names that may have changed, handed on in batches with pauses between them."""
+    """Where events come from: names that may have changed, handed on in batches with pauses between them.
 
-    def __init__(self, handle: Callable[[Names], None], *, last_pause: float) -> None:
+    While the last batch is still being looked at (`handle` may return a task) the next one waits and grows.
+    """
+
+    def __init__(self, handle: Callable[[Names], asyncio.Task[None] | None], *, last_pause: float) -> None:
         self._handle, self._last_pause = handle, last_pause
+        self._looking: asyncio.Task[None] | None = None
         self._names: set[str] = set()
         self._any = False
         self._pause, self._last = _FIRST_PAUSE, float("-inf")
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def note(self, names: Names) -> None:
         """These may have changed."""
@@ -59,7 +64,7 @@ class Source:
             self._any = True
         else:
             self._names |= names
-        if self._timer is not None or not (self._any or self._names):
+        if self._timer is not None or self._looking is not None or not (self._any or self._names):
             return
         loop = asyncio.get_running_loop()
         since = loop.time() - self._last
@@ -69,6 +74,7 @@ class Source:
 
     def close(self) -> None:
         """Hand on nothing more."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -77,7 +83,14 @@ class Source:
         self._last = asyncio.get_running_loop().time()
         names = None if self._any else self._names
         self._names, self._any = set(), False
-        self._handle(names)
+        self._looking = self._handle(names)
+        if self._looking is not None:
+            self._looking.add_done_callback(self._looked)
+
+    def _looked(self, _: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not self._closed:
+            self.note(set())
 
 
 class NetlinkEvents:
@@ -169,7 +182,7 @@ class NetlinkEvents:
 
     # -- looking
 
-    def _look(self, at: Callable[[Names], Coroutine[None, None, None]]) -> Callable[[Names], None]:
+    def _look(self, at: Callable[[Names], Coroutine[None, None, None]]) -> Callable[[Names], asyncio.Task[None]]:
         """A function that starts looking at names."""
 
         async def look(names: Names) -> None:
@@ -178,10 +191,11 @@ class NetlinkEvents:
             except (DeviceUnavailable, OSError) as error:
                 log.warning("could not look after an event", error=repr(error))
 
-        def start(names: Names) -> None:
+        def start(names: Names) -> asyncio.Task[None]:
             task = self._loop.create_task(look(names))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            return task
 
         return start
 
@@ -201,7 +215,7 @@ class NetlinkEvents:
         """Names in the directory of namespaces came or went."""
         if names is None:
             return self._anything("netns", "link", "address")
-        directory = await self._thread.run(_directory)
+        directory = await self._thread.look(_directory)
         await self._inside({f"{directory}/{name}" for name in names})
 
     async def _inside(self, names: Names) -> None:
@@ -212,7 +226,7 @@ class NetlinkEvents:
             return {device for device, ref in kernel.placed.items() if ref.path in paths}
 
         self._tell("netns", await self._netns.changed({os.path.basename(path) for path in paths}))
-        devices = await self._thread.run(devices_there)
+        devices = await self._thread.look(devices_there)
         if devices:
             self._tell("link", await self._link.changed(devices))
             self._tell("address", await self._address.changed(devices))

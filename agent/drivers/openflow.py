@@ -8,7 +8,7 @@ hash of its content, so `read` finds out without any memory when somebody has ch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -230,19 +230,22 @@ class FlowDriver:
 
     # -- conntrack, packets, revalidation
 
-    async def flush_zone(self, zone: int) -> None:
-        """Forget all connections of a conntrack zone; returns when it is done. Raises RefusedError."""
-        await self._one(partial(of.flush_zone, zone=zone))
+    async def flush_zones(self, zones: Collection[int]) -> None:
+        """Forget all connections of conntrack zones; returns when it is done. Raises RefusedError.
+
+        All at once: each answer takes vswitchd a turn of its main loop, milliseconds where there are many ports.
+        """
+        await self._each([partial(of.flush_zone, zone=zone) for zone in zones])
 
     async def packet_out(self, *, actions: bytes, packet: bytes, match: bytes = b"") -> None:
         """Run actions on a packet of ours (an Ethernet frame). `match` sets in_port, metadata and registers.
 
         Raises RefusedError, and ProtocolError if it is too large.
         """
-        await self._one(partial(of.packet_out, actions=actions, packet=packet, match=match))
+        await self._each([partial(of.packet_out, actions=actions, packet=packet, match=match)])
 
-    async def _one(self, encode: Encode) -> None:
-        outcome = await self._connected().each([encode])
+    async def _each(self, encoders: Sequence[Encode]) -> None:
+        outcome = await self._connected().each(encoders)
         for why in outcome.refused.values():
             raise why if isinstance(why, ProtocolError) else RefusedError(why)
 

@@ -218,7 +218,7 @@ async def test_restart_of_vswitchd(sandbox: Sandbox) -> None:
         attempts: list[Callable[[], Awaitable[object]]] = [
             driver.read,
             lambda: driver.apply(wanted, []),
-            lambda: driver.flush_zone(1),
+            lambda: driver.flush_zones([1]),
             driver.revalidated,
         ]
         for attempt in attempts:
@@ -279,7 +279,7 @@ async def test_conntrack_packets_and_revalidation(sandbox: Sandbox) -> None:
     counting = Flow(5, 10, match(metadata=7, in_port=1), b"", 2)
     async with driver_of(sandbox) as driver:
         await driver.apply(keyed(counting), [])
-        await driver.flush_zone(17)
+        await driver.flush_zones([17, 18])
         await asyncio.gather(*(driver.revalidated() for _ in range(20)))
         frame = bytes.fromhex("ffffffffffff02000000000188b5") + bytes(50)
         await driver.packet_out(actions=act.resubmit(5), packet=frame, match=match(in_port=1, metadata=7))

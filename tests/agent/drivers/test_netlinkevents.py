@@ -112,3 +112,28 @@ async def test_lost_events_stand_for_any() -> None:
     source.note(set())
     source.note({"y"})
     assert await got.get() == {"y"}
+
+
+async def test_while_a_batch_is_looked_at_the_next_one_grows() -> None:
+    batches: list[Names] = []
+    free = asyncio.Event()
+
+    async def look() -> None:
+        await free.wait()
+
+    def handle(names: Names) -> asyncio.Task[None]:
+        batches.append(names)
+        return asyncio.create_task(look())
+
+    source = Source(handle, last_pause=0.05)
+    source.note({"a"})
+    for name in "bcd":
+        await asyncio.sleep(0.1)
+        source.note({name})
+    assert batches == [{"a"}]
+    free.set()
+    async with asyncio.timeout(5):
+        while len(batches) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert batches == [{"a"}, {"b", "c", "d"}]
+    source.close()

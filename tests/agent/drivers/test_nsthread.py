@@ -16,7 +16,7 @@ import pytest
 from agent.drivers.allow import PlacementRefused
 from agent.drivers.base import DeviceUnavailable
 from agent.drivers.kernel import Kernel, NetnsMissing
-from agent.drivers.nsthread import NetnsThread
+from agent.drivers.nsthread import LATEST, REST, NetnsThread
 
 pytestmark = pytest.mark.isolated
 Shell = Callable[[str], str]
@@ -151,3 +151,45 @@ async def test_names_are_seen_in_other_mount_namespaces(stack: Any, sh: Shell) -
     assert "acme.one" in sh("ip netns list")
     sh("ip netns exec acme.one true; ip netns del acme.one")
     assert await stack.netns.read() == {}
+
+
+async def test_looks_wait_for_work_to_rest(stack: Any) -> None:
+    """… however it is spread, and all of them together; but not for ever."""
+    thread, done = stack.thread, []
+    await thread.run(lambda kernel: done.append("work"))
+    looks = [asyncio.create_task(thread.look(lambda kernel: done.append("look"))) for _ in range(3)]
+    for _ in range(4):
+        await asyncio.sleep(REST / 4)
+        await thread.run(lambda kernel: done.append("work"))
+    assert "look" not in done
+    await asyncio.gather(*looks)
+    assert done == ["work"] * 5 + ["look"] * 3
+
+    done.clear()
+    late = asyncio.create_task(thread.look(lambda kernel: done.append("look")))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while not late.done():  # without a rest
+        await thread.run(lambda kernel: done.append("work"))
+        assert loop.time() < began + 2 * LATEST
+    assert done[-1] == "look" or done[-2:] == ["look", "work"]
+    assert loop.time() >= began + LATEST
+
+
+async def test_a_look_is_at_once_where_there_is_no_work(stack: Any) -> None:
+    await asyncio.sleep(REST)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await stack.thread.look(lambda kernel: None)
+    assert loop.time() - began < REST
+
+
+async def test_what_waits_at_the_end_is_done(stack: Any) -> None:
+    done: list[str] = []
+    await stack.thread.run(lambda kernel: None)
+    look = asyncio.create_task(stack.thread.look(lambda kernel: done.append("look")))
+    work = asyncio.create_task(stack.thread.run(lambda kernel: done.append("work")))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(stack.thread.close)
+    await asyncio.gather(look, work)
+    assert sorted(done) == ["look", "work"]
