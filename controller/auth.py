@@ -143,9 +143,9 @@ class Auth(Interceptor):
             return handler
         rule = RULES.get(method)
         if method.startswith(OPEN):
-            if handler.request_streaming:  # reflection: shows the API's description only
-                return handler
             rule = Rule(_ALL)
+            if handler.request_streaming and handler.response_streaming:
+                return self._talking(handler, rule)
         if handler.request_streaming:
             return None
         return self._streaming(handler, rule) if handler.response_streaming else self._unary(handler, rule)
@@ -166,6 +166,18 @@ class Auth(Interceptor):
                 yield response
 
         return grpc.unary_stream_rpc_method_handler(
+            call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+
+    def _talking(self, handler: Any, rule: Rule) -> Any:
+        """Reflection: it shows the API's description only, so that what it is asked does not matter."""
+
+        async def call(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            await self._enter(rule, None, context)
+            async for response in self._while_valid(handler.stream_stream(requests, context)):
+                yield response
+
+        return grpc.stream_stream_rpc_method_handler(
             call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
 
