@@ -28,7 +28,7 @@ from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
 
 def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
     """From now on calls of this task are this party's."""
-    set_caller(Caller(Identity(kind, name), time.time(), time.monotonic() + 30))
+    set_caller(Caller(Identity(kind, name), time.time(), time.time() + 3600, time.monotonic() + 30))
 
 
 @dataclass
