@@ -29,6 +29,13 @@ _BATCH = 100  # puts per transaction
 _LOCALPORT = "localport/"
 _RULES = "rules/"
 _UNACCOUNTED = "Unaccounted"
+_OURS = (_UNACCOUNTED, "VtepMismatch", "ForeignHistory")
+"""Conditions that the controller finds and a host can't set."""
+# What a host says is stored, so it has an end, whoever has taken the host over.
+_LONGEST_KEY = 200
+_LONGEST_TEXT = 1000
+_MOST_CONDITIONS = 32
+_MOST_UNACCOUNTED = 5000
 
 
 class _Replaced(Exception):
@@ -78,7 +85,7 @@ class Report:
 
     def acked(self, units: Iterable[Unit], ack: pb.Ack) -> None:
         """An Ack: the units it is the first about, and the full set of failures."""
-        failures = {failure.key: failure for failure in ack.failures}
+        failures = {failure.key: _short(failure) for failure in ack.failures if self._may_speak_of(failure.key)}
         affected = {key for key in failures.keys() | self.failures.keys() if self._differs(key, failures)}
         self.failures = failures
         uids = {key.removeprefix(_LOCALPORT) for key in affected if key.startswith(_LOCALPORT)}
@@ -92,6 +99,15 @@ class Report:
                     self._sent[uid] = version
         for uid in uids:
             self._tell(uid)
+
+    def _may_speak_of(self, key: str) -> bool:
+        """A host speaks for the ports that are bound to it, and for those that it still has to let go."""
+        if not key.startswith(_LOCALPORT):
+            return len(key) <= _LONGEST_KEY
+        uid, world = key.removeprefix(_LOCALPORT), self.store.world
+        if uid in self._sent or self._is_bound(uid):
+            return True
+        return any(place[0] == self.host_uid for place in world.tombstones_by_port.keys(uid))
 
     def _differs(self, key: str, failures: dict[str, pb.KeyFailure]) -> bool:
         return failures.get(key) != self.failures.get(key)
@@ -262,17 +278,19 @@ class Report:
         """Keep what the host says of itself, if it is news."""
 
         def edit(row: store_pb2.HostStatusRow) -> None:
-            row.underlay_mtu, row.ovs_version, row.datapath = facts.underlay_mtu, facts.ovs_version, facts.datapath
-            kinds = {condition.type for condition in facts.conditions}
-            clear_conditions(row, *(c.type for c in row.conditions if c.type not in kinds | {_UNACCOUNTED}))
-            for c in facts.conditions:
-                set_condition(row, kind=c.type, text=c.text, remedy=c.remedy)
+            row.underlay_mtu = facts.underlay_mtu
+            row.ovs_version, row.datapath = _cut(facts.ovs_version), _cut(facts.datapath)
+            told = {c.type: c for c in facts.conditions[:_MOST_CONDITIONS] if c.type not in _OURS}
+            clear_conditions(row, *(c.type for c in row.conditions if c.type not in told.keys() | {_UNACCOUNTED}))
+            for kind, c in told.items():
+                set_condition(row, kind=_cut(kind), text=_cut(c.text), remedy=_cut(c.remedy))
 
         await edit_host_status(self.store.etcd, self.store.keys, self.host_uid, edit, [self._mine])
 
     async def note_unaccounted(self, keys: Iterable[str]) -> None:
         """Keep the names of ports that the host has and the store does not, without proof."""
-        unaccounted = sorted(keys)
+        unaccounted = sorted(key for key in keys if key.startswith(_LOCALPORT) and len(key) <= _LONGEST_KEY)
+        unaccounted = unaccounted[:_MOST_UNACCOUNTED]
 
         def edit(row: store_pb2.HostStatusRow) -> None:
             row.unaccounted[:] = unaccounted
@@ -297,3 +315,15 @@ class Report:
             await self.store.etcd.txn([self._mine], [delete(self._mine.key)])
         except StoreError as error:
             log.info("session key left to its lease", host_uid=self.host_uid, error=str(error))
+
+
+def _cut(text: str) -> str:
+    return text[:_LONGEST_TEXT]
+
+
+def _short(failure: pb.KeyFailure) -> pb.KeyFailure:
+    """A failure with texts that can be kept."""
+    if len(failure.text) > _LONGEST_TEXT or len(failure.reason) > _LONGEST_KEY or len(failure.version) > _LONGEST_KEY:
+        failure.text, failure.reason = _cut(failure.text), failure.reason[:_LONGEST_KEY]
+        failure.version = failure.version[:_LONGEST_KEY]
+    return failure

@@ -21,7 +21,6 @@ import grpc
 import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -29,6 +28,7 @@ from controller.admission import Admission
 from controller.api import Api, Errors, interceptors
 from controller.api import build as build_api
 from controller.api.admin import AdminService
+from controller.api.health import Health
 from controller.api.policy import Parts as PolicyParts
 from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
@@ -220,7 +220,7 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
 @contextlib.asynccontextmanager
 async def _serving(controller: Controller) -> AsyncIterator[None]:
     """The listeners."""
-    settings, health = controller.settings, health_aio.HealthServicer()
+    settings, health = controller.settings, Health()
     server = await _api_server(controller, health)
     for address in settings.listen:
         if address.startswith("unix:"):
@@ -235,20 +235,20 @@ async def _serving(controller: Controller) -> AsyncIterator[None]:
     metrics = _metrics_server(controller)
     for one in servers:
         await one.start()
-    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health.say(word="SERVING")
     cluster_uid = controller.store.keys.cluster_uid
     log.info("serving", listen=settings.listen, replica=controller.replica.id, cluster_uid=cluster_uid)
     try:
         yield
     finally:
-        await health.enter_graceful_shutdown()
+        health.say(word="NOT_SERVING")
         await asyncio.gather(*(one.stop(GRACE) for one in servers))
         if metrics is not None:
             await asyncio.to_thread(metrics.shutdown)
             metrics.server_close()
 
 
-async def _api_server(controller: Controller, health: health_aio.HealthServicer) -> grpc.aio.Server:
+async def _api_server(controller: Controller, health: Health) -> grpc.aio.Server:
     """Everything for those who have a certificate."""
     settings = controller.settings
     server = grpc.aio.server(options=_OPTIONS, interceptors=interceptors(controller.store, settings))

@@ -37,10 +37,11 @@ _CLOSE = 3.0  # seconds that ending all sessions, or one agent's leave-taking, m
 
 
 class Peer(NamedTuple):
-    """Who opened a stream: a host's name, and when its certificate was issued (Unix time)."""
+    """Who opened a stream: a host's name, and when its certificate was issued and ends (Unix time)."""
 
     host: str
     issued: float
+    ends: float
 
 
 Identify = Callable[[grpc.aio.ServicerContext[Any, Any]], Peer]
@@ -69,6 +70,7 @@ class Sessions:
         self._by_scope: dict[str, set[Session]] = {}
         self._issued: dict[Session, float] = {}
         self._turns = Turns()
+        self._ends: dict[Session, asyncio.TimerHandle] = {}  # of certificates
         self._moved = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._revision = store.revision
@@ -226,6 +228,9 @@ class Sessions:
             raise
         session.begin()
         self._issued[session] = peer.issued
+        over = Refusal("Revoked", "the certificate has ended")
+        left = peer.ends - time.time()
+        self._ends[session] = asyncio.get_running_loop().call_later(left, session.end, "certificate ended", over)
         self.by_host[session.host_uid] = session
         for scope in session.outbox.scopes:
             self._by_scope.setdefault(scope, set()).add(session)
@@ -239,6 +244,8 @@ class Sessions:
             del self.by_host[session.host_uid]
         self._leave(session, session.outbox.scopes)
         self._issued.pop(session, None)
+        if timer := self._ends.pop(session, None):
+            timer.cancel()
         self.metrics.sessions.set(len(self.by_host))
         log.info("session closed", host=session.name, reason=reason, synced=synced)
         self._spawn(session.report.close(synced))

@@ -90,10 +90,14 @@ def _echo(kind: int, *, ident: int, number: int, ipv4: bool) -> bytes:
 
 
 def sniff(interface: str) -> dict[str, object]:
-    """All frames that arrive on an interface (not those that leave), as hex; the first 20,000."""
+    """All frames that arrive on an interface (not those that leave), as hex; the first 20,000.
+
+    `any` is every interface, also those that come later, from their first frame on.
+    """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    sock.bind((interface, ETH_P_ALL))
+    if interface != "any":
+        sock.bind((interface, ETH_P_ALL))
     frames: list[str] = []
     _say("ready")
     ending = 0.0
@@ -110,13 +114,33 @@ def sniff(interface: str) -> dict[str, object]:
             ending = 1.0
 
 
-def send(interface: str, frames: list[str]) -> dict[str, object]:
-    """Raw frames (hex), as they are."""
+def send(interface: str, frames: list[str], *, interval: float) -> dict[str, object]:
+    """Raw frames (hex), as they are, `interval` seconds apart: a switch that has to think about each loses a burst."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sock.bind((interface, 0))
     for frame in frames:
         sock.send(bytes.fromhex(frame).ljust(60, b"\0"))
+        if interval:
+            time.sleep(interval)
     return {"sent": len(frames)}
+
+
+def repeat(interface: str, frames: list[str], *, interval: float) -> dict[str, object]:
+    """Raw frames (hex), one after the other, over and over until the end; an interface that is gone is no error."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sock.bind((interface, 0))
+    raw = [bytes.fromhex(frame).ljust(60, b"\0") for frame in frames]
+    sent = failed = 0
+    _say("ready")
+    for frame in itertools.cycle(raw):
+        try:
+            sock.send(frame)
+            sent += 1
+        except OSError:
+            failed += 1
+        if _stdin_closed(interval)[0]:
+            break
+    return {"sent": sent, "failed": failed}
 
 
 def serve(port: int) -> dict[str, object]:
@@ -204,6 +228,11 @@ def main() -> None:
     word = words.add_parser("send")
     word.add_argument("interface")
     word.add_argument("frames", nargs="+")
+    word.add_argument("--interval", type=float, default=0.0)
+    word = words.add_parser("repeat")
+    word.add_argument("interface")
+    word.add_argument("frames", nargs="+")
+    word.add_argument("--interval", type=float, default=0.005)
     word = words.add_parser("serve")
     word.add_argument("port", type=int)
     word = words.add_parser("transfer")
@@ -233,7 +262,9 @@ def main() -> None:
     elif given.word == "sniff":
         result = sniff(given.interface)
     elif given.word == "send":
-        result = send(given.interface, given.frames)
+        result = send(given.interface, given.frames, interval=given.interval)
+    elif given.word == "repeat":
+        result = repeat(given.interface, given.frames, interval=given.interval)
     elif given.word == "serve":
         result = serve(given.port)
     elif given.word == "transfer":

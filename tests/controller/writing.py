@@ -34,7 +34,7 @@ def group_name(name: str) -> str:
 
 def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
     """From now on calls of this task are this party's."""
-    set_caller(Caller(Identity(kind, name), time.time(), time.monotonic() + 30))
+    set_caller(Caller(Identity(kind, name), time.time(), time.time() + 3600, time.monotonic() + 30))
 
 
 @dataclass
