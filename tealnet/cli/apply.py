@@ -12,7 +12,7 @@ import click
 
 from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.documents import SET_LABEL, BadDocument, Document, read_files
+from tealnet.cli.documents import SET_LABEL, BadDocument, Document, bare_first, read_files
 from tealnet.cli.objects import counted, delete_all
 from tealnet.cli.options import confirm, files_option, tenant_option, wait_options, yes_option
 from tealnet.cli.plan import located, print_plan
@@ -135,9 +135,13 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
         return done, done
 
     with Progress("applying") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
+        made: set[str] = set()
         for kind in kinds.KINDS:
             batch = [d for d in documents if d.kind is kind]
+            made.update(pool.map(lambda d: _make_bare(session, d), bare_first(batch)))
             for document, (outcome, text) in zip(batch, pool.map(one, batch), strict=True):
+                if document.name in made and outcome in ("changed", "unchanged"):
+                    outcome = text = "created"
                 wrong = outcome in ("skipped", "failed")
                 progress.say(f"{document.title} {output.painted(text) if not wrong else text}", err=wrong)
                 counts[outcome] += 1
@@ -148,6 +152,17 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
         summary = ", ".join(f"{count} {word}" for word, count in counts.items())
         click.echo(f"{summary} ({time.monotonic() - started:.1f} s)", err=True)
     return len(bad)
+
+
+def _make_bare(session: Session, bare: Document) -> str:
+    """Create what is not there yet, and return its name; what is wrong with it is said when it is put whole."""
+    from tealnet.client import ApiError
+
+    try:
+        session.client.create(bare.kind, ident=bare.ident, body=bare.body, parent=bare.parent)
+    except ApiError:
+        return ""
+    return bare.name
 
 
 def put(session: Session, document: Document) -> str:
@@ -175,7 +190,9 @@ def put(session: Session, document: Document) -> str:
 
 def _parents(documents: Sequence[Document]) -> list[str]:
     """What to wait for: the tenants that the documents are about, or everything."""
-    tenants = sorted({"/".join(d.name.split("/")[:2]) for d in documents if d.kind is not kinds.HOST})
+    if any(document.kind is kinds.TIER for document in documents):
+        return [""]
+    tenants = sorted({"/".join(d.name.split("/")[:2]) for d in documents if d.kind.owned or d.kind is kinds.TENANT})
     return tenants if 0 < len(tenants) <= _TENANTS else [""]
 
 

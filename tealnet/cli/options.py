@@ -78,7 +78,7 @@ def selector_option(function: F) -> F:
     """-l SELECTOR."""
     return click.option(
         "-l", "--selector", default="", metavar="LABELS",
-        help="Only objects with these labels: app=web,tier!=db,gpu. Of ports also network=, host=, state=.",
+        help="Only objects with these labels: app=web,tier!=db,gpu. Of ports also network=, host=, state=, group=.",
     )(function)  # fmt: skip
 
 
