@@ -212,6 +212,10 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("targets", nargs="+")
     word.add_argument("--wait", type=float, default=0.5)
+    word = words.add_parser("table")
+    word.add_argument("name")
+    word.add_argument("--tcp", type=int, nargs="*", default=[])
+    word.add_argument("--udp", type=int, nargs="*", default=[])
     given = parser.parse_args()
     if given.word == "ping":
         result = ping(given.address, interval=given.interval, count=given.count)
@@ -223,6 +227,10 @@ def main() -> None:
         result = serve(given.port)
     elif given.word == "transfer":
         result = transfer(given.address, port=given.port, size=given.size)
+    elif given.word == "table":
+        from tealnet.probe.truth import Table
+
+        result = Table(given.name, tcp=given.tcp, udp=given.udp).run()
     else:
         result = reach(given.targets, port=given.port, wait=given.wait)
     print(json.dumps(result), flush=True)
