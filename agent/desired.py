@@ -18,7 +18,7 @@ from tealnet.core.tables import Derived
 Pairs = tuple[tuple[Hashable, Any], ...]  # (device key, device object)
 PlaceOf = Callable[[Hashable, Any], Hashable]
 
-LAYERS = ("netns", "link", "guard", "ovsdb", "address", "flow")  # create left to right, delete right to left
+LAYERS = ("netns", "link", "guard", "ovsdb", "address", "zone", "flow")  # create left to right, delete right to left
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ class Desired:
     """Follows the features' tables and keeps `deltas[layer]` told what is wanted.
 
     `places` says, for layers where two different keys can stand in each other's way (flows with the same match), what
-    the place is that only one of them can have.
+    the place is that only one of them can have. Who is first is decided place by place, so that objects of different
+    owners which have a key in common must have their place in common, too.
     """
 
     def __init__(self, wants: Sequence[Wants], places: Mapping[str, PlaceOf] | None = None) -> None:
@@ -100,9 +101,14 @@ class Desired:
         return self._place_of[layer](key, value)
 
     def forget(self, layer: str, key: Hashable) -> None:
-        """The object is gone from the device: nobody needs to know any more whose it was."""
-        if key not in self.deltas[layer].desired:
+        """Nobody needs to know any more whose an object was that is neither wanted nor there."""
+        delta = self.deltas[layer]
+        if key not in delta.desired and key not in delta.actual:
             self.owners[layer].pop(key, None)
+
+    def known(self, layer: str) -> list[Hashable]:
+        """Keys of which it is known whose they are."""
+        return list(self.owners[layer])
 
     def _row(self, index: int, want: Wants, row_key: Hashable) -> None:
         owner = Owner(index, str(row_key), f"{want.kind}/{row_key}" if want.kind else "")

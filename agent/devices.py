@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from os.path import basename, exists
 from typing import Any
 
@@ -12,19 +15,23 @@ import structlog
 
 from agent.desired import PlaceOf
 from agent.drivers.address import AddressDriver
-from agent.drivers.allow import Allowed
+from agent.drivers.allow import Allowed, PlacementRefused
 from agent.drivers.base import DeviceUnavailable, Driver
 from agent.drivers.guard import GuardDriver
+from agent.drivers.kernel import NetnsMissing
 from agent.drivers.link import LinkDriver
 from agent.drivers.netlinkevents import NetlinkEvents
 from agent.drivers.netns import NetnsDriver
+from agent.drivers.nssocket import Speaks, open_inside
 from agent.drivers.nsthread import NetnsThread
 from agent.drivers.openflow import FlowDriver
 from agent.drivers.openflow_session import RefusedError
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.plug import PlugDriver
+from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
+from agent.drivers.zone import ZoneDriver
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
 from agent.reconcile import Actual, Reconciler
@@ -45,7 +52,7 @@ def flow_place(key: Hashable, value: Any) -> Hashable:
 
 
 def link_place(key: Hashable, value: Any) -> Hashable:
-    """Only one link can lead to an interface of a namespace."""
+    """Only one link can lead to an interface of a namespace. No attachment can name the device of a pair of ours."""
     inside = isinstance(value, Link) and value.netns.kind is not NetnsKind.HOST
     return (value.netns.path, value.interface) if inside else key
 
@@ -86,6 +93,7 @@ class Devices:
         self._events = NetlinkEvents(
             self._thread, self._changed, netns=self._netns, link=self._link, guard=self._guard, address=self._address
         )
+        self.zone = ZoneDriver(self.ovsdb, run_dir=run_dir, datapath=datapath)
         # The kernel's datapath notices by itself that a device was made again.
         self._plug = PlugDriver(self.ovsdb, self._thread) if datapath == "netdev" else None
         self.drivers: Mapping[str, Driver[Any, Any]] = {
@@ -94,6 +102,7 @@ class Devices:
             "guard": self._guard,
             "ovsdb": self._plug or self.ovsdb,
             "address": self._address,
+            "zone": self.zone,
             "flow": self.flow,
         }
         self.places: Mapping[str, PlaceOf] = {"link": link_place, "flow": flow_place}
@@ -117,6 +126,17 @@ class Devices:
             tasks.create_task(self.ovsdb.run(), name="ovsdb")
             tasks.create_task(self.flow.run(), name="openflow")
             tasks.create_task(self._events.run(), name="netlink-events")
+
+    async def close_connections(self, path: str, ends: Collection[Ends]) -> int:
+        """Close TCP connections of a workload namespace; returns how many there were."""
+        return await self._thread.run(partial(close_connections, path=path, wanted=ends))
+
+    async def open_inside(self, path: str, *, speaks: Speaks, source: IPv4Address | IPv6Address) -> socket.socket:
+        """A socket in a workload namespace. Raises OSError, DeviceUnavailable (also: no such namespace)."""
+        try:
+            return await self._thread.run(partial(open_inside, path=path, speaks=speaks, source=source))
+        except (NetnsMissing, PlacementRefused) as error:
+            raise DeviceUnavailable(str(error)) from error
 
     def _foreign_ports(self) -> Collection[str] | None:
         facts = self.ovsdb.facts()
@@ -163,7 +183,7 @@ class Devices:
             seen = (facts.connected, facts.vswitchd_starts, facts.generation)
             if seen != last:
                 last = seen
-                reconciler.reread("ovsdb")
+                reconciler.reread("ovsdb", "zone")
                 self.on_ovs()
 
     async def _set_defaults(self) -> None:

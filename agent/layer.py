@@ -60,6 +60,7 @@ class Layer:
         self.unavailable = ""  # why the whole device is out of reach, "" = it is not
         self.repairs = 0
         self.written: dict[Hashable, Any] = {}  # by the last apply
+        self.under_way: set[Hashable] = set()  # being applied, or it is not known what came of it
         self._driver = driver
         self._reads_some = driver if isinstance(driver, ReadsSome) else None
         self._clock = clock
@@ -71,8 +72,12 @@ class Layer:
     # -- what is to be done
 
     def pending(self) -> set[Hashable]:
-        """Keys that are not as wanted."""
-        return self.delta.to_write | self.delta.to_delete
+        """Keys that are not as wanted, or not known to be."""
+        return self.delta.to_write | self.delta.to_delete | self.under_way
+
+    def leaving(self) -> set[Hashable]:
+        """Keys that are to go. A value that is just being written may be there yet: its key goes after that."""
+        return self.delta.to_delete | (self.under_way - self.delta.desired.keys())
 
     def note(self, revision: int) -> None:
         """The desired side has changed with this revision: date what became pending, forget troubles of the past."""
@@ -157,6 +162,7 @@ class Layer:
         if self.was_read:
             self._count_repairs(actual)
         self.was_read = True
+        self.under_way -= self.under_way if keys is None else keys
         self.delta.saw_all(actual)
         self._log("read", began, keys=len(actual) if keys is None else len(keys))
 
@@ -167,6 +173,7 @@ class Layer:
         """
         began = self._clock()
         values = {key: self.delta.desired[key] for key in write}
+        self.under_way = {*values, *delete}
         try:
             failures = await self._driver.apply(values, delete)
         except DeviceUnavailable as error:
@@ -187,6 +194,7 @@ class Layer:
         """These keys of the last `apply` are in place; returns the lowest revision that one of them was due to."""
         since = []
         for key in keys:
+            self.under_way.discard(key)
             self.troubles.pop(key, None)
             self.delta.saw(key, self.written.get(key))
             since.append(self.since.get(key, NEVER))

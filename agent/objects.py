@@ -1,6 +1,6 @@
 """Device objects: what this agent can want on its host, one frozen row per thing, by layer.
 
-    netns → link → guard → ovsdb → address → flow        create left to right, delete right to left
+    netns → link → guard → ovsdb → address → zone → flow        create left to right, delete right to left
 
 A value holds all that its driver compares, so "equal" means "nothing to do". Every object is made recognisable as
 ours by a process without memory (the `Marks` below); nothing without such a mark is ever read back, changed or
@@ -17,7 +17,8 @@ class Marks:
     """How our objects are recognised on a host."""
 
     DEVICE_PREFIX = "tn"  # host-side devices: tn + 12 hex
-    ALIAS_PREFIX = "tealnet:"  # ifalias of host-side devices, and of `lo` in namespaces that we made
+    # ifalias of host-side devices (… <tenant>/<port uid>), and of `lo` in namespaces that we made (… <name>)
+    ALIAS_PREFIX = "tealnet:"
     NFT_TABLE = "tealnet"  # the only table we own: `netdev tealnet`
     OVS_EXTERNAL_ID = "tealnet"  # external_ids key on Bridge and Port/Interface rows
 
@@ -51,7 +52,8 @@ class Link:
     """A port's link. Layer link, key: host-side device name.
 
     NETNS and NETNS_PATH: a veth pair, host side `device`, workload side `interface` (with `mac`) inside `netns`.
-    DEVICE: an existing device; only checked and given the MTU. Created down; the layer `address` sets both ends up.
+    DEVICE: an existing device; only checked and given the MTU. Created down; the layer `guard` sets up `device`
+    (with datapath "system", which has none, `address`), the layer `address` the other end.
     """
 
     device: str
@@ -60,6 +62,7 @@ class Link:
     mac: str  # of the workload side, lower-case colons; "" for DEVICE
     mtu: int
     port_uid: str
+    tenant: str = ""  # a namespace has interfaces of one tenant only
     flaw: str = ""  # as in Namespace
 
 
@@ -118,3 +121,12 @@ class Addressing:
     addresses: tuple[str, ...] = ()  # "10.0.0.5/24", sorted
     routes: tuple[Route, ...] = field(default=())  # sorted by prefix
     flaw: str = ""  # as in Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A conntrack zone: a port's, with its ofport as its number. Layer zone, key: the number."""
+
+    number: int
+    limit: int  # connections; what comes after that many passes, but is not remembered
+    udp_timeout: int = 0  # seconds of silence after which UDP is forgotten; 0: as Open vSwitch has it

@@ -1,6 +1,6 @@
 """The loop that brings devices to what is wanted, in an order that never opens a port early or leaves one open late.
 
-    netns → link → guard → ovsdb, address      flow      address ← ovsdb ← guard ← link ← netns
+    netns → link → guard → ovsdb, address → zone      flow      zone ← address ← ovsdb ← guard ← link ← netns
               create, left to right         one bundle          delete, right to left
 
 Two lanes run side by side: `devices` for all layers but the last, `flow` for the last one, so that a slow bridge never
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import structlog
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
 # A link that is up and guarded may be plugged while it gets its addresses: they wait for different devices.
-STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"))
+STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"), ("zone",))
 SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
@@ -62,7 +63,8 @@ class Watcher(Protocol):
 class Reconciler:
     """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole.
 
-    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers.
+    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers. `narrows`:
+    packets may take another path than before because of this flow, although it takes nobody's place.
     """
 
     def __init__(
@@ -75,12 +77,17 @@ class Reconciler:
         ready: Callable[[], bool],
         clock: Callable[[], float],
         in_use: Mapping[str, Callable[[Mapping[str, Actual]], Collection[Hashable]]] | None = None,
+        narrows: Callable[[Any], bool] = lambda value: False,
     ) -> None:
         self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
         self.revision = 0  # of the inputs
         self.on_progress: Callable[[], None] = lambda: None
+        self.on_committed: Callable[[Collection[Hashable]], None] = lambda keys: (
+            None
+        )  # flows, before they are forgotten
         self._graph, self._desired, self._watcher = graph, desired, watcher
         self._ready, self._clock, self._in_use = ready, clock, in_use or {}
+        self._narrows = narrows
         self._devices = [self.layers[name] for name in DEVICE_LAYERS]
         self._flow = self.layers[FLOW]
         self._deriving = 0  # how many are deriving in slices
@@ -146,6 +153,9 @@ class Reconciler:
         """Read back everything and try again what has failed."""
         for layer in self.layers.values():
             layer.forgive()
+            for key in self._desired.known(layer.name):  # what was wanted for a moment and never made
+                if key not in layer.under_way:
+                    self._desired.forget(layer.name, key)
         self.reread(*LAYERS)
 
     async def run(self) -> None:
@@ -175,6 +185,12 @@ class Reconciler:
                 if key not in layer.troubles and not self._idents(layer, key) <= broken:
                     oldest = min(oldest, layer.since.get(key, oldest))
         return Applied(oldest - 1, failures)
+
+    def in_place(self, resource: str) -> bool:
+        """Whether the flows that this resource wants are on the switch."""
+        if not self._ready() or not self._devices_passed or not self._flow.usable() or self._deriving:
+            return False
+        return not any(resource in self._desired.resources(FLOW, key) for key in self._flow.pending())
 
     def take_narrowed(self) -> bool:
         """Have flows gone since the last call?"""
@@ -214,25 +230,19 @@ class Reconciler:
             for layer in self._devices:
                 self._observe(layer)
         self.settle()
-        broken: set[str] = set()  # whose left layers are not in place
         for names in STEPS:
-            step = [self.layers[name] for name in names]
-            await asyncio.gather(*(self._create(layer, broken) for layer in step))
-            for layer in step:
-                for key in layer.delta.to_write:
-                    broken |= self._idents(layer, key)
-            broken.discard("")
+            await asyncio.gather(*(self._create(self.layers[name]) for name in names))
         if all(layer.was_read for layer in self._devices):
             if not self._devices_passed:
                 self._devices_passed = True
                 self._wake["flow"].set()
             await self._delete_devices()
 
-    async def _create(self, layer: Layer, broken: set[str]) -> None:
+    async def _create(self, layer: Layer) -> None:
         if layer.must_look():  # a link has been made again just now
             await layer.look()
         if layer.usable():
-            await self._write(layer, broken)
+            await self._write(layer)
 
     async def flow_step(self) -> None:
         """All flows, once: one bundle."""
@@ -248,16 +258,18 @@ class Reconciler:
         write, delete = self._flow.due(self._flow.delta.to_write), self._flow.due(self._flow.delta.to_delete)
         if not write and not delete:
             return
-        narrowed = bool(delete) or any(key in self._flow.delta.actual for key in write)
+        narrowed = bool(delete) or any(
+            key in self._flow.delta.actual or self._narrows(self._flow.delta.desired[key]) for key in write
+        )
         done = await self._flow.apply(write, delete)
         self._narrowed = self._narrowed or narrowed
+        self.on_committed(done or ())
         self._finish(self._flow, done or set())
         if delete:
             self._wake["devices"].set()  # devices may go now
 
-    async def _write(self, layer: Layer, broken: set[str]) -> None:
-        blocked = {key for key in layer.delta.to_write if not self._idents(layer, key).isdisjoint(broken)}
-        blocked |= self._without_place(layer)
+    async def _write(self, layer: Layer) -> None:
+        blocked = self._without_support(layer) | self._without_place(layer)
         layer.shelve(blocked)
         due = layer.due(layer.delta.to_write - blocked)
         done = await layer.apply(due, ()) if due else None
@@ -272,6 +284,21 @@ class Reconciler:
                 self.layers[other].reread(done & self.layers[other].delta.actual.keys())
         self._finish(layer, done or set())
 
+    def _without_support(self, layer: Layer) -> set[Hashable]:
+        """What has to wait until all of its owner is in place in the layers to the left.
+
+        Asked at the very moment of writing: while a lane waits for anything, more may have come to be wanted.
+        """
+        if not layer.delta.to_write:
+            return set()
+        broken: set[str] = set()
+        for names in takewhile(lambda names: layer.name not in names, STEPS):
+            for left in (self.layers[name] for name in names):
+                for key in left.delta.to_write:
+                    broken |= self._idents(left, key)
+        broken.discard("")
+        return {key for key in layer.delta.to_write if not self._idents(layer, key).isdisjoint(broken)}
+
     def _without_place(self, layer: Layer) -> set[Hashable]:
         """What has to wait until something else has gone from its place: that is late, it has not failed."""
         delta, place = layer.delta, self._desired.place
@@ -281,24 +308,33 @@ class Reconciler:
     async def _delete_devices(self) -> None:
         if not self._flow.was_read:
             return
-        blocked: set[str] = set()
         deleted = False
-        for layer in (self._flow, *reversed(self._devices)):
-            if layer is not self._flow and layer.usable():
-                waiting = {key for key in layer.delta.to_delete if not self._idents(layer, key).isdisjoint(blocked)}
-                waiting |= layer.delta.to_delete & self._referred_to(layer)
+        right = [self._flow]
+        for layer in reversed(self._devices):
+            if layer.usable():
+                waiting = self._still_needed(layer, right)
                 layer.shelve(waiting)
                 due = layer.due(layer.delta.to_delete - waiting)
                 if due:
                     done = await layer.apply((), due)
                     self._finish(layer, done or set())
                     deleted = deleted or bool(done)
-            for key in layer.delta.to_delete:
-                blocked |= self._idents(layer, key)
+            right.append(layer)
         if deleted:  # what was in somebody's way may be gone
             for layer in self._devices:
                 layer.retry_now()
             self._wake["devices"].set()
+
+    def _still_needed(self, layer: Layer, right: Iterable[Layer]) -> set[Hashable]:
+        """What has to wait until its owner's things in the layers to the right are gone; asked at that moment, too."""
+        if not layer.delta.to_delete:
+            return set()
+        blocked: set[str] = set()
+        for other in right:
+            for key in other.leaving():
+                blocked |= self._idents(other, key)
+        waiting = {key for key in layer.delta.to_delete if not self._idents(layer, key).isdisjoint(blocked)}
+        return waiting | (layer.delta.to_delete & self._referred_to(layer))
 
     def _referred_to(self, layer: Layer) -> set[Hashable]:
         find = self._in_use.get(layer.name)

@@ -21,12 +21,17 @@ import structlog
 
 from agent.checkpoint import Checkpoint
 from agent.core import Core, Local
+from agent.cut import Cutter
 from agent.desired import Desired
 from agent.devices import Devices, find_datapath
+from agent.epochs import Epochs
 from agent.facts import Facts
 from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.metrics import Status, StatusServer
+from agent.observe import Observer
+from agent.pipeline import narrows
+from agent.probe import Prober
 from agent.reconcile import Reconciler
 from agent.report import Reporter
 from agent.resources import Resources
@@ -68,6 +73,7 @@ class Agent:
             ready=lambda: self.core.ready(),
             clock=asyncio.get_running_loop().time,
             in_use=self.devices.in_use,
+            narrows=narrows,
         )
         self.core = Core(
             local=_local(settings, datapath=datapath),
@@ -77,10 +83,25 @@ class Agent:
             reconciler=self.reconciler,
             issue=self.facts.issue,
         )
+        self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
+        self.cutter = Cutter(self.inputs, self.epochs, self.devices.zone, self.devices)
+        self.core.on_progress = self.epochs.kick
+        self.core.before_ack.append(self.cutter.settled)
+        self.core.more_failures = lambda: self.cutter.failures
+        self.cutter.on_done = self.core.progressed
         self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs)
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
+        self.observer = Observer(
+            self.core,
+            self.inputs,
+            self.epochs,
+            self.devices.zone,
+            Prober(self.inputs, self.devices),
+            offset=self.stream.offset,
+        )
+        self.core.on_observe, self.core.on_armed = self.observer.want, self.observer.kick
 
     async def run(self) -> None:
         """Serve what was wanted last, then follow the controller."""
@@ -96,6 +117,10 @@ class Agent:
             "reconcile": self.reconciler.run,
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
+            "switch": self.core.switch,
+            "epochs": lambda: self.epochs.run(self.facts.revalidated),
+            "cut": self.cutter.run,
+            "observe": self.observer.run,
             "report": self.reporter.run,
             "stream": self._talk,
             "status": status.run,
@@ -150,6 +175,7 @@ def _local(settings: Settings, *, datapath: str) -> Local:
         tunnel=settings.tunnel,
         tunnel_ofport=settings.tunnel_ofport,
         tunnel_port=settings.tunnel_port,
+        zone_limit=settings.ct_zone_limit,
     )
 
 

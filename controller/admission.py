@@ -110,7 +110,8 @@ class Admission:
             if now < hello.revision:
                 return f"the host has seen revision {hello.revision}, the store is at {now}"
             try:
-                await asyncio.wait_for(store.passed(hello.revision), _PATIENCE)
+                async with asyncio.timeout(_PATIENCE):
+                    await store.passed(hello.revision)
             except TimeoutError:
                 raise Refusal("NotReady", "this replica lags behind what the host has seen") from None
         number = hello.lineage.number

@@ -70,6 +70,9 @@ def _rules() -> dict[str, Rule]:
         f"{v1}PolicyService/ListRules": Rule(_READERS, _parent),
         f"{v1}PolicyService/ListDenials": Rule(_READERS, _parent),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
+        f"{v1}TrafficSplitService/GetTrafficSplit": Rule(_READERS, _name),
+        f"{v1}TrafficSplitService/ListTrafficSplits": Rule(_READERS, _parent),
+        f"{v1}TrafficSplitService/SetWeights": Rule(_WRITERS, _parent),
         f"{v1}SystemService/Sync": Rule(_READERS, _parent),
         f"{v1}SystemService/Watch": Rule(_READERS, _parent),
         f"{v1}SystemService/GetStatus": Rule(_READERS),
@@ -80,12 +83,17 @@ def _rules() -> dict[str, Rule]:
     for verb in ("Create", "Update", "Delete"):
         rules[f"{v1}TenantService/{verb}Tenant"] = Rule(_ADMIN)
         rules[f"{v1}HostService/{verb}Host"] = Rule(_ADMIN)
+    for method in ("Backup", "Defragment", "ListAlarms", "DisarmAlarms"):
+        rules[f"{v1}AdminService/{method}"] = Rule(_ADMIN)
     for method in ("AcceptHost", "FenceHost", "DrainHost", "CreateJoinToken"):
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)
+    for verb in ("Pause", "Resume", "Advance", "Confirm", "Rollback"):
+        rules[f"{v1}RolloutService/{verb}Rollout"] = Rule(_WRITERS, _name)
     for verb in ("Create", "Update", "Delete"):
         rules[f"{v1}PolicyTierService/{verb}PolicyTier"] = Rule(_ADMIN)
     for kind, field in (
-        ("Network", "network"), ("Router", "router"), ("Port", "port"), ("SecurityGroup", "security_group"),
+        ("Network", "network"), ("Router", "router"), ("Port", "port"), ("Rollout", "rollout"),
+        ("SecurityGroup", "security_group"),
     ):  # fmt: skip
         service = f"{v1}{kind}Service/"
         rules[f"{service}Create{kind}"] = Rule(_WRITERS, _parent)

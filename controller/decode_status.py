@@ -15,16 +15,18 @@ from tealnet.store.v1 import store_pb2
 
 Place = tuple[str, Hashable]  # (name of a table of World, key in it)
 
-INTENTS = {kind: f"{kind}s" for kind in COLLECTIONS}
+INTENTS = {kind: f"{kind}s" for kind in (*COLLECTIONS, "split")}
 """The table of each kind of intent."""
 
 
 def intent_name(kind: str, parts: tuple[str, ...]) -> str:
     """The resource name of an intent's key: ("port", ("acme", "p")) → tenants/acme/ports/p."""
-    if kind not in OWNED:
+    if kind not in (*OWNED, "split"):
         (own,) = parts
         return f"{COLLECTIONS[kind]}/{own}"
     tenant, own = parts
+    if kind == "split":
+        return f"tenants/{tenant}/networks/{own}/trafficSplit"
     return f"tenants/{tenant}/{COLLECTIONS[kind]}/{own}"
 
 
@@ -45,6 +47,10 @@ def place(relative: str) -> Place | None:
             return "port_status", uid
         case ("s", "host", uid):
             return "host_status", uid
+        case ("s", "rollout", uid, replica):
+            return "rollout_reports", (uid, replica)
+        case ("s", "step", uid, step):
+            return "rollout_steps", (uid, int(step))
         case ("s", "replica", replica):
             return "replicas", replica
         case ("h", host_uid):
@@ -55,6 +61,8 @@ def place(relative: str) -> Place | None:
             return "barriers", barrier
         case ("b", barrier, replica):
             return "answers", (barrier, replica)
+        case ("l", "confirm", uid):
+            return "confirmations", uid
         case ("l", "chores"):
             return "terms", "chores"
         case ("m", "lineage", number):
@@ -84,6 +92,7 @@ def _tombstone(kv: KeyValue, key: tuple[str, str, str]) -> TombstoneRow:
         revision=kv.create_revision,
         due=message.due,
         since=message.time.seconds + message.time.nanos / 1e9,
+        domain=message.domain,
     )
 
 
@@ -111,6 +120,9 @@ _ROWS: dict[str, Callable[[KeyValue, Any], Any]] = {
     "tombstones": _tombstone,
     "port_status": _port_status,
     "host_status": lambda kv, _: store_pb2.HostStatusRow.FromString(kv.value),
+    "rollout_reports": lambda kv, _: store_pb2.RolloutReport.FromString(kv.value),
+    "rollout_steps": lambda kv, _: store_pb2.RolloutStepRow.FromString(kv.value),
+    "confirmations": lambda kv, _: kv.create_revision,
     "replicas": lambda kv, _: store_pb2.ReplicaRow.FromString(kv.value),
     "sessions": _session,
     "barriers": lambda kv, _: store_pb2.Barrier.FromString(kv.value),

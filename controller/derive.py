@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controller.features.colors import Colors
 from controller.features.l2 import L2
 from controller.features.router import Router
 from controller.features.security import Security
@@ -16,10 +17,11 @@ def declare(world: World, *, default_mtu: int) -> Resources:
     scopes = Scopes(graph, world)
     l2 = L2(graph, world, scopes, default_mtu=default_mtu)
     router, security = Router(graph, world), Security(graph, world, scopes)
+    colors = Colors(graph, world, scopes)
     return Resources(
         world,
         scopes,
         hostpeers=l2.hostpeers,
-        tables=(l2.segments, l2.endpoints, l2.localports, router.routes, security.rules),
+        tables=(l2.segments, l2.endpoints, l2.localports, router.routes, colors.weights, security.rules),
         security=security,
     )

@@ -21,11 +21,12 @@ COLLECTIONS = {
     "network": "networks",
     "router": "routers",
     "port": "ports",
+    "rollout": "rollouts",
     "group": "securityGroups",
     "tier": "policyTiers",
 }
-"""The kinds of intents, and how each is called in resource names."""
-OWNED = ("network", "router", "port", "group")
+"""The kinds of intents, and how each is called in resource names; a split's name is its network's and one part more."""
+OWNED = ("network", "router", "port", "rollout", "group")
 """Kinds that belong to a tenant."""
 _KINDS = {collection: kind for kind, collection in COLLECTIONS.items()}
 
@@ -66,8 +67,13 @@ class Keys:
     # --- w/: tables ---
 
     def intent(self, name: str) -> bytes:
-        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p."""
+        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p.
+
+        A split's is tenants/acme/networks/web/trafficSplit → w/o/split/acme/web.
+        """
         parts = name.split("/")
+        if parts[0] == "tenants" and len(parts) == 5 and (parts[2], parts[4]) == ("networks", "trafficSplit"):
+            return self._key(f"w/o/split/{parts[1]}/{parts[3]}")
         kind = _KINDS.get(parts[-2], "") if len(parts) in (2, 4) else ""
         if kind in OWNED and parts[0] == "tenants" and len(parts) == 4:
             return self._key(f"w/o/{kind}/{parts[1]}/{parts[3]}")
@@ -102,6 +108,18 @@ class Keys:
     def replica(self, replica: str) -> bytes:
         """One controller process."""
         return self._key(f"w/s/replica/{replica}")
+
+    def rollout_report(self, uid: str, replica: str) -> bytes:
+        """What the hosts in session with a replica report for a rollout."""
+        return self._key(f"w/s/rollout/{uid}/{replica}")
+
+    def rollout_step(self, uid: str, step: int) -> bytes:
+        """Who had a step of a rollout when."""
+        return self._key(f"w/s/step/{uid}/{step}")
+
+    def confirmation(self, uid: str) -> bytes:
+        """A rollout can be confirmed as long as this is there; on a lease that nobody renews."""
+        return self._key(f"w/l/confirm/{uid}")
 
     def session(self, host_uid: str) -> bytes:
         """The live stream of a host."""
@@ -139,7 +157,12 @@ class Keys:
 
     def lineage(self, number: int) -> bytes:
         """One id of the store's history."""
-        return self._key(f"w/m/lineage/{number}")
+        return self.lineage_prefix + str(number).encode()
+
+    @property
+    def lineage_prefix(self) -> bytes:
+        """Prefix of all ids of the history."""
+        return self._key("w/m/lineage/")
 
     # --- k/: compared only ---
 
@@ -191,13 +214,21 @@ class Keys:
         """One MAC of a segment; 12 hex."""
         return self._key(f"k/u/mac/{segment_uid}/{mac.replace(':', '')}")
 
-    def nic(self, *, host_uid: str, namespace: str, interface: str) -> bytes:
-        """An interface name in a namespace (its path with %2F for slashes) of a host."""
-        return self._key(f"k/u/nic/{host_uid}/{namespace.replace('/', '%2F')}/{interface}")
+    def nics(self, host_uid: str, namespace: str) -> bytes:
+        """Prefix of all interfaces in a namespace (its path with %2F for slashes) of a host."""
+        return self._key(f"k/u/nic/{host_uid}/{namespace.replace('/', '%2F')}/")
+
+    def nic(self, *, host_uid: str, namespace: str, tenant_uid: str, interface: str) -> bytes:
+        """An interface name in a namespace of a host. By tenant, so that the others' are ranges of keys."""
+        return self.nics(host_uid, namespace) + f"{tenant_uid}/{interface}".encode()
 
     def device(self, host_uid: str, device: str) -> bytes:
         """An existing device of a host."""
         return self._key(f"k/u/dev/{host_uid}/{device}")
+
+    def rollout_of(self, network_uid: str) -> bytes:
+        """The unfinished rollout that a network's weights belong to."""
+        return self._key(f"k/u/rollout/{network_uid}")
 
     def references(self, kind: str, uid: str) -> bytes:
         """Prefix of all that refer to an object."""

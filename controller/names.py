@@ -6,6 +6,10 @@ from controller.errors import invalid
 from controller.fields import NAME, NAME_HELP
 from controller.keys import COLLECTIONS, OWNED
 
+SPLIT = "trafficSplit"
+"""The last part of a split's name: tenants/acme/networks/web/trafficSplit."""
+IN_TENANT = (*OWNED, "split")
+"""Kinds whose objects are a tenant's; all but the split are named by the user."""
 _KINDS = {collection: kind for kind, collection in COLLECTIONS.items()}
 _FIELDS = {"group": "security_group", "tier": "policy_tier"}
 ANY = "-"
@@ -30,7 +34,7 @@ def kind_of_field(field: str) -> str:
 
 def word_of(kind: str) -> str:
     """A kind as users say it: network, securityGroup."""
-    return COLLECTIONS[kind][:-1]
+    return COLLECTIONS[kind][:-1] if kind in COLLECTIONS else kind
 
 
 def default_group(tenant: str) -> str:
@@ -41,6 +45,8 @@ def default_group(tenant: str) -> str:
 def kind_of(name: str) -> str:
     """The kind of a resource name; "" if it is none."""
     parts = name.split("/")
+    if len(parts) == 5 and parts[4] == SPLIT:
+        return "split" if kind_of(network_of(name)) == "network" else ""
     owned = len(parts) == 4
     if len(parts) not in (2, 4) or not all(NAME.fullmatch(part) for part in parts[1::2]):
         return ""
@@ -53,9 +59,24 @@ def tenant_of(name: str) -> str:
     return "/".join(name.split("/")[:2]) if name.startswith("tenants/") else ""
 
 
+def split_of(network: str) -> str:
+    """The split of a network: tenants/acme/networks/web → tenants/acme/networks/web/trafficSplit."""
+    return f"{network}/{SPLIT}"
+
+
+def network_of(split: str) -> str:
+    """The network of a split."""
+    return split.rpartition("/")[0]
+
+
 def short(name: str) -> str:
     """The last part."""
     return name.rsplit("/", 1)[-1]
+
+
+def typed(name: str) -> str:
+    """As a person types it: tenants/acme/networks/web → acme/web."""
+    return f"{short(tenant_of(name))}/{short(name)}"
 
 
 def check_ident(value: str, field: str) -> str:
@@ -71,8 +92,9 @@ def check_name(kind: str, value: str, field: str) -> str:
     """A whole resource name of a kind. Raises Invalid."""
     if kind_of(value) != kind:
         parent = "tenants/TENANT" if kind in OWNED else ""
+        form = split_of("tenants/TENANT/networks/NAME") if kind == "split" else full_name(kind, parent, "NAME")
         what = "is missing" if not value else f"{value[:200]!r} is not one"
-        raise invalid(field, f"{what}: the name of a {word_of(kind)} has the form {full_name(kind, parent, 'NAME')}")
+        raise invalid(field, f"{what}: the name of a {word_of(kind)} has the form {form}")
     return value
 
 

@@ -7,7 +7,7 @@ release: a new leader waits longer, never shorter (A8, T6).
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import structlog
@@ -27,11 +27,11 @@ _ORPHAN = 60.0  # seconds that a row without its object is left alone
 
 
 class Release:
-    """The freeing of one term; `term` is the compare of its writes."""
+    """The freeing of one term; `term` is the compare of its writes, `clock` is monotonic, in seconds."""
 
-    def __init__(self, store: Store, term: Compare) -> None:
-        self.store, self.term = store, term
-        self._first: dict[tuple[str, str, str], float] = {}  # when a tombstone was first seen
+    def __init__(self, store: Store, term: Compare, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store, self.term, self.clock = store, term, clock
+        self._first: dict[tuple[str, str, str], tuple[int, float]] = {}  # a tombstone's revision, and when it was seen
         self._orphans: dict[bytes, float] = {}  # when a row was first seen without its object
         self._candidates: dict[bytes, int] = {}  # number's key → revision of its release, at the last check
         self.idle = Idle(store)
@@ -40,13 +40,17 @@ class Release:
 
     async def tombstones(self) -> None:
         """Free tombstones that were carried out and whose quarantine is over, and the addresses that wait for them."""
-        now = time.monotonic()
+        now = self.clock()
         rows = self.store.world.tombstones.rows
-        self._first = {key: self._first.get(key, now) for key in rows}
-        for key, first in self._first.items():
-            row = rows.get(key)
-            if row and now - first >= row.quarantine and self._is_carried_out(row):
-                await self._free(row)
+        before, self._first = self._first, {}
+        for key, row in rows.items():
+            seen = before.get(key)
+            # One that was taken back and written again between two looks is another.
+            self._first[key] = seen if seen and seen[0] == row.revision else (row.revision, now)
+        for key, (revision, first) in self._first.items():
+            left = rows.get(key)
+            if left and left.revision == revision and now - first >= left.quarantine and self._is_carried_out(left):
+                await self._free(left)
 
     def _is_carried_out(self, row: TombstoneRow) -> bool:
         """Its host has let it go, or is treated as gone."""
@@ -63,8 +67,8 @@ class Release:
         wanted = [key, *(address.encode() for address in row.address_keys)]
         answer = await store.etcd.txn((), [get(k) for k in wanted])
         found = [kv for page in answer.responses if isinstance(page, Page) for kv in page.kvs]
-        if not found or found[0].key != key:
-            return
+        if not found or found[0].key != key or found[0].create_revision != row.revision:
+            return  # gone, or another one by now
         # An address that another tombstone or a new port holds by now is not ours to free.
         held = [kv for kv in found[1:] if store_pb2.Holder.FromString(kv.value).tombstone == key.decode()]
         for start in range(0, len(held), _BATCH):
@@ -130,7 +134,7 @@ class Release:
 
     async def orphans(self) -> None:
         """Delete status of ports and hosts that are gone, and the marks of replicas that are."""
-        store, world, now = self.store, self.store.world, time.monotonic()
+        store, world, now = self.store, self.store.world, self.clock()
         marks = [b for b, row in world.barriers.rows.items() if row.mark and b not in world.replicas.rows]
         found: set[bytes] = {
             *map(store.keys.port_status, _without(world.port_status, world.ports_by_uid.buckets)),

@@ -18,6 +18,7 @@ from controller.hosts import clear_conditions, edit_host_status, set_condition, 
 from controller.outbox import Unit
 from controller.store import Store
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.rows.stream import endpoint_key
 from tealnet.store.v1 import store_pb2
 
 log = structlog.get_logger()
@@ -187,7 +188,8 @@ class Report:
             # The first is written at once, what follows closely together, unless somebody waits for it.
             self._hurry.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), _DELAY)
+                async with asyncio.timeout(_DELAY):
+                    await self._hurry.wait()
 
     async def _write(self, batch: dict[str, Result | None]) -> None:
         for uid in (uid for uid, result in batch.items() if result is None):
@@ -225,13 +227,19 @@ class Report:
     # ---- tombstones and the host's own row
 
     async def note_removed(self, synced: int) -> None:
-        """Mark the tombstones that this host has carried out: it is synced past them and does not hold the port."""
+        """Mark the tombstones that this host has carried out: it is synced past them and does not hold the port.
+
+        A port that failed there may be there as it was, or still be there at all: its tombstones wait.
+        """
         store = self.store
         rows = store.world.tombstones.rows
         due = {
             key
             for key in store.world.tombstones_by_host.keys(self.host_uid)
-            if not rows[key].acked and rows[key].revision <= synced and (rows[key].due or not rows[key].moved_to)
+            if not rows[key].acked
+            and rows[key].revision <= synced
+            and (rows[key].due or not rows[key].moved_to)
+            and not self._has_failed(rows[key].port_uid)
         }
         if not due:
             return
@@ -246,6 +254,9 @@ class Report:
             message.acked = True
             write = put(kv.key, message.SerializeToString())
             await store.etcd.txn([self._mine, modified(kv.key, kv.mod_revision)], [write])
+
+    def _has_failed(self, port_uid: str) -> bool:
+        return _LOCALPORT + port_uid in self.failures or endpoint_key(port_uid) in self.failures
 
     async def note_facts(self, facts: pb.Facts) -> None:
         """Keep what the host says of itself, if it is news."""

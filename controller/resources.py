@@ -24,7 +24,7 @@ Changed = dict[str, set[str]]  # scope → keys
 
 
 class Resource(NamedTuple):
-    """A derived row: where it belongs, its key and its encoded body."""
+    """A derived row: where it belongs, its key, its encoded body, and the features that its meaning needs (A15)."""
 
     scope: str
     key: str
@@ -110,6 +110,7 @@ class Resources:
         self._placed: list[dict[Hashable, tuple[str, str]]] = [{} for _ in tables]  # row → (scope, key)
         self._peers: dict[str, frozenset[str]] = {}
         self._peer_chunks: dict[str, Chunk] = {}
+        self.encoded: dict[Hashable, list[bytes]] = {}  # deltas that many hosts are sent, until the next `collect`
         self.rescoped: set[str] = set()  # hosts that got or lost a domain in the last `collect`
         followed: list[Table[Any, Any]] = [*tables, hostpeers, scopes.peers_of_host, scopes.domains_of_host]
         for table in followed:
@@ -132,6 +133,7 @@ class Resources:
     def collect(self) -> Changed:
         """Take over what has changed since the last call; returns the keys by scope."""
         changed: Changed = {}
+        self.encoded.clear()
         for table, placed in zip(self._tables, self._placed, strict=True):
             for row_key in table.take_changes():
                 row = table.rows.get(row_key)

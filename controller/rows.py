@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from tealnet.core.rows.colors import Affinity
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -34,6 +36,7 @@ class TenantSpec:
     max_networks: int
     max_routers: int
     max_ports: int
+    max_rollouts: int
     deleting: bool
     revoked_before: float  # Unix time; 0 = never
     max_groups: int = 0  # beside the default one
@@ -47,6 +50,7 @@ class Segment:
     uid: str
     vni: int
     color_number: int
+    was_base: bool = False  # what has no color yet belongs to this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,45 @@ class NetworkSpec:
     segments: tuple[Segment, ...]
     quarantine: int  # seconds
     guarded: bool = False  # policy ENFORCE
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """Names of its colors, in the user's order; none: one segment without a color."""
+        return tuple(segment.color for segment in self.segments if segment.color_number)
+
+    def color_of(self, segment_uid: str) -> str:
+        """The color of one of its segments; "" where it has none."""
+        return next((s.color for s in self.segments if s.uid == segment_uid and s.color_number), "")
+
+
+class OnOpen(Enum):
+    """What becomes of open connections to colors that have no weight."""
+
+    KEEP = "KEEP"
+    DRAIN = "DRAIN"
+    CUT = "CUT"
+
+
+class Drain(NamedTuple):
+    """A color without weight whose open connections are to be cut, `seconds` after a leader has first seen it."""
+
+    color: str
+    seconds: float
+    since: float  # Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSpec:
+    """The weights of a network's colors, by name. What has no weight does not stand in `weights`."""
+
+    tenant: str
+    network: str
+    network_uid: str
+    weights: tuple[tuple[str, int], ...]  # sorted; each above 0
+    affinity: Affinity
+    closed: tuple[str, ...]  # sorted; colors without weight
+    drains: tuple[Drain, ...]  # colors without weight that are not closed yet
+    apply_at: int  # Unix time in ns; 0 = at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +189,7 @@ class TombstoneRow:
     revision: int  # of its creation: the proof
     due: bool = False  # of a move: the old host's LocalPort is to go now
     since: float = 0.0  # Unix time
+    domain: int = 0  # that the port was in
 
 
 @dataclass(frozen=True, slots=True)

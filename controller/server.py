@@ -28,6 +28,7 @@ from prometheus_client import start_http_server
 from controller.admission import Admission
 from controller.api import Api, Errors, interceptors
 from controller.api import build as build_api
+from controller.api.admin import AdminService
 from controller.api.policy import Parts as PolicyParts
 from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
@@ -36,6 +37,7 @@ from controller.derive import declare
 from controller.etcd import Etcd, StoreError, Tls
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.limits import max_txn_ops
+from controller.etcd.restore import MARK
 from controller.events import Events
 from controller.metrics import Metrics
 from controller.policy_reports import PolicyReports
@@ -44,26 +46,32 @@ from controller.replica import Replica
 from controller.sessions import SERVICE, Sessions
 from controller.settings import Settings
 from controller.status import Status
-from controller.store import Store, bootstrap
+from controller.store import Store, bootstrap, new_history
 from controller.sync import Sync
 from controller.tls import Certificates, host_of
 from controller.watch import Watches
 from tealnet.core.pki import Ca
-from tealnet.v1 import security_pb2_grpc, system_pb2, system_pb2_grpc
+from tealnet.v1 import admin_pb2_grpc, security_pb2_grpc, system_pb2, system_pb2_grpc
 
 log = structlog.get_logger()
 
 GRACE = 2.0  # seconds that calls under way get at the end
+STORE_PATIENCE = 2.0  # seconds for a call to an etcd of several members
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # clients find out that a replica is silent
+    ("grpc.keepalive_permit_without_calls", 1),
 ]
-_PUBLIC = ["Tenant", "Network", "Router", "Port", "Host", "SecurityGroup", "PolicyTier", "Policy", "System"]
+_NAMES = (
+    "Tenant", "Network", "Router", "Port", "Host", "TrafficSplit", "Rollout", "SecurityGroup", "PolicyTier", "Policy",
+    "System", "Admin",
+)  # fmt: skip
 _SERVICES = [
     SERVICE,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-    *(f"tealnet.v1.{name}Service" for name in _PUBLIC),
+    *(f"tealnet.v1.{name}Service" for name in _NAMES),
     reflection.SERVICE_NAME,
 ]
 
@@ -98,15 +106,22 @@ class Controller:
 
 
 @contextlib.asynccontextmanager
-async def _etcd(settings: Settings) -> AsyncIterator[Etcd]:
+async def store_of(settings: Settings) -> AsyncIterator[Etcd]:
+    """The etcd that the settings name; an embedded one runs until the end of the block."""
     async with contextlib.AsyncExitStack() as stack:
         if settings.is_embedded:
             durability = Durability.DISK if settings.etcd_fsync == "on" else Durability.MEMORY
             embedded = EmbeddedEtcd(Options(settings.data_dir / "etcd", durability=durability))
             await stack.enter_async_context(embedded)
-            yield await stack.enter_async_context(Etcd([embedded.endpoint]))
+            etcd = await stack.enter_async_context(Etcd([embedded.endpoint]))
+            if (mark := settings.data_dir / "etcd" / MARK).exists():
+                await new_history(etcd, settings.cluster)
+                mark.unlink()
+                log.warning("the store was restored: hosts wait until they are accepted")
+            yield etcd
             return
-        yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings)))
+        # With others to ask, an answer of one member that takes longer is not worth waiting for.
+        yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings), timeout=STORE_PATIENCE))
 
 
 def etcd_tls(settings: Settings) -> Tls | None:
@@ -123,6 +138,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     keys = await bootstrap(etcd, settings.cluster)
     replica = Replica(etcd, keys, settings.replica or secrets.token_hex(8))
     store = Store(etcd, keys, replica=replica.id)
+    replica.seen = store.committed
     metrics, events = Metrics(), Events(etcd, keys)
     resources = declare(store.world, default_mtu=settings.default_mtu)
     sessions = Sessions(
@@ -139,7 +155,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         session = sessions.by_host.get(host_uid)
         return session.synced if session else 0
 
-    status = Status(store.world, resources, synced_of)
+    status = Status(store.world, resources, synced_of, default_mtu=settings.default_mtu)
     questions = Questions(store, replica)
     sync = Sync(store, sessions, questions)
     chores = Chores(store, sync, replica=replica, events=events, settings=settings)
@@ -167,7 +183,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
 
 async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[Controller] | None = None) -> None:
     """Serve until `stop` is set; `started` is told when it serves. Raises what makes going on impossible."""
-    async with _etcd(settings) as etcd:
+    async with store_of(settings) as etcd:
         # What is read at the start stays for long: the collector need not look at it, now or ever.
         gc.disable()
         controller = await build(settings, etcd)
@@ -245,6 +261,9 @@ async def _api_server(controller: Controller, health: health_aio.HealthServicer)
         )
     )
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    endpoints = [controller.etcd.endpoint] if settings.is_embedded else settings.etcd
+    admin = AdminService(controller.etcd, endpoints=endpoints, tls=etcd_tls(settings))
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     security_pb2_grpc.add_PolicyServiceServicer_to_server(_policy(controller), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(_SERVICES, server)
@@ -286,14 +305,15 @@ async def etcd_members(etcd: Etcd, settings: Settings) -> list[system_pb2.EtcdMe
     """Every endpoint that is configured, asked by itself."""
     if settings.is_embedded:
         return [await _member(etcd)]
-    found = []
-    for endpoint in settings.etcd:
+
+    async def ask(endpoint: str) -> system_pb2.EtcdMember:
         async with Etcd([endpoint], etcd_tls(settings), timeout=1.0) as one:
             try:
-                found.append(await _member(one))
+                return await _member(one)
             except StoreError:
-                found.append(system_pb2.EtcdMember(endpoint=endpoint))
-    return found
+                return system_pb2.EtcdMember(endpoint=endpoint)
+
+    return await asyncio.gather(*map(ask, settings.etcd))
 
 
 async def _member(etcd: Etcd) -> system_pb2.EtcdMember:

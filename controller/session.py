@@ -26,6 +26,7 @@ from controller.report import Report
 from controller.resources import Resources
 from controller.rule_counts import RuleCounts
 from controller.store import Store
+from controller.turns import Turns
 from tealnet.agent.v1 import agent_pb2 as pb
 
 log = structlog.get_logger()
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 PING = 0.5  # seconds
 SILENCE = 1.5  # seconds
 _REPORTS = 5  # seconds that a host goes on telling of its rules when it was asked
-FEATURES = ("l2", "router", "security")
+FEATURES = ("l2", "router", "colors", "security")
 
 
 class SessionOver(Exception):
@@ -58,8 +59,10 @@ class Session:
         hello: pb.Hello,
         context: grpc.aio.ServicerContext[Any, Any],
         progressed: Callable[[], None],
+        turns: Turns,
         denied: Callable[[str, pb.RuleReport], None],
     ) -> None:
+        self.turns = turns
         self.store, self.resources, self.replica, self.metrics = store, resources, replica, metrics
         self.admitted, self.hello, self.context = admitted, hello, context
         self.host_uid, self.name = admitted.host.uid, admitted.name
@@ -76,6 +79,7 @@ class Session:
         self._ended = asyncio.Event()
         self._writing = asyncio.Lock()
         self._heard = time.monotonic()
+        self._echo = (0, 0)  # the agent's clock in its last ping, ours when it came: Unix time in ns
         self._tombstones = asyncio.Event()
 
     # ---- from the tables
@@ -108,6 +112,11 @@ class Session:
         """Keys of a scope are not what they were before `revision`."""
         self.outbox.mark(revision, scope, keys)
         self._wake.set()
+
+    def hurry(self) -> None:
+        """What has changed moves traffic: it is sent before what others are owed."""
+        self.outbox.is_urgent = True
+        self.turns.hurry(self)
 
     def rescoped(self, revision: int) -> tuple[set[str], set[str]]:
         """The host has other scopes now; returns those that came and those that went."""
@@ -191,7 +200,9 @@ class Session:
         number = 0
         while True:
             number += 1
-            await self.send(pb.ToAgent(ping=pb.Ping(number=number)).SerializeToString())
+            sent_at, received_at = self._echo
+            ping = pb.Ping(number=number, sent_at=time.time_ns(), echo_sent_at=sent_at, echo_received_at=received_at)
+            await self.send(pb.ToAgent(ping=ping).SerializeToString())
             slept = time.monotonic()
             await asyncio.sleep(PING)
             # When this process itself stood still, the silence is ours: listen again first.
@@ -200,6 +211,11 @@ class Session:
             if time.monotonic() - self._heard > SILENCE:
                 raise SessionOver("silent")
 
+    @property
+    def _is_ready(self) -> bool:
+        """A unit is to be cut. A host that was just fenced is not told that its ports are gone."""
+        return not self._over and not self._asked and self.outbox.is_due
+
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
@@ -207,8 +223,12 @@ class Session:
             if self._asks_rules:
                 self._asks_rules = False
                 await self.send(pb.ToAgent(want_rule_report=pb.WantRuleReport(seconds=_REPORTS)).SerializeToString())
-            if self._over or self._asked or not self.outbox.is_due:
-                continue  # a host that was just fenced is not told that its ports are gone
+            if not self._is_ready:
+                continue
+            if not self.outbox.is_urgent:
+                await self.turns.take(self)
+            if not self._is_ready:
+                continue
             unit = self.outbox.cut(self.store.revision, self.store.lineage)
             self.metrics.units.inc()
             for part in unit.parts:
@@ -234,7 +254,7 @@ class Session:
                 case "rule_report":
                     self._on_rules(message.rule_report)
                 case "ping":
-                    pass
+                    self._echo = message.ping.sent_at, time.time_ns()
                 case other:
                     raise SessionOver("protocol", Refusal("Protocol", f"unexpected message: {other}"))
 
@@ -257,9 +277,9 @@ class Session:
         self._wake.set()
 
     async def _on_ack(self, ack: pb.Ack) -> None:
-        units = self.outbox.acked(ack.revision)
+        units, failures = self.outbox.acked(ack.revision), self.report.failures
         self.report.acked(units, ack)
-        if units:
+        if units or failures != self.report.failures:
             self._tombstones.set()
         self._progressed()
         unaccounted = sorted(ack.unaccounted)

@@ -25,6 +25,7 @@ from controller.rule_counts import Denials
 from controller.rule_origins import Origins
 from controller.session import Session, SessionOver
 from controller.store import Change, Store
+from controller.turns import Turns
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 
@@ -67,6 +68,7 @@ class Sessions:
         self.denials = Denials(store.world, self.origins.of_identity)
         self._by_scope: dict[str, set[Session]] = {}
         self._issued: dict[Session, float] = {}
+        self._turns = Turns()
         self._moved = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._revision = store.revision
@@ -106,8 +108,11 @@ class Sessions:
         # A batch may hold several commits: its keys may have become dirty at the first of them.
         since, self._revision = self._revision + 1, revision
         for scope, keys in self.resources.collect().items():
+            flips = any(key.startswith("weights/") for key in keys)
             for member in self._by_scope.get(scope, ()):
                 member.changed(since, scope, keys)
+                if flips:
+                    member.hurry()
         for host_uid in self.resources.rescoped:
             if session := self.by_host.get(host_uid):
                 came, went = session.rescoped(since)
@@ -188,7 +193,8 @@ class Sessions:
 
     async def _hello(self, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Hello:
         try:
-            first = await asyncio.wait_for(context.read(), _HELLO)
+            async with asyncio.timeout(_HELLO):
+                first = await context.read()
         except TimeoutError:
             raise Refusal("Protocol", "no Hello") from None
         if not isinstance(first, pb.FromAgent) or first.WhichOneof("message") != "hello":
@@ -209,6 +215,7 @@ class Sessions:
             hello=hello,
             context=context,
             progressed=self.pulse,
+            turns=self._turns,
             denied=self.denials.take,
         )
         try:

@@ -46,6 +46,7 @@ class Settings:
     etcd_key: str = _key("", "PEM file of its key")
     etcd_fsync: str = _key("on", "off: the embedded etcd does not wait for the disk; for tests only")
     compact: str = _key("on", "off: somebody else compacts the external etcd")
+    etcd_quota_mib: int = _key(2048, "space quota of the external etcd (--quota-backend-bytes), to warn in time")
 
     ca: Path = field(default=_ETC / "ca.crt", metadata={"help": "PEM file of the CA of this site"})
     cert: Path = field(default=_ETC / "controller.crt", metadata={"help": "PEM file of the controller's certificate"})
@@ -63,6 +64,10 @@ class Settings:
     quota_networks: int = _key(1000, "networks of a tenant that has no quota of its own")
     quota_routers: int = _key(100, "routers of such a tenant")
     quota_ports: int = _key(10_000, "ports of such a tenant")
+    quota_rollouts: int = _key(1000, "rollouts of such a tenant, those that are over included")
+    rollout_urls: tuple[str, ...] = _key(
+        (), "URLs that external gates of rollouts may ask: each one itself, and what is below it"
+    )
     quota_groups: int = _key(500, "security groups of such a tenant, beside the default one")
     lost_after: int = _key(30, "seconds without a session until a host is LOST")
 
@@ -88,6 +93,7 @@ _RANGES = {
     "default_mtu": (1280, 65_000),
     "quarantine": (0, 10**9),
     "lost_after": (3, 10**9),
+    "etcd_quota_mib": (1, 10**9),
 }
 
 

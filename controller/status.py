@@ -5,19 +5,22 @@ A port is ACTIVE only if its own host, in session now, has applied exactly the v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 from controller.admission import FOREIGN_HISTORY, LOST
+from controller.features.l2_check import tunnel_room
 from controller.hosts import timestamp
+from controller.intents.placement import tunnel_version
 from controller.keys import mapped
 from controller.resources import Resources
-from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, PortStatusEntry, Prefix
+from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, PortStatusEntry, Prefix, SplitSpec
 from controller.world import World
+from tealnet.core.rows.colors import slots
 from tealnet.core.rows.stream import localport_key
-from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2
+from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, split_pb2
 
-LOW = 0.9  # share of a CIDR's addresses that are taken, from which AddressesLow is set
+LOW = 90  # percent of a CIDR's addresses that are taken, from which AddressesLow is set
 _MOST = 2**63 - 1
 PortState = port_pb2.PortStatus.State
 HostState = host_pb2.Host.State
@@ -26,8 +29,10 @@ HostState = host_pb2.Host.State
 class Status:
     """The state of ports, hosts and networks. `synced_of` knows how far a host in session is (0: not served here)."""
 
-    def __init__(self, world: World, resources: Resources, synced_of: Callable[[str], int]) -> None:
-        self.world, self.resources, self.synced_of = world, resources, synced_of
+    def __init__(
+        self, world: World, resources: Resources, synced_of: Callable[[str], int], *, default_mtu: int
+    ) -> None:
+        self.world, self.resources, self.synced_of, self.default_mtu = world, resources, synced_of, default_mtu
 
     # ---- ports
 
@@ -120,7 +125,23 @@ class Status:
             status.conditions.extend(
                 common_pb2.Condition(type=c.type, text=c.text, remedy=c.remedy, since=c.since) for c in row.conditions
             )
+            status.conditions.extend(self._too_large(host, row.underlay_mtu))
         return status
+
+    def _too_large(self, host: Intent[HostSpec], underlay_mtu: int) -> Iterable[common_pb2.Condition]:
+        """Networks with ports on a host that came, or changed, later and has no room for their packets."""
+        room = tunnel_room(underlay_mtu, tunnel_version(host.spec))
+        ports = (self.world.ports.rows[name] for name in self.world.ports_by_host.keys(host.name))
+        networks = sorted({port.spec.network for port in ports} & self.world.networks.rows.keys())
+        mtus = {name: self.world.networks.rows[name].spec.mtu or self.default_mtu for name in networks}
+        large = [name for name in networks if mtus[name] > room]
+        if underlay_mtu and large:
+            text = (
+                f"the underlay (MTU {underlay_mtu}) has room for packets of {room} bytes; {len(large)} networks with "
+                f"ports here have a larger MTU, e.g. {large[0]}: {mtus[large[0]]}; their large packets are lost"
+            )
+            remedy = "raise the MTU of the underlay, or lower that of the networks"
+            yield common_pb2.Condition(type="NetworkMtuTooLarge", text=text, remedy=remedy)
 
     def _synced(self, host_uid: str, replica: str) -> int:
         """Exact where this replica serves the host; else the other replica's low water mark, which is not above it."""
@@ -132,28 +153,55 @@ class Status:
     # ---- networks
 
     def network(self, name: str) -> network_pb2.NetworkStatus:
-        """Of a network, by resource name: address usage per CIDR. Raises KeyError."""
+        """Of a network, by resource name: address usage per CIDR and color. Raises KeyError."""
         network = self.world.networks.rows[name]
-        ports = [self.world.ports.rows[port] for port in self.world.ports_by_network.keys(name)]
-        used = {mapped(address) for port in ports for address in port.spec.addresses}
-        waiting = self._quarantined(network.uid) - used
-        status = network_pb2.NetworkStatus(ports=len(ports))
-        for cidr in network.spec.cidrs:
-            usage = _usage(network.spec, cidr, used=used, waiting=waiting)
-            status.addresses.append(usage)
-            free = usage.total - usage.reserved - usage.used - usage.quarantined
-            if free <= (1 - LOW) * (usage.total - usage.reserved):
-                text = (
-                    f"{usage.used} addresses of {cidr} are in use, {usage.quarantined} in quarantine, {free} are free"
-                )
-                remedy = "add a CIDR to the network, or delete ports"
-                status.conditions.append(common_pb2.Condition(type="AddressesLow", text=text, remedy=remedy))
+        status = network_pb2.NetworkStatus(ports=len(self.world.ports_by_network.keys(name)))
+        quarantined = self._quarantined(network.uid)
+        for segment in network.spec.segments:
+            ports = [self.world.ports.rows[port] for port in self.world.ports_by_segment.keys(segment.uid)]
+            used = {mapped(address) for port in ports for address in port.spec.addresses}
+            waiting = quarantined.get(segment.uid, set()) - used
+            for cidr in network.spec.cidrs:
+                usage = _usage(network.spec, cidr, used=used, waiting=waiting)
+                usage.color = segment.color if segment.color_number else ""
+                status.addresses.append(usage)
+                status.conditions.extend(_low(usage))
         return status
 
-    def _quarantined(self, network_uid: str) -> set[int]:
+    def _quarantined(self, network_uid: str) -> dict[str, set[int]]:
+        """Addresses in quarantine, by segment."""
         rows = self.world.tombstones.rows
-        found = (rows[key].address_keys for key in self.world.tombstones_by_network.keys(network_uid))
-        return {int(key.rsplit("/", 1)[1], 16) for keys in found for key in keys}
+        found: dict[str, set[int]] = {}
+        for place in self.world.tombstones_by_network.keys(network_uid):
+            for key in rows[place].address_keys:
+                _, segment, address = key.rsplit("/", 2)
+                found.setdefault(segment, set()).add(int(address, 16))
+        return found
+
+    def split(self, split: Intent[SplitSpec]) -> list[split_pb2.ColorStatus]:
+        """The colors of a split's network, in their order."""
+        network = self.world.networks.rows[split.spec.network]
+        weights, draining = dict(split.spec.weights), {drain.color for drain in split.spec.drains}
+        shares = slots([weights.get(color, 0) for color in network.spec.colors])
+        found = []
+        for segment, share in zip(network.spec.segments, shares, strict=True):
+            ports = self.world.ports_by_segment.keys(segment.uid)
+            state = split_pb2.ColorStatus.STATE_OPEN if segment.color in weights else split_pb2.ColorStatus.STATE_IDLE
+            if segment.color in split.spec.closed:
+                state = split_pb2.ColorStatus.STATE_CLOSED
+            elif segment.color in draining:
+                state = split_pb2.ColorStatus.STATE_DRAINING
+            found.append(
+                split_pb2.ColorStatus(
+                    color=segment.color,
+                    weight=weights.get(segment.color, 0),
+                    slots=share,
+                    ports=len(ports),
+                    active_ports=sum(1 for name in ports if self.port(name).state == PortState.STATE_ACTIVE),
+                    state=state,
+                )
+            )
+        return found
 
 
 def device(port: Intent[PortSpec]) -> str:
@@ -178,6 +226,15 @@ def reserved_ranges(spec: NetworkSpec, cidr: Prefix) -> list[tuple[int, int]]:
         else:
             joined.append((low, high))
     return joined
+
+
+def _low(usage: network_pb2.AddressUsage) -> Iterable[common_pb2.Condition]:
+    free = usage.total - usage.reserved - usage.used - usage.quarantined
+    if free <= (1 - LOW) * (usage.total - usage.reserved):
+        of = f"{usage.cidr} in color {usage.color}" if usage.color else usage.cidr
+        text = f"{usage.used} addresses of {of} are in use, {usage.quarantined} in quarantine, {free} are free"
+        remedy = "add a CIDR to the network, or delete ports"
+        yield common_pb2.Condition(type="AddressesLow", text=text, remedy=remedy)
 
 
 def _usage(spec: NetworkSpec, cidr: Prefix, *, used: set[int], waiting: set[int]) -> network_pb2.AddressUsage:

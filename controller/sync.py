@@ -20,6 +20,7 @@ from controller.sessions import Sessions
 from controller.store import Store
 from tealnet.store.v1 import store_pb2
 
+_DIGITS = 10  # of the largest number there is, 2^32 - 1
 MOST = 100  # hosts behind and failures that an answer names
 _AGAIN = 0.05  # seconds between two rounds
 _GRACE = 0.5  # seconds that an answer may take after the timeout
@@ -124,16 +125,22 @@ class Sync:
     # ---- scope
 
     def hosts_in(self, domains: Domains) -> set[str]:
-        """Hosts with a port in the domains, and those that still have to let one go; without fenced ones."""
+        """Hosts with a port in the domains, and those that still have to let one go; without fenced ones.
+
+        All hosts: also those that have no port, if they were ever seen.
+        """
         world, scopes = self.store.world, self.sessions.resources.of_hosts
         rows = world.tombstones.rows
         if domains is None:
-            found = set(scopes.domains_of_host.rows) | set(world.sessions.rows)
-            waiting: Iterable[tuple[str, str, str]] = rows
+            seen = {uid for uid, row in world.host_status.rows.items() if row.instance_uid}
+            found = seen | set(scopes.domains_of_host.rows) | set(world.sessions.rows)
+            waiting: set[tuple[str, str, str]] = set(rows)
         else:
             found = {host for domain in domains for host in scopes.hosts_of_domain.rows.get(domain, ())}
             networks = {uid for domain in domains for uid in self._networks_in(domain)}
-            waiting = [key for uid in networks for key in world.tombstones_by_network.keys(uid)]
+            gone = (key for domain in domains for key in world.tombstones_by_domain.keys(domain))
+            waiting = {key for uid in networks for key in world.tombstones_by_network.keys(uid)}
+            waiting |= {key for key in gone if not world.networks_by_uid.keys(rows[key].network_uid)}
         found |= {rows[key].host_uid for key in waiting if not rows[key].acked and not rows[key].address}
         return {uid for uid in found if self._counts(uid)}
 
@@ -217,11 +224,24 @@ class Sync:
         """The domain that a resource is about; 0 if it is about none."""
         scopes, world = self.sessions.resources.of_hosts, self.store.world
         kind, _, ident = key.partition("/")
-        if kind == "segment" and ident.isdecimal():
-            return scopes.domain_of_vni.rows.get(int(ident), 0)
+        if kind == "segment":
+            return scopes.domain_of_vni.rows.get(number_in(ident), 0)
         if kind == "route":
-            return int(ident.partition("/")[0])
+            return number_in(ident.partition("/")[0])
+        if kind == "weights":
+            names = world.networks_by_uid.keys(ident)
+            return scopes.domain_of_network.rows.get(names[0], 0) if names else 0
         for name in world.ports_by_uid.keys(ident):
             if holding := scopes.holdings.rows.get(name):
                 return scopes.domain_of_vni.rows.get(holding.vni, 0)
+        for place in world.tombstones_by_port.keys(ident):  # of a port that could not be removed
+            row = world.tombstones.rows[place]
+            for name in world.networks_by_uid.keys(row.network_uid):
+                return scopes.domain_of_network.rows.get(name, 0)
+            return row.domain
         return 0
+
+
+def number_in(text: str) -> int:
+    """The number in a key that a host has said, which may be anything; 0 if it is none."""
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else 0

@@ -1,6 +1,7 @@
 """Watch for users: what there is, then every change in commit order, from a ring of the last 50,000 (A23).
 
-A watcher holds at most one pending change per object; one that lags by more than 1,000 objects is cut.
+A watcher holds at most one pending change per object; one that lags by more than 1,000 objects is cut. What a resumed
+watch has missed does not count: it is at most the ring, and who was cut must be able to go on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from controller.decode_status import INTENTS
 from controller.errors import OutOfRange, ResourceExhausted
+from controller.names import split_of
 from controller.rows import Intent, Labels
 from controller.store import Change, Store
 from tealnet.v1 import system_pb2
@@ -91,6 +93,8 @@ class Watches:
         for change in changes:
             if kind := _KINDS.get(change.table):
                 yield Entry(change.revision, kind, change.old, change.new)
+                if kind == "network":
+                    yield from self._colored(change)
             elif change.table == "port_status":
                 for name in world.ports_by_uid.keys(change.key):
                     yield Entry(change.revision, "port", world.ports.rows[name], world.ports.rows[name])
@@ -100,6 +104,18 @@ class Watches:
                     if change.table == "sessions" and (change.old is None) != (change.new is None):
                         for port in world.ports_by_host.keys(name):
                             yield Entry(change.revision, "port", world.ports.rows[port], world.ports.rows[port])
+
+    def _colored(self, change: Change) -> Iterable[Entry]:
+        """A port's color is its segment's, and a split shows all colors of its network."""
+        world, old, new = self.store.world, change.old, change.new
+        if old is None or new is None or old.uid != new.uid or old.spec.segments == new.spec.segments:
+            return
+        if split := world.splits.rows.get(split_of(new.name)):
+            yield Entry(change.revision, "split", split, split)
+        for segment in old.spec.segments:
+            if old.spec.color_of(segment.uid) != new.spec.color_of(segment.uid):
+                for port in world.ports_by_segment.keys(segment.uid):
+                    yield Entry(change.revision, "port", world.ports.rows[port], world.ports.rows[port])
 
     async def watch(self, interest: Interest, resume: int, render: Render) -> Responses:
         """What there is (unless `resume` says from where), then changes for ever. Raises ApiError."""
@@ -112,7 +128,7 @@ class Watches:
             raise OutOfRange("changes since then are no longer kept; list again", reason="RESUME_EXPIRED")
         watcher = _Watcher(interest)
         if resume:
-            watcher.add(entry for entry in self._ring if entry.revision > resume)
+            watcher.catch_up(entry for entry in self._ring if entry.revision > resume)
         revision = self.store.revision
         snapshot = [] if resume else list(self._present(interest))
         backlog = watcher.take()
@@ -163,13 +179,18 @@ class _Watcher:
         self._pending: dict[str, tuple[_Type, Entry]] = {}  # by uid
         self._lags = False
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def catch_up(self, entries: Iterable[Entry]) -> None:
+        """What it has missed before it began, however much."""
         for entry in entries:
             before = self.interest.wants(entry.kind, entry.old)
             after = self.interest.wants(entry.kind, entry.new)
             if not (before or after) or (self.interest.spec_only and entry.old == entry.new):
                 continue
             self._put(entry, _type_of(before=before, after=after))
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """What happens while it lives."""
+        self.catch_up(entries)
         if self._pending:
             self._lags = self._lags or len(self._pending) > PENDING
             if self._lags:

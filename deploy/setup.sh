@@ -7,8 +7,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PACKAGES=(ca-certificates ethtool etcd-server iperf3 iproute2 iputils-arping iputils-ping nftables openvswitch-switch
-  procps tcpdump util-linux)
+PACKAGES=(ca-certificates ethtool etcd-client etcd-server iperf3 iproute2 iputils-arping iputils-ping make nftables
+  openvswitch-switch procps tcpdump util-linux)
 # Units of these packages that a new installation would enable.
 UNITS=(etcd.service openvswitch-switch.service ovsdb-server.service ovs-vswitchd.service ovs-record-hostname.service)
 POLICY=/usr/sbin/policy-rc.d

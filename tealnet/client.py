@@ -10,8 +10,7 @@ on any replica. Failures are ApiError with what the server said about fields, bl
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,13 +21,17 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tealnet import kinds
 from tealnet.kinds import Kind
+from tealnet.replicas import DETAILS, OPTIONS, Replicas
 from tealnet.v1 import (
+    admin_pb2_grpc,
     common_pb2,
     host_pb2,
     host_pb2_grpc,
     port_pb2_grpc,
     security_pb2,
     security_pb2_grpc,
+    split_pb2,
+    split_pb2_grpc,
     system_pb2,
     system_pb2_grpc,
 )
@@ -85,35 +88,27 @@ def error_of(code: grpc.StatusCode, message: str, details: list[Any]) -> ApiErro
 def _from_rpc(error: grpc.RpcError) -> ApiError:
     code, message = error.code(), error.details() or ""
     for item in error.trailing_metadata() or ():
-        if item.key == "grpc-status-details-bin":
+        if item.key == DETAILS:
             status = status_pb2.Status.FromString(item.value)
             return error_of(code, message, list(status.details))
     return ApiError(code, message)
 
 
-def _target(server: str) -> str:
-    """gRPC's name of one server or of several replicas, of which it takes the first that answers.
-
-    Several can only be given to it as addresses of one family, so names are looked up here.
-    """
-    servers = [one.strip() for one in server.split(",") if one.strip()]
-    if len(servers) == 1:
-        return servers[0]
-    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    problems = []
-    for one in servers:
-        host, _, port = one.rpartition(":")
-        try:
-            for family, _, _, _, address in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-                if family in found:
-                    text = str(address[0])
-                    found[family].append(f"[{text}]:{port}" if family == socket.AF_INET6 else f"{text}:{port}")
-        except (OSError, ValueError) as error:
-            problems.append(f"{one}: {getattr(error, 'strerror', None) or 'not HOST:PORT'}")
-    for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
-        if found[family]:
-            return f"{scheme}:{','.join(dict.fromkeys(found[family]))}"
-    raise ValueError("; ".join(problems) or f"{server!r} is not HOST:PORT")
+def _channel(server: str, credentials: grpc.ChannelCredentials, server_name: str) -> grpc.Channel:
+    if not server.startswith("unix:"):
+        _, colon, port = server.rpartition(":")
+        if not colon or not port.isdecimal():
+            raise ValueError(f"{server!r} is not HOST:PORT")
+    options = [
+        ("grpc.max_receive_message_length", _MAX_MESSAGE),
+        ("grpc.max_send_message_length", _MAX_MESSAGE),
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.enable_retries", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        *OPTIONS,
+    ]
+    return grpc.secure_channel(server, credentials, options)
 
 
 class Client:
@@ -128,20 +123,18 @@ class Client:
         credentials = grpc.ssl_channel_credentials(
             Path(context.ca).read_bytes(), Path(context.key).read_bytes(), Path(context.cert).read_bytes()
         )
-        options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.max_send_message_length", _MAX_MESSAGE),
-            ("grpc.ssl_target_name_override", context.server_name),
-            ("grpc.enable_retries", 0),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
-        self.channel = grpc.secure_channel(_target(context.server), credentials, options)
+        servers = [one.strip() for one in context.server.split(",") if one.strip()]
+        channels = [_channel(server, credentials, context.server_name) for server in servers]
+        if not channels:
+            raise ValueError("no server given")
+        self.channel = channels[0] if len(channels) == 1 else Replicas(channels)
         self._stubs = {kind.name: kind.stub(self.channel) for kind in kinds.KINDS}
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.system = system_pb2_grpc.SystemServiceStub(self.channel)
         self.hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self.ports = port_pb2_grpc.PortServiceStub(self.channel)
         self.policy = security_pb2_grpc.PolicyServiceStub(self.channel)
+        self.splits = split_pb2_grpc.TrafficSplitServiceStub(self.channel)
 
     def __enter__(self) -> Self:
         return self
@@ -240,6 +233,37 @@ class Client:
             request.force = True
         self.call(kind.method(self._stubs[kind.name], "Delete"), request)
 
+    # --- colors ---
+
+    def set_weights(
+        self,
+        networks: Mapping[str, Mapping[str, int]],
+        *,
+        on_open: str = "KEEP",
+        drain: float = 0.0,
+        affinity: str = "",
+        force: bool = False,
+        validate_only: bool = False,
+        request_id: str = "",
+    ) -> split_pb2.SetWeightsResponse:
+        """New shares for the colors of networks (of one tenant, by resource name), all in one revision.
+
+        `on_open`: KEEP, DRAIN (`drain` seconds) or CUT what is open to colors without weight; `affinity`: CONNECTION or
+        SOURCE, "" as it is; `force`: also to colors without a port that is ACTIVE.
+        """
+        request = split_pb2.SetWeightsRequest(
+            on_open=f"ON_OPEN_{on_open}", force=force, validate_only=validate_only, request_id=request_id
+        )
+        if drain:
+            request.drain_timeout.FromNanoseconds(int(drain * 1e9))
+        for network, weights in networks.items():
+            request.parent = "/".join(network.split("/")[:2])
+            request.networks.add(
+                network=network, weights=weights, affinity=f"AFFINITY_{affinity}" if affinity else None
+            )
+        answer: split_pb2.SetWeightsResponse = self.call(self.splits.SetWeights, request)
+        return answer
+
     # --- the rest ---
 
     def sync(self, revision: int = 0, *, parent: str = "", timeout: float = 10.0) -> system_pb2.SyncResponse:
@@ -271,10 +295,14 @@ class Client:
 
     def watch(self, request: system_pb2.WatchRequest) -> Iterator[system_pb2.WatchResponse]:
         """Changes as they happen; ends with ApiError when the server cuts (`tealnet.follow` goes on by itself)."""
+        for response in self.stream(self.system.Watch, request):
+            self._note(response)
+            yield response
+
+    def stream(self, method: Any, request: Any) -> Iterator[Any]:
+        """All answers of a streaming call; raises ApiError when it breaks off."""
         try:
-            for response in self.system.Watch(request):
-                self._note(response)
-                yield response
+            yield from method(request)
         except grpc.RpcError as error:
             raise _from_rpc(error) from None
 

@@ -18,14 +18,21 @@ from tealnet.v1 import (
     router_pb2_grpc,
     security_pb2,
     security_pb2_grpc,
+    split_pb2,
+    split_pb2_grpc,
     tenant_pb2,
     tenant_pb2_grpc,
 )
 
+_SPLIT = "/trafficSplit"
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind: `name` securityGroup, `plural` securityGroups, `title` SecurityGroup; `owned` by a tenant or global."""
+    """One kind: `name` securityGroup, `plural` securityGroups, `title` SecurityGroup; `owned` by a tenant or global.
+
+    `written`: users create, change and delete its objects by name, also with documents.
+    """
 
     name: str
     plural: str
@@ -36,6 +43,7 @@ class Kind:
     message: type[Any]
     messages: Any  # the module with its requests
     stub: Callable[[Any], Any]
+    written: bool = True
 
     @property
     def field(self) -> str:
@@ -58,7 +66,9 @@ class Kind:
         return method
 
     def full_name(self, parent: str, ident: str) -> str:
-        """tenants/acme + web → tenants/acme/networks/web."""
+        """tenants/acme + web → tenants/acme/networks/web; a split has the name of its network."""
+        if not self.written:
+            return f"{parent}/{NETWORK.plural}/{ident}{_SPLIT}"
         return f"{parent}/{self.plural}/{ident}" if self.owned else f"{self.plural}/{ident}"
 
 
@@ -84,9 +94,13 @@ TIER = Kind(
     security_pb2.PolicyTier, security_pb2, security_pb2_grpc.PolicyTierServiceStub,
 )  # fmt: skip
 PORT = Kind("port", "ports", "Port", "Ports", True, ("po",), port_pb2.Port, port_pb2, port_pb2_grpc.PortServiceStub)
+SPLIT = Kind(
+    "split", "splits", "TrafficSplit", "TrafficSplits", True, ("trafficsplit", "trafficsplits"),
+    split_pb2.TrafficSplit, split_pb2, split_pb2_grpc.TrafficSplitServiceStub, written=False,
+)  # fmt: skip
 
 # In the order in which they can be created (A26 of the design review); delete in reverse.
-KINDS = (HOST, TENANT, TIER, ROUTER, NETWORK, GROUP, PORT)
+KINDS = (HOST, TENANT, TIER, ROUTER, NETWORK, GROUP, PORT, SPLIT)
 BY_WORD = {
     word: kind
     for kind in KINDS
@@ -94,14 +108,21 @@ BY_WORD = {
         kind.name, kind.plural, kind.name.lower(), kind.plural.lower(), kind.field, kind.title, *kind.aliases
     )
 }  # fmt: skip
-_PLURALS = {kind.plural: kind for kind in KINDS}
+_PLURALS = {kind.plural: kind for kind in KINDS if kind.written}
 
 
 def kind_of(name: str) -> Kind:
     """The kind of a resource name. Raises ValueError when it is none."""
+    if name.endswith(_SPLIT) and kind_of(name.removesuffix(_SPLIT)) is NETWORK:
+        return SPLIT
     parts = name.split("/")
     kind = _PLURALS.get(parts[-2]) if len(parts) in (2, 4) and all(parts) else None
     if kind is not None and kind.owned == (len(parts) == 4) and (not kind.owned or parts[0] == "tenants"):
         return kind
-    owned = "|".join(kind.plural for kind in KINDS if kind.owned)
+    owned = "|".join(kind.plural for kind in _PLURALS.values() if kind.owned)
     raise ValueError(f"not a resource name: {name!r} (expected tenants/T, hosts/H or tenants/T/{owned}/N)")
+
+
+def split_of(network: str) -> str:
+    """The split of a network: tenants/acme/networks/web → tenants/acme/networks/web/trafficSplit."""
+    return network + _SPLIT

@@ -130,7 +130,8 @@ class AddressDriver:
             workload = pair.workload if pair is not None else None
             if pair is None or workload is None or (pair.netns, workload.name) != (want.netns, want.interface):
                 return None, Failure("LinkMissing", f"{want.device} does not lead to {want.interface} where it should")
-            kernel.host.check(rtnetlink.set_link(pair.host.index, flags=UP, change=UP))
+            if not pair.host.up:  # with datapath "netdev" the layer guard has done it
+                kernel.host.check(rtnetlink.set_link(pair.host.index, flags=UP, change=UP))
             with kernel.enter(want.netns.path) as inside:
                 failure = _bring(inside, workload, want)
         except PlacementRefused as refused:
@@ -194,7 +195,8 @@ def _set_device_up(kernel: Kernel, want: Addressing) -> Outcome:
     link = rtnetlink.link(kernel.host, want.device)
     if link is None:
         return None, Failure("LinkMissing", f"{want.device}: no such device")
-    kernel.host.check(rtnetlink.set_link(link.index, flags=UP, change=UP))
+    if not link.up:
+        kernel.host.check(rtnetlink.set_link(link.index, flags=UP, change=UP))
     return want, None
 
 

@@ -4,6 +4,10 @@ With a userspace datapath Open vSwitch gets a copy of each frame, and the kernel
 answer ARP, take UDP, accept TCP. One table `netdev tealnet` with one ingress chain per device, named after it, whose
 policy is to drop; no rules. Open vSwitch's copy is taken before.
 
+A guarded device is set up here already, before it is plugged: vswitchd reads the flags of a device that it opens and
+writes them back as a whole, to make it promiscuous, 0.1 to 0.3 ms later (OVS 3.1, traced). Who sets it up in between is
+undone, and only here nobody is. Its other end stays down until it has its addresses.
+
 A chain ends with its device up to Linux 6.15; later it stays and takes hold of the next device of that name.
 """
 
@@ -48,7 +52,7 @@ class GuardDriver:
         return await self._thread.look(job)
 
     async def apply(self, write: Mapping[str, Guard], delete: Collection[str]) -> Mapping[str, Failure]:
-        """One transaction (per 100). A device whose guard is deleted is set down first.
+        """One transaction (per 100), then the devices up. One whose guard is deleted is set down first.
 
         Reasons: DeviceMissing, GuardRefused (by the kernel).
         """
@@ -95,7 +99,7 @@ def _apply(kernel: Kernel, netlink: Netlink, write: set[str], delete: set[str]) 
     keys = sorted(add | gone)
     for start in range(0, len(keys), nftables.LIMIT):
         outcomes |= _change(netlink, set(keys[start : start + nftables.LIMIT]), add, gone)
-    return outcomes
+    return outcomes | _set_up(kernel, [device for device in wanted if outcomes[device] is None])
 
 
 def _change(netlink: Netlink, keys: set[str], add: set[str], gone: set[str]) -> dict[str, Failure | None]:
@@ -109,6 +113,20 @@ def _change(netlink: Netlink, keys: set[str], add: set[str], gone: set[str]) -> 
     for key in keys:
         outcomes |= _change(netlink, {key}, add, gone)
     return outcomes
+
+
+def _set_up(kernel: Kernel, devices: Collection[str]) -> dict[str, Failure | None]:
+    failures: dict[str, Failure | None] = {}
+    for device in devices:
+        link = rtnetlink.link(kernel.host, device)
+        try:
+            if link is None:
+                failures[device] = Failure("DeviceMissing", f"{device}: no such device")
+            elif not link.up:
+                kernel.host.check(rtnetlink.set_link(link.index, flags=rtnetlink.UP, change=rtnetlink.UP))
+        except OSError as error:
+            failures[device] = Failure("GuardRefused", f"{device}: {error}")
+    return failures
 
 
 def _set_down(kernel: Kernel, devices: Collection[str]) -> None:

@@ -239,18 +239,27 @@ class Kernel:
     def learn(self, *paths: str) -> None:
         """Ask for the ids of these namespaces. Always the kernel: it gives both numbers to others when one ends."""
         for path in paths:
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-            except OSError:
-                continue
-            try:
-                nsid = rtnetlink.nsid(self.host, fd)
-                if nsid is not None:
-                    self._by_nsid[nsid] = path, _identity(os.fstat(fd))
-            except OSError:
-                continue  # not a namespace
-            finally:
-                os.close(fd)
+            found = self._ask(path)
+            if found is not None:
+                self._by_nsid[found[0]] = path, found[1]
+
+    def nsid(self, path: str) -> int | None:
+        """The host's id of the namespace at a path; None while the host has nothing that leads there."""
+        found = self._ask(path)
+        return found[0] if found is not None else None
+
+    def _ask(self, path: str) -> tuple[int, Identity] | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            return None
+        try:
+            nsid = rtnetlink.nsid(self.host, fd)
+            return None if nsid is None else (nsid, _identity(os.fstat(fd)))
+        except OSError:
+            return None  # not a namespace
+        finally:
+            os.close(fd)
 
     def _learn_all(self) -> None:
         """Ask for the ids of all namespaces we can name; paths we were told win over names in the directory."""

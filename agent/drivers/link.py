@@ -1,7 +1,7 @@
 """The links of ports: veth pairs of ours, and devices of others that we were allowed to plug. Layer link.
 
 Key: the host-side device. A pair's host side is a wire's end and nothing more: no addresses, no ARP, no IPv6. Both ends
-are made down; the layer `address` sets them up.
+are made down; the layers `guard` and `address` set them up.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from agent.drivers.kernel import Kernel, NetnsMissing, set_ipv6
 from agent.drivers.memory import Memory
 from agent.drivers.netlink import Netlink
 from agent.drivers.nsthread import NetnsThread
-from agent.drivers.pairs import Pair, find_pair, find_pairs, is_ours
+from agent.drivers.pairs import Pair, find_pair, find_pairs, is_ours, leading_to, mark, owner
 from agent.drivers.rtnetlink import NO_ARP, UP, LinkInfo
-from agent.objects import Link, Marks, NetnsKind, NetnsRef
+from agent.objects import Link, NetnsKind, NetnsRef
 
 Outcome = tuple[Link | None, Failure | None]
 _NOWHERE = NetnsRef(NetnsKind.PATH, "")
@@ -76,9 +76,10 @@ class LinkDriver:
     async def apply(self, write: Mapping[str, Link], delete: Collection[str]) -> Mapping[str, Failure]:
         """Make, repair and delete links; others' devices only get the MTU.
 
-        Reasons: NetnsMissing, NetnsForeign (of that name, but not made by us), NetnsNotAllowed, InterfaceExists (the
-        namespace has another device of that name), DeviceForeign (the host has), DeviceMissing, DeviceNotAllowed,
-        DeviceInUse, OvsUnknown (whose device it is cannot be told now), LinkRefused (by the kernel), NotApplied.
+        Reasons: NetnsMissing, NetnsForeign (of that name, but not made by us), NetnsNotAllowed, NetnsInUse (it has an
+        interface of another tenant), InterfaceExists (it has another device of that name), DeviceForeign (the host
+        has), DeviceMissing, DeviceNotAllowed, DeviceInUse, OvsUnknown (whose device it is cannot be told now),
+        LinkRefused (by the kernel), NotApplied.
         """
         foreign = self._foreign()
 
@@ -98,7 +99,7 @@ class LinkDriver:
         try:
             if want.netns.kind is NetnsKind.HOST:
                 return self._adopted.write(kernel, want, foreign), None
-            self._check_place(kernel, want.netns)
+            self._check_place(kernel, want)
             kernel.placed[want.device] = want.netns
             self._write_pair(kernel, want)
         except PlacementRefused as refused:
@@ -113,7 +114,8 @@ class LinkDriver:
             return None, Failure("NotApplied", f"{want.device} was written but is now {found}")
         return found, None
 
-    def _check_place(self, kernel: Kernel, netns: NetnsRef) -> None:
+    def _check_place(self, kernel: Kernel, want: Link) -> None:
+        netns = want.netns
         if netns.kind is NetnsKind.OURS:
             if not kernel.is_ours(netns.path):
                 raise PlacementRefused("NetnsForeign", f"{netns.path} was not made by this agent", retriable=True)
@@ -121,6 +123,10 @@ class LinkDriver:
         allow.netns_path(netns.path, self._allowed.netns)
         if kernel.is_ours(netns.path):
             raise PlacementRefused("NetnsNotAllowed", f"{netns.path}: it belongs to ports of NETNS", retriable=False)
+        others = (link for link in leading_to(kernel, netns.path) if link.name != want.device)
+        if any(owner(link)[0] != want.tenant for link in others):
+            text = f"{netns.path}: it has an interface of another tenant"
+            raise PlacementRefused("NetnsInUse", text, retriable=True)
 
     def _write_pair(self, kernel: Kernel, want: Link) -> None:
         pair = find_pair(kernel, want.device)
@@ -155,13 +161,15 @@ class LinkDriver:
 
 def _value(pair: Pair) -> Link:
     host, workload = pair.host, pair.workload
+    tenant, port_uid = owner(host)
     found = Link(
         device=host.name,
         netns=pair.netns or _NOWHERE,
         interface=workload.name if workload else "",
         mac=workload.mac if workload else "",
         mtu=workload.mtu if workload else 0,
-        port_uid=host.alias.removeprefix(Marks.ALIAS_PREFIX),
+        port_uid=port_uid,
+        tenant=tenant,
     )
     if workload is None:
         return replace(found, flaw="the workload side is not in a namespace that is known")
@@ -201,7 +209,7 @@ def _is_left_over(kernel: Kernel, inside: Netlink, obstacle: LinkInfo, want: Lin
     host = rtnetlink.link_at(kernel.host, obstacle.peer)
     if host is None:
         return False
-    return host.alias == _mark(want) or (host.name == want.device and not host.alias)
+    return host.alias == mark(want.tenant, want.port_uid) or (host.name == want.device and not host.alias)
 
 
 def _repair(inside: Netlink, workload: LinkInfo, want: Link) -> None:
@@ -221,13 +229,13 @@ def _silence(kernel: Kernel, want: Link) -> None:
     host = rtnetlink.link(kernel.host, want.device)
     if host is None:
         raise OSError(errno.ENODEV, "it went away", want.device)
-    messages = [rtnetlink.set_link(host.index, flags=NO_ARP, change=NO_ARP, mtu=want.mtu, alias=_mark(want))]
+    messages = [
+        rtnetlink.set_link(
+            host.index, flags=NO_ARP, change=NO_ARP, mtu=want.mtu, alias=mark(want.tenant, want.port_uid)
+        )
+    ]
     if host.generates:
         messages.append(rtnetlink.no_generated_addresses(host.index))
     kernel.host.check(*messages)
     if not host.ipv6_off:
         set_ipv6(want.device, "disable_ipv6", 1)
-
-
-def _mark(want: Link) -> str:
-    return f"{Marks.ALIAS_PREFIX}{want.port_uid}"

@@ -68,13 +68,11 @@ class FlowDriver:
     """The driver of layer flow. `run` keeps the connection; without it everything raises DeviceUnavailable.
 
     `socket` is the bridge's management socket, `run_dir` where vswitchd keeps its pid file and control socket.
-    `datapath` ("netdev@ovs-netdev") is needed for limits only if vswitchd has several datapaths.
     """
 
-    def __init__(self, socket: str, *, run_dir: str = RUN_DIR, datapath: str = "") -> None:
+    def __init__(self, socket: str, *, run_dir: str = RUN_DIR) -> None:
         self._socket = socket
         self._run_dir = run_dir
-        self._datapath = datapath
         self._session: Session | None = None
         self._facts = FlowFacts()
         self._changed = asyncio.Event()
@@ -268,11 +266,6 @@ class FlowDriver:
             await asyncio.wait([before])
             self._wait, self._next_wait = self._next_wait, None
         await self._vswitchd("revalidator/wait")
-
-    async def set_ct_limit(self, zone: int, limit: int) -> None:
-        """At most so many connections in a zone. Lost with every start of vswitchd. Raises UnixctlError."""
-        datapath = [self._datapath] if self._datapath else []
-        await self._vswitchd("dpctl/ct-set-limits", *datapath, f"zone={zone},limit={limit}")
 
     async def _vswitchd(self, command: str, *args: str) -> str:
         try:

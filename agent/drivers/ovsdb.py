@@ -8,7 +8,7 @@ whole bridge for each change.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import structlog
 
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.drivers.ovsdb_rows import Key, PortRow, Value, View, as_bridge, as_value, plan, reconfigure, view
-from agent.drivers.ovsdb_rpc import Session, TransactionError
+from agent.drivers.ovsdb_rpc import Json, Replica, Session, TransactionError
 from agent.drivers.vswitchd import VswitchdWatch
 from agent.objects import Bridge
 
@@ -117,6 +117,14 @@ class OvsdbDriver:
         waiting = {key: value for key, value in write.items() if key not in failures}
         failures |= {key: failure for key, value in waiting.items() if (failure := self._judge(key, value)) is not None}
         return failures
+
+    def replica(self) -> Replica:
+        """The rows of OVSDB that we follow."""
+        return self._connected().replica
+
+    async def transact(self, operations: Sequence[Json]) -> None:
+        """One transaction of somebody else's. Raises TransactionError, DeviceUnavailable."""
+        await self._connected().transact(operations)
 
     async def default(self, key: str, value: str) -> None:
         """Set other_config:`key` of Open vSwitch as a whole, unless somebody has set it (RFC 7047, 5.1, mutate)."""

@@ -27,6 +27,26 @@ def is_ours(link: LinkInfo) -> bool:
     )
 
 
+def mark(tenant: str, port_uid: str) -> str:
+    """What is written on a device of ours."""
+    return f"{Marks.ALIAS_PREFIX}{tenant}/{port_uid}"
+
+
+def owner(link: LinkInfo) -> tuple[str, str]:
+    """Tenant and port uid of a device of ours, as it was marked."""
+    tenant, _, port_uid = link.alias.removeprefix(Marks.ALIAS_PREFIX).rpartition("/")
+    return tenant, port_uid
+
+
+def leading_to(kernel: Kernel, path: str) -> list[LinkInfo]:
+    """Our devices whose other end is in the namespace at a path, by whatever path it was put there."""
+    nsid = kernel.nsid(path)
+    if nsid is None:
+        return []
+    links = rtnetlink.links(kernel.host, kind="veth")
+    return [link for link in links if is_ours(link) and link.peer_nsid == nsid]
+
+
 def find_pairs(kernel: Kernel) -> list[Pair]:
     """All of them."""
     return [find_end(kernel, link) for link in rtnetlink.links(kernel.host, kind="veth") if is_ours(link)]

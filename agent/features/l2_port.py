@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from agent import names
@@ -10,18 +11,8 @@ from agent.objects import Addressing, Link, Route
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
-from agent.pipeline import (
-    FROM_FLAGS,
-    ND_SOLICITATION,
-    ROUTER_LINK_LOCAL,
-    Feature,
-    Stage,
-    domain_color,
-    flow,
-    goto,
-    mac_int,
-)
-from tealnet.core.rows.stream import LocalPort, Segment
+from agent.pipeline import FROM_FLAGS, ND_SOLICITATION, ROUTER_LINK_LOCAL, Feature, Flag, Stage, flow, goto, mac_int
+from tealnet.core.rows.stream import LocalPort, Segment, Subnet
 
 
 def link_of(port: LocalPort, *, mtu: int) -> Link:
@@ -33,6 +24,7 @@ def link_of(port: LocalPort, *, mtu: int) -> Link:
         mac=port.mac,
         mtu=mtu,
         port_uid=port.uid,
+        tenant=port.tenant,
     )
 
 
@@ -42,32 +34,28 @@ def link_local(mac: str) -> IPv6Address:
     return IPv6Address(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xFF, 0xFE, b[3], b[4], b[5])))
 
 
-def addressing_of(
-    port: LocalPort, *, segment: Segment, beside: Iterable[LocalPort], domain: Iterable[Segment]
-) -> Addressing:
-    """Addresses and routes inside the workload namespace.
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A port, its segment, and all segments of its routing domain."""
 
-    The default routes go by the first interface (by name) of a namespace; its other interfaces get routes to the
-    other networks of their own routing domain.
-    """
+    port: LocalPort
+    segment: Segment
+    domain: tuple[Segment, ...]
+
+    def subnets(self, version: int) -> list[Subnet]:
+        """Those of an IP version in which the port has an address: the kernel's own routes of the interface."""
+        subnets = (s for s in self.segment.subnets if s.prefix.version == version)
+        return [s for s in subnets if any(address in s.prefix for address in self.port.addresses)]
+
+
+def addressing_of(interface: Interface, *, beside: Iterable[Interface]) -> Addressing:
+    """Addresses and routes inside the workload namespace; `beside` are its other interfaces."""
+    port, segment = interface.port, interface.segment
     addresses: list[str] = []
     for address in port.addresses:
         subnet = next((s for s in segment.subnets if address in s.prefix), None)
         addresses.append(f"{address}/{subnet.prefix.prefixlen if subnet else address.max_prefixlen}")
-    gateways = {
-        s.prefix.version: "fe80::1" if s.prefix.version == 6 else str(s.gateway)
-        for s in reversed(segment.subnets)
-        if any(address in s.prefix for address in port.addresses)
-    }
-    first = min([port, *beside], key=lambda p: (p.interface, p.uid)).uid == port.uid
-    routes: list[Route] = []
-    for version, gateway in gateways.items():
-        if first:
-            routes.append(Route("0.0.0.0/0" if version == 4 else "::/0", gateway))
-        else:
-            others = {s.prefix for other in domain for s in other.subnets if s.prefix.version == version}
-            own = {s.prefix for s in segment.subnets if any(address in s.prefix for address in port.addresses)}
-            routes += [Route(str(prefix), gateway) for prefix in others - own]
+    routes = [route for version in (4, 6) for route in _routes(interface, beside=beside, version=version)]
     return Addressing(
         device=names.device(port),
         netns=names.netns(port),
@@ -77,14 +65,39 @@ def addressing_of(
     )
 
 
+def _routes(interface: Interface, *, beside: Iterable[Interface], version: int) -> list[Route]:
+    """An interface's share of the routes of a namespace, in which no prefix may stand twice.
+
+    The default route goes by the first interface (by name); of the others the first of each further routing domain
+    leads to the domain's other networks.
+    """
+    shared = [one for one in (interface, *beside) if one.subnets(version)]
+    shared.sort(key=lambda one: (one.port.interface, one.port.uid))
+    taken = {subnet.prefix for one in shared for subnet in one.subnets(version)}
+    domains: set[int] = set()
+    for number, one in enumerate(shared):
+        routes: list[Route] = []
+        gateway = "fe80::1" if version == 6 else str(one.subnets(version)[0].gateway)
+        if number == 0:
+            routes.append(Route("0.0.0.0/0" if version == 4 else "::/0", gateway))
+        elif one.segment.domain not in domains:
+            others = {s.prefix for other in one.domain for s in other.subnets if s.prefix.version == version}
+            routes += [Route(str(prefix), gateway) for prefix in others - taken]
+            taken |= others
+        domains.add(one.segment.domain)
+        if one.port.uid == interface.port.uid:
+            return routes
+    return []
+
+
 def port_flows(port: LocalPort, *, segment: Segment, ofport: int, flags: int) -> Iterator[Flow]:
     """Who the sender is (CLASSIFY), what it may send (PORT_SECURITY), and no answer for its own addresses."""
-    metadata, _ = domain_color(segment.domain, segment.color)
+    flags = flags & FROM_FLAGS | (Flag.SOURCE_COLORED if segment.color else 0)
     actions = (
-        act.set_field("metadata", metadata)
+        act.set_field("metadata", segment.vni << 40 | segment.color << 32 | segment.domain)
         + act.set_field("reg10", port.identity)
         + act.set_field("reg11", ofport)
-        + act.set_field("reg13", flags & FROM_FLAGS)
+        + act.set_field("reg13", flags)
         + act.set_field("reg14", segment.network_number)
         + goto(Stage.PORT_SECURITY)
     )

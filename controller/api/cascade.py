@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from controller import names
-from controller.api.standard import Parts, Standard
+from controller.api.reads import Parts
+from controller.api.standard import Standard
 from controller.caller import current_caller
 from controller.draft import Draft
 from controller.errors import Aborted, FailedPrecondition, NotFound
@@ -14,13 +15,23 @@ from controller.intents.base import Writer, check_etag, stamp, stored_message
 from controller.intents.group import Groups
 from controller.intents.network import Networks
 from controller.intents.port import Ports
+from controller.intents.rollout import Rollouts, owned
 from controller.intents.router import Routers
 from controller.intents.tenant import Tenants
+from controller.rollouts.plan import RolloutSpec
+from controller.rows import Intent
 from tealnet.v1 import tenant_pb2
 
 _ROUNDS = 8
 _MOST = 50  # objects per transaction
 _COMPARES = 4  # per object, at most, of which etcd counts a limited number
+
+
+class _Abandoned(Rollouts):
+    """Rollouts go with their tenant, however far they are."""
+
+    def delete(self, draft: Draft, row: Intent[RolloutSpec]) -> None:
+        self.abandon(draft, row)
 
 
 class Cascade:
@@ -30,14 +41,14 @@ class Cascade:
         self.parts, self.world = parts, parts.store.world
         context = parts.context
         self._ports, self._networks, self._routers = Ports(context), Networks(context), Routers(context)
-        self._tenants, self._groups = Tenants(context), Groups(context)
+        self._tenants, self._rollouts, self._groups = Tenants(context), _Abandoned(context), Groups(context)
 
     async def network(self, request: Any, standard: Standard[Any]) -> None:
         """A network with its ports. Others may create ports meanwhile: they go, too, or the last try loses."""
         name = names.check_name("network", request.name, "name")
         if await standard.is_done(request, name):
             return  # what has the name now is another's
-        await self._check(standard, name, request.etag)
+        await self._check_network(standard, name, request.etag)
 
         def ports() -> list[str]:
             return list(self.world.ports_by_network.keys(name))
@@ -59,6 +70,7 @@ class Cascade:
             return  # what has the name now is another's
         await self._mark(name, request.etag)
         for writer, index in (
+            (self._rollouts, self.world.rollouts_by_tenant),
             (self._ports, self.world.ports_by_tenant),
             (self._networks, self.world.networks_by_tenant),
             (self._routers, self.world.routers_by_tenant),
@@ -98,11 +110,13 @@ class Cascade:
         noted = await self.parts.notes.noting(build, reason="Deleting")
         await self.parts.committer.commit(noted, patience=current_caller().time_left)
 
-    async def _check(self, standard: Standard[Any], name: str, etag: str) -> None:
-        """Before anything goes: the object is there, and the one that the caller means."""
+    async def _check_network(self, standard: Standard[Any], name: str, etag: str) -> None:
+        """Before anything goes: it is there, the one that the caller means, and no rollout moves its traffic."""
 
         def build(draft: Draft) -> None:
-            check_etag(standard.row(draft, name), etag)
+            row = standard.row(draft, name)
+            check_etag(row, etag)
+            draft.must_be_absent(draft.keys.rollout_of(row.uid), owned(name))
 
         await self.parts.committer.commit(build)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller import masks, names
-from controller.api.standard import Parts, Standard, copy_of, row_of
+from controller.api.reads import Parts
+from controller.api.standard import Standard, copy_of, row_of
 from controller.caller import Caller, current_caller
 from controller.draft import Draft, Proposals, Reading
 from controller.errors import ApiError, NotFound, PermissionDenied, invalid
@@ -16,6 +17,7 @@ from controller.intents.group import Groups
 from controller.intents.host import Hosts
 from controller.intents.network import Networks
 from controller.intents.port import Ports
+from controller.intents.rollout import Rollouts
 from controller.intents.router import Routers
 from controller.intents.tenant import Tenants
 from controller.intents.tier import Tiers
@@ -58,6 +60,7 @@ class Planner:
             Routers(context),
             Networks(context),
             Ports(context),
+            Rollouts(context),
             Groups(context),
             Tiers(context),
         ]
@@ -83,6 +86,10 @@ class Planner:
         if not field:
             raise invalid("object", "is missing")
         kind, given = names.kind_of_field(field), getattr(item.object, field)
+        if kind not in self._standards:
+            raise invalid(
+                f"object.{field}", "is not made by documents: traffic moves by SetWeights and by rollouts only"
+            )
         name = names.check_name(kind, given.name, f"{field}.name")
         _allow(kind, name, caller)
         standard = self._standards[kind]
@@ -141,7 +148,7 @@ class Planner:
                 shown.ClearField(unknown)
         if kind == "port":
             shown.addresses[:] = body.addresses
-            shown.mac = body.mac
+            shown.mac, shown.color = body.mac, body.color
         return system_pb2.PlanResult(action=_Action.ACTION_CREATE, after=rendered)
 
     def _absorbed(self, kind: str, name: str, draft: Draft, world: _World, *, mod_revision: int) -> Intent[Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 
-from controller.api.standard import Parts, Standard
+from controller.api.reads import Parts
+from controller.api.standard import Standard
 from controller.intents.group import Groups
 from controller.intents.tier import Tiers
 from tealnet.v1 import security_pb2, security_pb2_grpc

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from controller import masks, names
-from controller.api import filters
-from controller.api.notes import Notes
-from controller.api.present import Presenter
+from controller.api.reads import Parts, Reads
 from controller.caller import Caller, current_caller
-from controller.commit import Committed, Committer, Effect
+from controller.commit import Committed, Effect
 from controller.decode import intent
 from controller.draft import Draft, Written
 from controller.errors import ApiError, NotFound
 from controller.etcd.types import KeyValue
 from controller.fields import Violations, unknown
-from controller.intents.base import Context, Writer, check_etag, stored_message
+from controller.intents.base import Writer, check_etag, stored_message
 from controller.intents.group import ensure_default
 from controller.keys import OWNED
-from controller.requests import Replay, Requests, Ticket
+from controller.requests import Replay, Ticket
 from controller.rows import Intent
 from controller.store import Store
 
 M = TypeVar("M", bound=Message)
-R = TypeVar("R", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What all services need."""
-
-    store: Store
-    committer: Committer
-    requests: Requests
-    notes: Notes
-    presenter: Presenter
-    context: Context
-
-
-class Standard(Generic[M]):
+class Standard(Reads[M]):
     """The standard methods of one kind."""
 
     def __init__(self, parts: Parts, writer: Writer) -> None:
-        self.parts, self.writer, self.kind = parts, writer, writer.kind
-        self.field = names.field_of(self.kind)
-        self.world = parts.store.world
+        super().__init__(parts, writer.kind)
+        self.writer = writer
 
     # ---- writing
 
@@ -111,7 +94,7 @@ class Standard(Generic[M]):
         return False
 
     async def _ticket(self, request: Any, name: str) -> Ticket | None:
-        tenant = names.tenant_of(name) if self.kind in OWNED else ""
+        tenant = names.tenant_of(name) if self.kind in names.IN_TENANT else ""
         return await self.parts.requests.ticket(request, tenant=tenant, request_id=request.request_id)
 
     def body(self, given: Any, *, name: str) -> Any:
@@ -189,62 +172,6 @@ class Standard(Generic[M]):
         if row is None or row.uid != replay.record.uid:
             raise NotFound(replay.record.name)
         return self.parts.presenter.message(self.kind, row, caller)
-
-    # ---- reading
-
-    async def get(self, request: Any) -> M:
-        """Get, AIP-131."""
-        name, caller = names.check_name(self.kind, request.name, "name"), current_caller()
-        await filters.fresh(self.parts.store, request.read)
-        row = getattr(self.world, f"{self.kind}s").rows.get(name)
-        if row is None or not self.parts.presenter.sees(self.kind, row, caller):
-            raise NotFound(name)
-        message: M = self.parts.presenter.message(self.kind, row, caller)
-        return message
-
-    async def list(self, request: Any, response: R) -> R:
-        """List, AIP-132: pages by name; not a snapshot."""
-        caller = current_caller()
-        info = await filters.fresh(self.parts.store, request.read)
-        parent = request.parent if self.kind in OWNED else ""
-        candidates = self._candidates(parent, caller)
-        keeps = self.keeps(request.filter)
-        size = filters.page_size(request.page_size)
-        bound_to = f"{self.kind}\0{parent}\0{request.filter}"
-        ordered, token_after = filters.page(
-            candidates, size=request.page_size, token=request.page_token, bound_to=bound_to
-        )
-        answer: Any = response
-        found = getattr(answer, f"{self.field}s")
-        rows = getattr(self.world, f"{self.kind}s").rows
-        for name in ordered:
-            row = rows[name]
-            if not self.parts.presenter.sees(self.kind, row, caller) or not keeps(row):
-                continue
-            if len(found) == size:
-                answer.next_page_token = token_after(found[-1].name)
-                break
-            found.append(self.parts.presenter.message(self.kind, row, caller))
-        answer.info.CopyFrom(info)
-        return response
-
-    def keeps(self, text: str) -> Callable[[Intent[Any]], bool]:
-        """A filter as a function of rows; ports override it. Raises Invalid."""
-        select = filters.selector(text)
-        return lambda row: select(row.labels)
-
-    def _candidates(self, parent: str, caller: Caller) -> Iterable[str]:
-        rows: dict[str, Any] = getattr(self.world, f"{self.kind}s").rows
-        if self.kind not in OWNED:
-            return rows
-        if parent == f"tenants/{names.ANY}":
-            parent = caller.tenant
-            if not parent:
-                return rows
-        elif names.check_parent(parent, "parent") not in self.world.tenants.rows:
-            raise NotFound(parent)
-        index = getattr(self.world, f"{self.kind}s_by_tenant")
-        return list(index.keys(parent))
 
 
 def copy_of(message: Any) -> Any:

@@ -14,19 +14,21 @@ from controller.api.present import Presenter
 from controller.caller import current_caller
 from controller.decode import tenant_of
 from controller.errors import NotFound, PermissionDenied, invalid
+from controller.etcd import StoreError
 from controller.events import Events
 from controller.hosts import timestamp
 from controller.keys import COLLECTIONS
 from controller.members import ports_of_group
-from controller.names import kind_of, word_of
+from controller.names import kind_of, network_of, split_of, word_of
 from controller.status import Status
 from controller.store import Store
-from controller.sync import Domains, Outcome, Sync
+from controller.sync import Domains, Outcome, Sync, number_in
 from controller.watch import Interest, Watches
 from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 
 _TIMEOUT = 10.0  # seconds, if a Sync does not say
 _LONGEST = 3600.0
+_STATUS_PATIENCE = 0.5  # seconds that a status waits for hosts that are behind
 _KINDS = {word_of(kind): kind for kind in COLLECTIONS}
 _EVENTS = 1000
 
@@ -74,7 +76,8 @@ class System(system_pb2_grpc.SystemServiceServicer):
         if not parent:
             return None
         if kind_of(parent) in ("", "host", "tier"):
-            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router, port or security group")
+            what = "a tenant, network, router, port, split or security group"
+            raise invalid("parent", f"{parent[:200]!r} is not {what}")
         if own and tenant_of(parent) != own:
             raise NotFound(parent, field="parent")
         world, of_network = self.world, self.parts.sync.sessions.resources.of_hosts.domain_of_network.rows
@@ -82,9 +85,15 @@ class System(system_pb2_grpc.SystemServiceServicer):
             case ["tenants", _] if parent in world.tenants.rows:
                 networks = world.networks_by_tenant.keys(parent)
                 routers = (world.routers.rows[name] for name in world.routers_by_tenant.keys(parent))
-                return frozenset(of_network[n] for n in networks if n in of_network) | {r.spec.domain for r in routers}
+                known = {of_network[n] for n in networks if n in of_network} | {r.spec.domain for r in routers}
+                # Those of networks that are gone, as long as a host has not let go of their ports.
+                left = {t.domain for t in world.tombstones.rows.values() if t.port_name.startswith(f"{parent}/")}
+                return frozenset(known | left) - {0}
             case ["tenants", _, "networks", _] if parent in world.networks.rows:
                 return frozenset({of_network[parent]} if parent in of_network else ())
+            case ["tenants", _, "networks", _, _] if parent in world.splits.rows:
+                network = world.splits.rows[parent].spec.network
+                return frozenset({of_network[network]} if network in of_network else ())
             case ["tenants", _, "routers", _] if parent in world.routers.rows:
                 return frozenset({world.routers.rows[parent].spec.domain})
             case ["tenants", _, "ports", _] if parent in world.ports.rows:
@@ -127,10 +136,12 @@ class System(system_pb2_grpc.SystemServiceServicer):
         names: list[str] = []
         if kind in ("endpoint", "localport"):
             names = self.world.ports_by_uid.keys(ident)
-        elif kind == "segment" and ident.isdecimal():
-            names = self.world.networks_by_vni.keys(int(ident))
-        elif kind == "rules" and ident.isdecimal():
-            names = sorted(self.world.ports_by_identity.keys(int(ident)))
+        elif kind == "segment":
+            names = self.world.networks_by_vni.keys(number_in(ident))
+        elif kind == "weights":
+            names = [split_of(name) for name in self.world.networks_by_uid.keys(ident)]
+        elif kind == "rules":
+            names = sorted(self.world.ports_by_identity.keys(number_in(ident)))
         return next((name for name in names if self._sees(name)), key)
 
     def _sees(self, name: str) -> bool:
@@ -189,9 +200,21 @@ class System(system_pb2_grpc.SystemServiceServicer):
             return response
         response.etcd.extend(await self.parts.members())
         response.replicas.extend(self._replicas())
+        reached = await self._reached()
         for name in sorted(world.hosts.rows):
-            response.hosts.append(self.parts.presenter.message("host", world.hosts.rows[name], caller))
+            host = self.parts.presenter.message("host", world.hosts.rows[name], caller)
+            host.status.synced_revision = reached.get(host.uid, host.status.synced_revision)
+            response.hosts.append(host)
+        response.revision = max((response.revision, *reached.values()))
         return response
+
+    async def _reached(self) -> dict[str, int]:
+        """How far each host in session is, by uid, also of those that other replicas serve; nothing without a store."""
+        try:
+            outcome = await self.parts.sync.ask(revision=0, domains=None, timeout=_STATUS_PATIENCE)
+        except StoreError:
+            return {}
+        return dict.fromkeys(outcome.synced, outcome.revision) | outcome.behind
 
     def _port_states(self, tenant: str) -> list[system_pb2.PortCount]:
         names = self.world.ports_by_tenant.keys(tenant) if tenant else list(self.world.ports.rows)
@@ -238,7 +261,12 @@ class System(system_pb2_grpc.SystemServiceServicer):
         return system_pb2.ListEventsResponse(events=found[-(request.page_size or _EVENTS) :])
 
     def _uid(self, name: str) -> str:
-        """The uid whose events are to be read; "" (all) for tenants and for objects that are gone."""
+        """The uid whose events are to be read; "" (all) for tenants and for objects that are gone.
+
+        A split's are its network's.
+        """
+        if kind_of(name) == "split":
+            name = network_of(name)
         world = self.world
         for table in (world.hosts, world.networks, world.routers, world.ports, world.groups, world.tiers):
             if row := table.rows.get(name):

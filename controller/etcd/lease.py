@@ -79,7 +79,8 @@ class Lease:
         try:
             while True:
                 sent = time.monotonic()
-                answer = await asyncio.wait_for(self._renew(call), patience)
+                async with asyncio.timeout(patience):
+                    answer = await self._renew(call)
                 if answer is None:
                     break
                 if answer.TTL <= 0:

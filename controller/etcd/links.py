@@ -146,6 +146,7 @@ async def _connected(channel: grpc.aio.Channel, deadline: float) -> bool:
         if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             return False
         try:
-            await asyncio.wait_for(channel.wait_for_state_change(state), left)
+            async with asyncio.timeout(left):
+                await channel.wait_for_state_change(state)
         except TimeoutError:
             return False

@@ -14,6 +14,7 @@ from controller.rows import Address, Attach, PortSpec, Prefix
 from controller.scopes import Scopes
 from controller.world import World
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.rows.colors import FEATURE
 from tealnet.core.rows.stream import endpoint_key, hostpeer_key, localport_key, segment_key
 from tealnet.core.tables import Derived, Graph, Read
 
@@ -64,10 +65,11 @@ class L2:
         if domain is None:
             return None
         for network in read.all(self.world.networks_by_vni, vni):
-            spec = network.spec
+            spec, segment = network.spec, next(s for s in network.spec.segments if s.vni == vni)
             message = pb.Segment(
                 domain=domain,
-                color=next(s.color_number for s in spec.segments if s.vni == vni),
+                color=segment.color_number,
+                base=segment.was_base,
                 network_number=spec.number,
                 mtu=spec.mtu or self.default_mtu,
                 subnets=[
@@ -75,7 +77,8 @@ class L2:
                     for cidr, gateway in zip(spec.cidrs, spec.gateways, strict=True)
                 ],
             )
-            return Resource(f"domain/{domain}", segment_key(vni), message.SerializeToString())
+            requires = (FEATURE,) if message.color else ()
+            return Resource(f"domain/{domain}", segment_key(vni), message.SerializeToString(), requires)
         return None
 
     def _endpoint_body(self, read: Read, uid: str) -> EndpointBody | None:
@@ -109,6 +112,7 @@ class L2:
             _, tenant, _, own = name.split("/")
             spec = port.spec
             interface = "" if spec.kind is Attach.DEVICE else spec.interface
+            where = "" if spec.kind is Attach.NETNS and spec.where == own else spec.where
             message = pb.LocalPort(
                 vni=vni,
                 addresses=[a.packed for a in spec.addresses],
@@ -117,7 +121,7 @@ class L2:
                 sources=self._sources(read, spec),
                 tenant=tenant,
                 name=own,
-                attachment=pb.LocalAttachment(kind=_KIND[spec.kind], where=spec.where, interface=interface),
+                attachment=pb.LocalAttachment(kind=_KIND[spec.kind], where=where, interface=interface),
             )
             if not read.get(self.scopes.guarded, spec.network):
                 return LocalPortBody(message.SerializeToString(), ())

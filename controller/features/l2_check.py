@@ -163,12 +163,17 @@ def overlapping(prefix: Prefix, others: Iterable[Prefix]) -> Prefix | None:
     return None
 
 
-def mtu_limit(message_mtu: int, hosts: Iterable[tuple[str, int, int]], found: Violations) -> None:
-    """The effective MTU against what hosts' underlays carry: (host, underlay MTU, IP version of its tunnels).
+def tunnel_room(underlay: int, version: int) -> int:
+    """The largest packet that an underlay of this MTU carries inside a tunnel of this IP version.
 
     VXLAN takes 50 bytes over IPv4, 70 over IPv6 (RFC 7348, 5: the inner Ethernet header counts, the outer does not).
     """
-    room = [(underlay - (50 if version == 4 else 70), host, underlay) for host, underlay, version in hosts if underlay]
+    return underlay - (50 if version == 4 else 70)
+
+
+def mtu_limit(message_mtu: int, hosts: Iterable[tuple[str, int, int]], found: Violations) -> None:
+    """The effective MTU against what hosts' underlays carry: (host, underlay MTU, IP version of its tunnels)."""
+    room = [(tunnel_room(underlay, version), host, underlay) for host, underlay, version in hosts if underlay]
     if room and message_mtu > min(room)[0]:
         most, host, underlay = min(room)
         found.add(
@@ -184,6 +189,8 @@ def port_fields(message: port_pb2.Port, found: Violations) -> None:
     fields.common(message, found)
     if message.network and kind_of(message.network) != "network":
         found.add("network", f"{message.network[:200]!r} is not a name like tenants/TENANT/networks/NETWORK")
+    if message.color and not fields.NAME.fullmatch(message.color):
+        found.add("color", f"{message.color[:80]!r} is not a name: {fields.NAME_HELP}")
     if message.host and kind_of(message.host) != "host":
         found.add("host", f"{message.host[:200]!r} is not a name like hosts/HOST")
     if message.mac:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from controller.draft import Draft
 from controller.errors import Blocker, FailedPrecondition, NotFound
-from controller.rows import Attach, HostSpec, Intent, Labels, TenantSpec
+from controller.features.l2_check import tunnel_room
+from controller.rows import Attach, HostSpec, Intent, Labels, NetworkSpec, TenantSpec
 
 
 def may_use(tenant: TenantSpec, host: Intent[HostSpec]) -> bool:
@@ -42,3 +43,25 @@ def place(draft: Draft, tenant: Intent[TenantSpec], *, host: str) -> Intent[Host
         text = f"{host} is {what} and takes no new ports"
         raise FailedPrecondition(text, [Blocker(f"HOST_{what.upper()}", host, text)], reason=f"HOST_{what.upper()}")
     return row
+
+
+def tunnel_version(host: HostSpec) -> int:
+    """The IP version of a host's tunnels; 4 until its tunnel address is known."""
+    return host.vtep.version if host.vtep else 4
+
+
+def check_room(draft: Draft, host: Intent[HostSpec], network: Intent[NetworkSpec], *, default_mtu: int) -> None:
+    """Whether a host's underlay, as it was reported last, carries a network's packets. Raises FailedPrecondition.
+
+    Where it does not, its workloads would lose their large packets and nobody would hear of it.
+    """
+    status = draft.reading.world.host_status.rows.get(host.uid)
+    mtu = network.spec.mtu or default_mtu
+    if status is None or not status.underlay_mtu or mtu <= tunnel_room(status.underlay_mtu, tunnel_version(host.spec)):
+        return
+    most = tunnel_room(status.underlay_mtu, tunnel_version(host.spec))
+    text = (
+        f"{host.name} takes no ports of {network.name}: the MTU of the network is {mtu}, "
+        f"the host's underlay (MTU {status.underlay_mtu}) has room for {most}"
+    )
+    raise FailedPrecondition(text, [Blocker("MTU_TOO_LARGE", host.name, text)], reason="MTU_TOO_LARGE")

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from controller import decode
 from controller.draft import Draft
 from controller.errors import Blocker, FailedPrecondition, NotFound, invalid
-from controller.etcd.types import KeyValue
+from controller.etcd.types import KeyValue, Page, prefix_end
 from controller.features import l2_check as check
+from controller.features.colors_check import segment_of
 from controller.features.security_check import port_groups, port_groups_default
 from controller.fields import Violations
 from controller.intents import addresses
@@ -28,7 +29,7 @@ from controller.intents.base import (
     take_slot,
 )
 from controller.intents.identity import identity_of
-from controller.intents.placement import check_kind, place
+from controller.intents.placement import check_kind, check_room, place
 from controller.intents.references import existing_group, refer
 from controller.masks import OUTPUT, Policy
 from controller.names import short, tenant_of
@@ -79,9 +80,13 @@ class Ports:
         network = draft.reading.row("network", message.network)
         if network is None:
             raise NotFound(message.network, field="port.network")
-        spec = self._shape(name, message, network.spec, store_pb2.Issued())
+        segment = segment_of(network, message.color)
+        message.color = ""  # the segment's, whose name may change
+        spec = self._shape(name, message, network.spec, store_pb2.Issued(segment_uid=segment.uid))
         check_kind(tenant, spec.kind)
         host = place(draft, tenant, host=message.host)
+        if host:
+            check_room(draft, host, network, default_mtu=self.context.settings.default_mtu)
         own = Own(name, new_uid())
         limit = tenant.spec.max_ports or self.context.settings.quota_ports
         quota = Quota("port", limit, draft.reading.world.ports_by_slot)
@@ -91,13 +96,13 @@ class Ports:
         issued = store_pb2.Issued(
             identity=identity_of(draft, tenant.uid, groups, rng=self.context.rng),
             group_uids=groups,
-            segment_uid=network.spec.segments[0].uid,
+            segment_uid=segment.uid,
             network_uid=network.uid,
             host_uid=host.uid if host else "",
             tenant_uid=tenant.uid,
         )
         if host:
-            self._bind(draft, spec, own, host_uid=host.uid)
+            self._bind(draft, spec, own, host_uid=host.uid, tenant_uid=tenant.uid)
         self._refer(draft, issued, own)
         message.name = name
         stamp(message, draft.now, created=draft.now)
@@ -107,15 +112,15 @@ class Ports:
         self, draft: Draft, network: Intent[NetworkSpec], message: port_pb2.Port, *, spec: PortSpec, own: Own
     ) -> None:
         """Claim what was asked for, choose the rest, and write it into the message."""
-        given = list(spec.addresses)
+        given, segment = list(spec.addresses), spec.segment_uid
         for address in given:
-            addresses.claim(draft, network, address, name=own.name, uid=own.uid)
-        chosen = given or addresses.choose(draft, network, value=own.value, context=self.context)
+            addresses.claim(draft, network, address, segment=segment, name=own.name, uid=own.uid)
+        chosen = given or addresses.choose(draft, network, segment=segment, value=own.value, context=self.context)
         message.addresses[:] = [str(address) for address in chosen]
         if message.mac:
-            self._claim_mac(draft, network.spec.segments[0].uid, message.mac, own)
+            self._claim_mac(draft, segment, message.mac, own)
         else:
-            message.mac = addresses.choose_mac(draft, network, chosen[0], value=own.value)
+            message.mac = addresses.choose_mac(draft, network, chosen[0], segment=segment, value=own.value)
 
     # ---- T4
 
@@ -126,6 +131,7 @@ class Ports:
         if network is None:  # only in a store that was edited by hand
             raise NotFound(old.network, field="port.network")
         check.port_defaults(message, short(row.name))
+        self._same_color(row, message, network)
         spec = self._shape(row.name, message, network.spec, issued)
         moved = spec.host != old.host
         host_uid = issued.host_uid
@@ -136,16 +142,18 @@ class Ports:
             check_kind(tenant, spec.kind)
             if moved:
                 host = place(draft, tenant, host=spec.host)
+                if host:
+                    check_room(draft, host, network, default_mtu=self.context.settings.default_mtu)
                 host_uid = host.uid if host else ""
         self._change_addresses(draft, network, row, spec, host_uid=issued.host_uid)
         if spec.mac != old.mac:
             draft.delete(draft.keys.mac(issued.segment_uid, old.mac))
             self._claim_mac(draft, issued.segment_uid, spec.mac, own)
-        before = self._place_key(draft, old, issued.host_uid)
-        if before != self._place_key(draft, spec, host_uid):
+        before = _place_key(draft, old, issued.host_uid, tenant_uid=issued.tenant_uid)
+        if before != _place_key(draft, spec, host_uid, tenant_uid=issued.tenant_uid):
             if before:
                 draft.delete(before)
-            self._bind(draft, spec, own, host_uid=host_uid)
+            self._bind(draft, spec, own, host_uid=host_uid, tenant_uid=issued.tenant_uid)
         if moved:
             self._move(draft, row, network, issued, host_uid)
         issued.host_uid = host_uid
@@ -160,7 +168,8 @@ class Ports:
         """New addresses are claimed; each that goes has a tombstone of its own: quarantine only, never proof."""
         for address in spec.addresses:
             if address not in row.spec.addresses:
-                addresses.claim(draft, network, address, name=row.name, uid=row.uid)
+                segment = row.spec.segment_uid
+                addresses.claim(draft, network, address, segment=segment, name=row.name, uid=row.uid)
         for address in row.spec.addresses:
             if address not in spec.addresses:
                 key = draft.keys.address_tombstone(host_uid=host_uid or NOWHERE, port_uid=row.uid, address=address)
@@ -210,13 +219,21 @@ class Ports:
             draft, row, tombstone, list(row.spec.addresses), network=network, host_uid=issued.host_uid, reason="DELETED"
         )
         draft.delete(keys.mac(issued.segment_uid, row.spec.mac))
-        if place_key := self._place_key(draft, row.spec, issued.host_uid):
+        if place_key := _place_key(draft, row.spec, issued.host_uid, tenant_uid=issued.tenant_uid):
             draft.delete(place_key)
         draft.delete(keys.slot(tenant_uid=issued.tenant_uid, kind="port", slot=row.slot))
         for kind, uid in _referents(issued):
             draft.delete(keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=row.uid))
 
     # ---- parts
+
+    def _same_color(self, row: Intent[PortSpec], message: port_pb2.Port, network: Intent[NetworkSpec]) -> None:
+        color = network.spec.color_of(row.spec.segment_uid)
+        if message.color not in ("", color):
+            now = f"it is {color!r}" if color else f"{network.name} has no colors"
+            text = f"cannot be changed; {now}. Create another port in {message.color[:80]!r}"
+            raise invalid("port.color", text)
+        message.color = ""
 
     def _shape(self, name: str, message: port_pb2.Port, network: NetworkSpec, issued: store_pb2.Issued) -> PortSpec:
         found = Violations("port")
@@ -244,6 +261,7 @@ class Ports:
             acked=not host_uid,
             network_uid=issued_of(row).network_uid,
             quarantine_seconds=network.spec.quarantine if network else decode.QUARANTINE,
+            domain=_domain(draft, network) if network else 0,
         )
         draft.put(key, tombstone.SerializeToString())
 
@@ -255,23 +273,46 @@ class Ports:
 
         draft.claim(draft.keys.mac(segment_uid, mac), own.value, refuse=refuse)
 
-    def _place_key(self, draft: Draft, spec: PortSpec, host_uid: str) -> bytes | None:
-        """The key by which one port alone has an interface or device of a host."""
-        if not host_uid:
-            return None
-        if spec.kind is Attach.DEVICE:
-            return draft.keys.device(host_uid, spec.where)
-        # The agent names the namespaces it makes <tenant>.<namespace>; a path begins with a slash.
-        namespace = f"{short(spec.tenant)}.{spec.where}" if spec.kind is Attach.NETNS else spec.where
-        return draft.keys.nic(host_uid=host_uid, namespace=namespace, interface=spec.interface)
-
-    def _bind(self, draft: Draft, spec: PortSpec, own: Own, *, host_uid: str) -> None:
-        if key := self._place_key(draft, spec, host_uid):
-            draft.claim(key, own.value, refuse=_place_taken(spec, own))
+    def _bind(self, draft: Draft, spec: PortSpec, own: Own, *, host_uid: str, tenant_uid: str) -> None:
+        """Claim the interface or device. A namespace named by its path has interfaces of one tenant only."""
+        key = _place_key(draft, spec, host_uid, tenant_uid=tenant_uid)
+        if key is None:
+            return
+        draft.claim(key, own.value, refuse=_place_taken(spec, own))
+        if spec.kind is Attach.NETNS_PATH:
+            every = draft.keys.nics(host_uid, _namespace(spec))
+            mine = every + f"{tenant_uid}/".encode()
+            for start, end in ((every, mine), (prefix_end(mine), prefix_end(every))):
+                draft.must_be_empty(start, end, _namespace_taken(spec))
 
     def _refer(self, draft: Draft, issued: store_pb2.Issued, own: Own) -> None:
         for kind, uid in _referents(issued):
             draft.put(draft.keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=own.uid), own.value)
+
+
+def _domain(draft: Draft, network: Intent[NetworkSpec]) -> int:
+    """The routing domain of a network, as it is known now."""
+    router = draft.reading.peek("router", network.spec.router) if network.spec.router else None
+    domain: int = router.spec.domain if router else network.spec.own_domain
+    return domain
+
+
+def _namespace(spec: PortSpec) -> str:
+    """A namespace as hosts tell it apart: the agent names those it makes <tenant>.<namespace>; a path has slashes."""
+    if spec.kind is Attach.NETNS:
+        return f"{short(spec.tenant)}.{spec.where}"
+    return spec.where.removeprefix("/var") if spec.where.startswith("/var/run/") else spec.where
+
+
+def _place_key(draft: Draft, spec: PortSpec, host_uid: str, *, tenant_uid: str) -> bytes | None:
+    """The key by which one port alone has an interface or device of a host."""
+    if not host_uid:
+        return None
+    if spec.kind is Attach.DEVICE:
+        return draft.keys.device(host_uid, spec.where)
+    return draft.keys.nic(
+        host_uid=host_uid, namespace=_namespace(spec), tenant_uid=tenant_uid, interface=spec.interface
+    )
 
 
 def _referents(issued: store_pb2.Issued) -> list[tuple[str, str]]:
@@ -298,5 +339,13 @@ def _place_taken(spec: PortSpec, own: Own) -> Callable[[KeyValue], FailedPrecond
         what = f"interface {spec.interface} in {spec.where}" if spec.interface else f"device {spec.where}"
         text = f"{what} on {spec.host} is taken by {who}"
         return FailedPrecondition(text, [Blocker("INTERFACE_IN_USE", who, text)], reason="INTERFACE_IN_USE")
+
+    return refuse
+
+
+def _namespace_taken(spec: PortSpec) -> Callable[[Page], FailedPrecondition]:
+    def refuse(_: Page) -> FailedPrecondition:
+        text = f"{spec.where} on {spec.host} has an interface of another tenant"
+        return FailedPrecondition(text, [Blocker("NAMESPACE_IN_USE", spec.where, text)], reason="NAMESPACE_IN_USE")
 
     return refuse

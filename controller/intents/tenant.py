@@ -38,7 +38,7 @@ class Tenants:
                 found.add(f"placement.kinds[{i}]", f"{kind} is not NETNS, NETNS_PATH or DEVICE")
         if len(message.placement.kinds) > len(set(message.placement.kinds)):
             found.add("placement.kinds", "a kind stands here twice")
-        for quota in ("networks", "routers", "ports", "security_groups"):
+        for quota in ("networks", "routers", "ports", "rollouts", "security_groups"):
             if getattr(message.quota, quota) > _MOST:
                 found.add(f"quota.{quota}", f"at most {_MOST}; 0 means the default")
         check_time(message.revoked_before, "revoked_before", found)

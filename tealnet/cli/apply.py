@@ -13,6 +13,7 @@ import click
 from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.documents import SET_LABEL, BadDocument, Document, bare_first, read_files
+from tealnet.cli.explain import explain, is_unreachable
 from tealnet.cli.objects import counted, delete_all
 from tealnet.cli.options import confirm, files_option, tenant_option, wait_options, yes_option
 from tealnet.cli.plan import located, print_plan
@@ -90,7 +91,9 @@ def load(session: Session, files: Sequence[str]) -> list[Document]:
     try:
         documents = read_files(files, tenant=session.own_tenant())
     except BadDocument as error:
-        raise Failure(str(error), code=2) from None
+        lines = str(error).splitlines()
+        text = "\n  ".join(["documents are wrong, nothing was done", *lines]) if len(lines) > 1 else lines[0]
+        raise Failure(text, code=2) from None
     if not documents:
         raise Failure(f"no documents in {', '.join(files)}", code=2)
     return sorted(documents, key=lambda d: kinds.KINDS.index(d.kind))
@@ -115,35 +118,49 @@ def _dry_run(session: Session, documents: Sequence[Document], *, prune_set: str)
 def apply_all(session: Session, documents: Sequence[Document]) -> int:
     """Kind by kind, in parallel inside a kind; a failed document fails its dependents, others go on.
 
-    Prints a line for each and a sum; returns how many failed or were skipped.
+    Prints a line for each and a sum; returns how many failed or were skipped. Raises Failure when the controller is
+    out of reach: the rest would only fail with the same words.
     """
     from tealnet.client import ApiError
 
+    lost: list[str] = []  # why there is no connection, once there is none
     bad: dict[str, str] = {}
     counts: Counter[str] = Counter()
     started = time.monotonic()
     _ = session.client  # made before threads share it
 
-    def one(document: Document) -> tuple[str, str]:
+    def one(document: Document) -> tuple[str, str, str]:
         blocked = sorted(document.needs() & bad.keys())
         if blocked:
-            return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})"
+            return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})", ""
+        if lost:
+            return "lost", "", ""
         try:
             done = put(session, document)
+            return done, done, notice(session, document)
         except ApiError as error:
-            return "failed", f"failed: {located(session, document, error)}"
-        return done, done
+            if is_unreachable(error):
+                lost.append(explain(error, session))
+                return "lost", "", ""
+            return "failed", f"failed: {located(session, document, error)}", ""
 
     with Progress("applying") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
         made: set[str] = set()
         for kind in kinds.KINDS:
             batch = [d for d in documents if d.kind is kind]
             made.update(pool.map(lambda d: _make_bare(session, d), bare_first(batch)))
-            for document, (outcome, text) in zip(batch, pool.map(one, batch), strict=True):
+            for document, (outcome, text, more) in zip(batch, pool.map(one, batch), strict=True):
                 if document.name in made and outcome in ("changed", "unchanged"):
                     outcome = text = "created"
+                if outcome == "lost":
+                    raise Failure(
+                        f"{lost[0]}\n  {counts.total()} of {len(documents)} documents were dealt with before; "
+                        "run it again: what is there already stays as it is"
+                    )
                 wrong = outcome in ("skipped", "failed")
                 progress.say(f"{document.title} {output.painted(text) if not wrong else text}", err=wrong)
+                if more:
+                    progress.say(more, err=True)
                 counts[outcome] += 1
                 progress.step(f"applying: {counts.total()} of {len(documents)}")
                 if wrong:
@@ -186,6 +203,28 @@ def put(session: Session, document: Document) -> str:
         before = client.get(document.name)  # somebody else has just created it
     after = client.update(document.body, mask=document.mask) if document.mask else before
     return "unchanged" if after.etag == before.etag else "changed"
+
+
+def notice(session: Session, document: Document) -> str:
+    """What a person should know about a document that was applied; mostly nothing. Raises ApiError."""
+    from tealnet.client import ApiError
+
+    wanted = {color: weight for color, weight in getattr(document.body, "initial_weights", {}).items() if weight}
+    if document.kind is not kinds.NETWORK or not wanted:
+        return ""
+    try:
+        split = session.client.get(kinds.split_of(document.name))
+    except ApiError:
+        return ""
+    now = {color: weight for color, weight in split.weights.items() if weight}
+    total, total_now = sum(wanted.values()), sum(now.values())
+    if all(wanted.get(c, 0) * total_now == now.get(c, 0) * total for c in wanted | now):
+        return ""
+    return (
+        f"  note: the weights of {output.named(document.name)} are {output.weights(split)}, not the initial_weights of "
+        f"{document.line_of('initial_weights')}:\n  those count when a network gets its first colors; later "
+        "`teal color set-weights` moves traffic"
+    )
 
 
 def _parents(documents: Sequence[Document]) -> list[str]:

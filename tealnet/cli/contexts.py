@@ -130,9 +130,12 @@ def put_context(name: str, settings: dict[str, str]) -> None:
 
 
 def drop_context(name: str) -> None:
-    """Forget a context; the absent is forgotten already."""
+    """Forget a context; the absent is forgotten already.
+
+    If it was the current one, none is: the next command must not go to a controller that nobody has chosen.
+    """
     config = load_config()
     if config["contexts"].pop(name, None) is not None:
         if config.get("current") == name:
-            config["current"] = next(iter(config["contexts"]), "")
+            config["current"] = ""
         save_config(config)

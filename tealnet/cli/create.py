@@ -10,9 +10,9 @@ import click
 from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.group import Suggesting
-from tealnet.cli.options import output_option, tenant_option, wait_options
+from tealnet.cli.options import output_option, tenant_option, wait_options, weight_of
 from tealnet.cli.session import Failure, Session, pass_session
-from tealnet.cli.targets import complete_names
+from tealnet.cli.targets import complete_colors, complete_names
 from tealnet.cli.waiting import wait_for
 from tealnet.kinds import Kind
 
@@ -76,7 +76,7 @@ def finish(session: Session, kind: Kind, name: str, body: Any, **end: Unpack[End
     said = ""
     if end["wait"]:
         scope = "" if kind in (kinds.HOST, kinds.TIER) else made.name
-        only = made.name if kind is kinds.PORT else ""  # failures of others' ports are not this one's
+        only = [made.name] if kind is kinds.PORT else []  # failures of others' ports are not this one's
         said = wait_for(session, parents=[scope], timeout=end["timeout"], revision=made.revision, only=only)
         made = session.client.get(made.name)
     if kind is kinds.PORT and plain:
@@ -183,6 +183,12 @@ def _issue(pki: Path, tenant: str, directory: Path) -> None:
     default="enforce",
     help="off: all ports trust each other. [enforce]",
 )
+@click.option(
+    "--color", "colors", multiple=True, help="A color: blue, green, …; repeatable. `teal color -h` says more."
+)
+@click.option(
+    "--weight", "weights", multiple=True, metavar="COLOR=WEIGHT", help="How traffic begins; default: all to the first."
+)
 @labels_option
 @ending
 @pass_session
@@ -198,6 +204,8 @@ def create_network(
     mtu: int,
     dns: tuple[str, ...],
     policy: str,
+    colors: tuple[str, ...],
+    weights: tuple[str, ...],
     labels: tuple[str, ...],
     **end: Unpack[Ending],
 ) -> None:
@@ -205,6 +213,7 @@ def create_network(
 
     \b
       teal create network acme/web --cidr 10.0.0.0/24 --cidr fd00::/64 --router main
+      teal create network acme/web --cidr 10.0.0.0/24 --color blue --color green
     """
     from tealnet.v1 import network_pb2
 
@@ -216,7 +225,11 @@ def create_network(
         mtu=mtu,
         labels=pairs_of(labels),
         policy=f"POLICY_{policy.upper()}",
+        colors=colors,
     )
+    for word in weights:
+        color, weight = weight_of(word, hint="--weight")
+        body.initial_weights[color] = weight
     if router:
         body.router = session.name_of(kinds.ROUTER, router)
     body.dns.servers.extend(dns)
@@ -254,6 +267,12 @@ def create_router(
 @click.argument("name")
 @tenant_option
 @click.option("--network", required=True, help="The network.", shell_complete=_networks)
+@click.option(
+    "--color",
+    default="",
+    help="Of a network with colors: which; needed if it has several.",
+    shell_complete=complete_colors,
+)
 @click.option("--host", default="", help="The host; left out: on none yet.", shell_complete=_hosts)
 @click.option("--address", "addresses", multiple=True, help="Instead of an automatic one; repeatable.")
 @click.option("--mac", default="", help="Instead of the derived one.")
@@ -272,6 +291,7 @@ def create_port(
     name: str,
     tenant: str,
     network: str,
+    color: str,
     host: str,
     addresses: tuple[str, ...],
     mac: str,
@@ -289,6 +309,7 @@ def create_port(
     \b
       teal create port acme/web-1 --network web --host h1 --wait
       teal create port acme/db-web --network web --host h1 --namespace db-1 --interface eth1
+      teal create port acme/web-1g --network web --color green --address 10.0.0.5 --host h2    a twin of a blue one
     """
     from tealnet.v1 import port_pb2
 
@@ -298,6 +319,7 @@ def create_port(
     kind = "NETNS_PATH" if path else "DEVICE" if device else "NETNS"
     body = port_pb2.Port(
         network=session.name_of(kinds.NETWORK, network),
+        color=color,
         host=session.name_of(kinds.HOST, host) if host else "",
         attachment=port_pb2.Attachment(
             kind=f"ATTACHMENT_KIND_{kind}", namespace=namespace, interface=interface, path=path, device=device
@@ -352,5 +374,5 @@ def move(session: Session, *, name: str, tenant: str, host: str, wait: bool, tim
     origin = f"from {output.short(before.host)} " if before.host else ""
     click.echo(f"{output.title(full)} moves {origin}to {output.short(moved.host)}")
     if wait:
-        said = wait_for(session, parents=[full], timeout=timeout, revision=moved.revision, only=full)
+        said = wait_for(session, parents=[full], timeout=timeout, revision=moved.revision, only=[full])
         click.echo(f"{port_in_words(session.client.get(full))}; {said}")

@@ -58,7 +58,7 @@ def create_group(
     labels: tuple[str, ...],
     **end: Unpack[Ending],
 ) -> None:
-    """A security group: which connections its ports may accept and open.
+    """A security group: what its ports accept and open.
 
     \b
       teal create group acme/web --ingress 'tcp 80,443 from anyone' --ingress 'icmp 8' --egress any
@@ -99,7 +99,7 @@ def create_tier(
     labels: tuple[str, ...],
     **end: Unpack[Ending],
 ) -> None:
-    """A policy tier: what admins say before and after the groups of tenants.
+    """A policy tier: what admins say around the groups.
 
     \b
       teal create tier no-telnet --position above --ingress 'deny tcp 23' --egress 'deny tcp 23'

@@ -127,16 +127,28 @@ def _message(message: Any, field: str) -> str:
     match message.DESCRIPTOR.name:
         case "AddressUsage":
             total = message.total if message.total < _MANY else "2^63 or more"
+            where = f"{message.cidr} {message.color}".strip()
             return (
-                f"{message.cidr}: {message.used} of {total} in use, {message.reserved} reserved, "
+                f"{where}: {message.used} of {total} in use, {message.reserved} reserved, "
                 f"{message.quarantined} in quarantine"
             )
         case "SecurityRule" | "TierRule":
             note = f"  ({message.description})" if message.description else ""
             return rules.in_words(message, field) + note
+        case "ColorStatus":
+            return color_in_words(message)
+        case "Drain":
+            return f"{message.color} for {output.ago(message.begin)} of {message.timeout.ToSeconds()} s"
         case "StaticRoute":
             return f"{message.prefix} via {message.next_hop}"
     return ", ".join(f"{label} {text}" for label, text in _fields(message))
+
+
+def color_in_words(status: Any) -> str:
+    """blue OPEN: weight 95 (243 of 256 connections), 2 of 3 ports active"""
+    share = f"weight {status.weight} ({status.slots} of 256 connections)" if status.weight else "no weight"
+    ports = f"{status.active_ports} of {status.ports} ports active"
+    return f"{status.color} {output.enum_of(status, 'state')}: {share}, {ports}"
 
 
 def _related(session: Session, target: Target) -> Rows:
@@ -150,7 +162,7 @@ def _related(session: Session, target: Target) -> Rows:
     elif kind is kinds.NETWORK:
         parent, _, ident = name.partition("/networks/")
         ports = client.list_all(kinds.PORT, parent=parent, filter_=f"network={ident}")
-        found = {"members": [_port(port, output.short) for port in ports]}
+        found = {"members": [_port(port, output.short) for port in ports], "traffic": _traffic(session, name)}
     elif kind is kinds.GROUP:
         parent, _, ident = name.partition("/securityGroups/")
         ports = client.list_all(kinds.PORT, parent=parent, filter_=f"group={ident}")
@@ -163,16 +175,25 @@ def _related(session: Session, target: Target) -> Rows:
     rows: Rows = []
     for word, names in found.items():
         shown = names[:_LISTED] + ([f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else [])
-        if word in ("members", "carries"):
+        if word in ("members", "carries", "traffic"):
             rows += [(word if n == 0 else "", text) for n, text in enumerate(shown)]
         elif names:
             rows.append((word, f"{len(names)}: {' '.join(shown)}"))
     return rows
 
 
+def _traffic(session: Session, network: str) -> list[str]:
+    """How a network's colors share connections; nothing without colors."""
+    splits = session.client.list_all(
+        kinds.SPLIT, parent="/".join(network.split("/")[:2]), filter_=f"network={output.short(network)}"
+    )
+    return [color_in_words(status) for split in splits for status in split.colors]
+
+
 def _port(port: Any, name: Any) -> str:
     where = f" on {output.short(port.host)}" if name is output.short and port.host else ""
-    return f"{name(port.name)} {' '.join(port.addresses)} {output.state_of(port)}{where}"
+    color = f" {port.color}" if port.color else ""
+    return f"{name(port.name)}{color} {' '.join(port.addresses)} {output.state_of(port)}{where}"
 
 
 def _conditions(conditions: Sequence[Any]) -> None:
@@ -195,7 +216,7 @@ def _events(session: Session, name: str) -> None:
     from tealnet.client import ApiError
 
     try:
-        events = [event for event in events_of(session, name) if event.name == name]
+        events = [event for event in events_of(session, name) if event.name in (name, kinds.split_of(name))]
     except ApiError:  # a tenant sees hosts, but not what happened to them
         return
     if events:

@@ -12,6 +12,8 @@ that only the server sets are left out then. Every error knows its file and line
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +36,12 @@ _OUTPUT_ONLY = frozenset(
     {"uid", "revision", "create_time", "update_time", "status", "segments", "networks", "state"}
 )  # fmt: skip
 _MOST_BYTES = 64 << 20
+_MOST_ERRORS = 20
+_VISIBLE = re.compile(r"\S")
 
 
 class BadDocument(ValueError):
-    """What is wrong, with file:line."""
+    """What is wrong, with file:line; of several documents a line each."""
 
 
 @dataclass
@@ -118,16 +122,26 @@ def bare_first(documents: Iterable[Document]) -> list[Document]:
 
 
 def read_files(paths: Iterable[str], *, tenant: str) -> list[Document]:
-    """All documents of files and directories (*.yaml, *.yml, *.json, sorted); "-" = standard input."""
+    """All documents of files and directories (*.yaml, *.yml, *.json, sorted); "-" = standard input.
+
+    Raises BadDocument that names all that is wrong, so that it is put right in one go.
+    """
     found: list[Document] = []
+    wrong: list[str] = []
     for path in paths:
         for file, text in _texts(path):
-            found += read_text(text, file=file, tenant=tenant)
+            try:
+                found += read_text(text, file=file, tenant=tenant)
+            except BadDocument as error:
+                wrong += str(error).splitlines()
     seen: dict[str, str] = {}
     for document in found:
         if document.name in seen:
-            raise BadDocument(f"{document.where}: {document.title} stands already in {seen[document.name]}")
-        seen[document.name] = document.where
+            wrong.append(f"{document.where}: {document.title} stands already in {seen[document.name]}")
+        seen.setdefault(document.name, document.where)
+    if wrong:
+        more = [f"… and {len(wrong) - _MOST_ERRORS} more"] if len(wrong) > _MOST_ERRORS else []
+        raise BadDocument("\n".join(wrong[:_MOST_ERRORS] + more))
     return found
 
 
@@ -162,22 +176,60 @@ def _decoded(content: bytes, file: str) -> str:
 
 def read_text(text: str, *, file: str, tenant: str) -> list[Document]:
     """All documents of a text; `file` is its name in errors. Raises BadDocument."""
+    nodes = _nodes(text, file)
+    each = [one for node in nodes for one in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
+    empty = ("", "null", "~")
+    found: list[Document] = []
+    wrong: list[str] = []
+    for node in each:
+        if not (isinstance(node, yaml.ScalarNode) and node.value in empty) and not _is_exported_split(node):
+            try:
+                found.append(_document(node, file=file, tenant=tenant))
+            except BadDocument as error:
+                wrong.append(str(error))
+    if wrong:
+        raise BadDocument("\n".join(wrong))
+    return found
+
+
+def _nodes(text: str, file: str) -> list[yaml.Node]:
     try:
-        nodes = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
+        return [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except yaml.MarkedYAMLError as error:
+        if stream := _json_stream(text):
+            return _nodes(stream, file)
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadDocument(f"{file}:{line}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise BadDocument(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise BadDocument(f"{file}: nested too deeply") from None
-    each = [one for node in nodes for one in (node.value if isinstance(node, yaml.SequenceNode) else [node])]
-    empty = ("", "null", "~")
-    return [
-        _document(node, file=file, tenant=tenant)
-        for node in each
-        if not (isinstance(node, yaml.ScalarNode) and node.value in empty)
-    ]
+
+
+def _json_stream(text: str) -> str:
+    """JSON values one after another, or with tabs, as YAML that keeps its lines; "" for what is nothing like that."""
+    decoder, at = json.JSONDecoder(), 0
+    pieces: list[str] = []
+    while value := _VISIBLE.search(text, at):
+        try:
+            _, end = decoder.raw_decode(text, value.start())
+        except (ValueError, RecursionError):
+            return ""
+        gap = text[at : value.start()]
+        if pieces:  # what marks the beginning of a document stands at the beginning of a line
+            gap = gap.rpartition("\n")[0] + "\n--- "
+        pieces.append(gap + text[value.start() : end])
+        at = end
+    stream = "".join(pieces).replace("\t", " ")  # inside JSON's strings tabs are written \\t
+    return stream if stream != text.rstrip() else ""
+
+
+def _is_exported_split(node: yaml.Node) -> bool:
+    """What `teal get all -o yaml` prints of splits: no document moves traffic, so it is passed over."""
+    if not isinstance(node, yaml.MappingNode):
+        return False
+    found = {key.value: value.value for key, value in node.value}
+    return found.get("kind") == kinds.SPLIT.title and "revision" in found
 
 
 def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
@@ -188,10 +240,16 @@ def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     word = data.pop("kind", None)
     kind = (kinds.BY_WORD.get(word) or kinds.BY_WORD.get(word.lower())) if isinstance(word, str) else None
     if kind is None:
-        known = ", ".join(k.title for k in kinds.KINDS)
+        known = ", ".join(k.title for k in kinds.KINDS if k.written)
         raise source.bad(
             f"kind: {word!r} is none of {known}" if word is not None else f"kind: missing; one of {known}", "kind"
         )
+    if not kind.written:
+        text = (
+            f"kind: no document moves traffic: `teal color set-weights` does. How a network begins says its "
+            f"`initial_weights`; take this {kind.title} out"
+        )
+        raise source.bad(text, "kind")
     name = _name(kind, data, tenant=tenant, source=source)
     data = {_snake(kind, key): value for key, value in data.items()}
     lines = {_snake(kind, key): line for key, line in source.lines.items()}

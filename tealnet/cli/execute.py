@@ -18,7 +18,7 @@ from tealnet.cli.targets import complete_names
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @tenant_option
 @click.argument("port", shell_complete=complete_names(kinds.PORT))
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @pass_session
 def execute(session: Session, *, port: str, command: tuple[str, ...], tenant: str) -> None:
     """Run a command where a port's workload lives: in its network namespace.

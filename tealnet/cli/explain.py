@@ -20,7 +20,7 @@ def explain(error: Any, session: Session) -> str:
     import grpc
 
     code, local = error.code, not error.reason  # without a reason it does not come from the controller's own code
-    if local and code is grpc.StatusCode.UNAVAILABLE:
+    if is_unreachable(error):
         return unreachable(session.settings(), grpc_says=error.message)
     if local and code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {session.timeout:g} s.\n  Look with `teal status`; --request-timeout allows longer"
@@ -39,6 +39,13 @@ def explain(error: Any, session: Session) -> str:
     if code is grpc.StatusCode.INTERNAL:
         lines.append("  That is a bug of the controller; its log says more")
     return "\n".join(lines)
+
+
+def is_unreachable(error: Any) -> bool:
+    """Whether an ApiError says that there was no connection."""
+    import grpc
+
+    return error.code is grpc.StatusCode.UNAVAILABLE and not error.reason
 
 
 def _is_said(text: str, message: str) -> bool:

@@ -52,12 +52,12 @@ def hosts(session: Session, *, selector: str, form: str) -> None:
 @labels_option
 @pass_session
 def add(session: Session, *, name: str, vtep: str, ttl: float, labels: tuple[str, ...]) -> None:
-    """Let a machine join: makes the host and a one-time token, and prints what to run there.
+    """Let a machine join: prints what to run on it.
 
     \b
       teal host add h4 --vtep 192.0.2.4 --label rack=7
 
-    A host that exists gets a new token.
+    Makes the host and a one-time token. A host that exists gets a new token.
     """
     import grpc
 
@@ -92,7 +92,7 @@ def add(session: Session, *, name: str, vtep: str, ttl: float, labels: tuple[str
 @host_argument
 @pass_session
 def host_describe(session: Session, *, name: str) -> None:
-    """Fields, state, conditions with remedies, what it carries, events.
+    """Everything about a host: state, conditions, ports, events.
 
     \b
       teal host describe h1
@@ -146,13 +146,14 @@ def undrain(session: Session, *, name: str) -> None:
 @yes_option
 @pass_session
 def fence(session: Session, *, name: str, yes: bool) -> None:
-    """Treat a silent host as gone: refuse its certificate, withdraw its endpoints, free what waits for it.
+    """Treat a silent host as gone.
 
     \b
       teal host fence h4
       teal host unfence h4    takes it back
 
-    The machine itself may forward still: switch it off first if you can.
+    Its certificate is refused, its endpoints are withdrawn, what waits for it is freed. The machine itself may forward
+    still: switch it off first if you can.
     """
     from tealnet.v1 import host_pb2
 
@@ -171,12 +172,15 @@ def fence(session: Session, *, name: str, yes: bool) -> None:
 @host_argument
 @pass_session
 def unfence(session: Session, *, name: str) -> None:
-    """Let a fenced host come back. Its certificate has been revoked: it needs a new one.
+    """Let a fenced host come back.
 
     \b
       teal host unfence h4 && teal host add h4
+
+    Its certificate has been revoked: it needs a new one.
     """
-    click.echo(f"host {_update(session, name, fenced=False)} may come back")
+    ident = _update(session, name, fenced=False)
+    click.echo(f"host {ident} may come back; it needs a new certificate: `teal host add {ident}`")
 
 
 @host.command("accept")
@@ -184,11 +188,13 @@ def unfence(session: Session, *, name: str) -> None:
 @click.option("--all", "all_", is_flag=True, help="Every host that waits for it.")
 @pass_session
 def accept(session: Session, *, name: str, all_: bool) -> None:
-    """Let a host go on after a restored or replaced store, or let it drop ports that are unaccounted for.
+    """Let a host go on after its store was restored or replaced.
 
     \b
       teal host accept h4
       teal host accept --all
+
+    Also lets it drop ports that are unaccounted for: on the host, not in the store, deleted by nobody.
     """
     if all_ == bool(name):
         raise click.UsageError("give a host's name or --all")

@@ -10,24 +10,51 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
+from click.shell_completion import CompletionItem
 
 from tealnet.cli import output
 from tealnet.cli.contexts import drop_context, put_context
 from tealnet.cli.group import Suggesting
 from tealnet.cli.session import Failure
-from tealnet.lab import Family, Lab, LabError, Network, Parts
+from tealnet.cli.targets import silent
+from tealnet.lab import Direction, Family, Lab, LabError, Network, Parts
 
 _NETWORKS = {"underlay": [Network.UNDERLAY], "management": [Network.MANAGEMENT], "all": list(Network)}
+
+
+def _labs(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return silent(lambda: [name for name in Lab.names() if name.startswith(incomplete)])
+
+
+def _machines(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Hosts of the lab, and `controller`."""
+    return silent(lambda: [name for name in _lab_of(ctx).machines() if name.startswith(incomplete)])
+
+
+def _processes(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What runs on the machine that stands before."""
+
+    def look() -> list[str]:
+        machine = _lab_of(ctx).machine(str(ctx.params["host"]))
+        return [name for name in machine.processes if name.startswith(incomplete)]
+
+    return silent(look)
+
+
+def _lab_of(ctx: click.Context) -> Lab:
+    return Lab.load(ctx.params.get("name") or os.environ.get("TEALNET_LAB") or "default")
+
 
 name_option = click.option(
     "--name",
     default="default",
     show_default=True,
     envvar="TEALNET_LAB",
+    shell_complete=_labs,
     help="Which lab; several can stand side by side.",
 )
-host_argument = click.argument("host")
-process_argument = click.argument("process")
+host_argument = click.argument("host", shell_complete=_machines)
+process_argument = click.argument("process", shell_complete=_processes)
 network_option = click.option(
     "--network", type=click.Choice(list(_NETWORKS)), default="underlay", show_default=True,
     help="underlay: tunnels; management: the session with the controller.",
@@ -55,7 +82,8 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield line.update
 
 
-def _context(name: str) -> str:
+def context_name(name: str) -> str:
+    """The context of a lab."""
     return "lab" if name == "default" else f"lab-{name}"
 
 
@@ -63,9 +91,15 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def end_tidily() -> None:
+    """From here on `kill` and a closed terminal do what Ctrl-C does: nothing half-made is left behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
 @click.group(cls=Suggesting)
 def lab() -> None:
-    """Hosts on this machine: namespaces with their own Open vSwitch and agent, and a controller beside them.
+    """Hosts on this machine with their own Open vSwitch and agent, and a controller.
 
     \b
       teal lab up --hosts 3
@@ -74,34 +108,52 @@ def lab() -> None:
       teal lab down
 
     Inside a host default paths and plain tools work as on a real machine. Nothing of a lab touches this machine's own
-    Open vSwitch, etcd, interfaces or files. Machines are the hosts h1, h2, … and `controller`.
+    Open vSwitch, etcd, interfaces or files. Machines are the hosts h1, h2, … and `controller`;
+    with --controllers and --etcd also `controller2`, … and `etcd1`, ….
     """
 
 
 @lab.command()
 @name_option
-@click.option("--hosts", default=3, show_default=True, type=click.IntRange(0, 250), help="How many; they are h1, h2, …")
+@click.option("--hosts", default=3, show_default=True, type=click.IntRange(0, 240), help="How many; they are h1, h2, …")
 @click.option(
     "--mtu", default=1500, show_default=True, type=click.IntRange(1280, 9000), help="Of the underlay, in bytes."
 )
 @click.option(
     "--family", type=click.Choice(["v4", "v6"]), default="v4", show_default=True, help="Of the tunnel addresses."
 )
+@click.option("--controllers", default=1, show_default=True, type=click.IntRange(1, 7), help="Replicas, all active.")
+@click.option(
+    "--etcd", default=0, show_default=True, type=click.IntRange(0, 7), help="Members of a cluster; 0: embedded."
+)
 @click.option("--without-daemons", is_flag=True, help="Only hosts with Open vSwitch: no controller, no agents.")
-def up(name: str, *, hosts: int, mtu: int, family: str, without_daemons: bool) -> None:
-    """Make a lab, and the context that reaches its controller: `lab`, or `lab-NAME`.
+def up(name: str, *, hosts: int, mtu: int, family: str, controllers: int, etcd: int, without_daemons: bool) -> None:
+    """Make a lab, and a context that reaches its controllers.
 
     \b
       teal lab up --hosts 3
       teal lab up --name blue --hosts 20 --family v6
+      teal lab up --controllers 2 --etcd 3
+
+    The context is called `lab`, or `lab-NAME`, and becomes the current one.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_tidily()
     parts = Parts.SWITCH if without_daemons else Parts.ALL
     with _plain_errors(), _progress() as note:
-        made = Lab.up(name, hosts=hosts, mtu=mtu, family=Family(family), parts=parts, note=note)
-    if parts is Parts.ALL:
-        put_context(_context(name), made.context)
+        made = Lab.up(
+            name,
+            hosts=hosts,
+            mtu=mtu,
+            family=Family(family),
+            parts=parts,
+            controllers=controllers,
+            etcd=etcd,
+            note=note,
+        )
     click.echo(f"lab {name!r} is up: {', '.join(host.name for host in made.hosts) or 'no hosts'}")
+    if parts is Parts.ALL:
+        put_context(context_name(name), made.context)
+        click.echo(f"context {context_name(name)} is the current one")
 
 
 @lab.command()
@@ -117,7 +169,7 @@ def down(name: str, *, every: bool) -> None:
     with _plain_errors():
         for one in Lab.names() if every else [name]:
             Lab.remove(one)
-            drop_context(_context(one))
+            drop_context(context_name(one))
             click.echo(f"lab {one!r} is down")
 
 
@@ -142,6 +194,9 @@ def status(name: str, *, form: str) -> None:
             state = "up" if machine["up"] else "down"
             rows.append([machine["name"], state, machine.get("vtep", ""), ",".join(machine.get("cut", [])), processes])
         output.table(["MACHINE", "STATE", "VTEP", "CUT", "PROCESSES"], rows)
+        if not found["ready"]:
+            down = f"teal lab down --name {name}"
+            click.echo(f"It was never finished: `teal lab up` is still at it or was killed; `{down}` removes it")
     well = found["ready"] and found["networks"] and all(
         row["state"] == "running" for machine in found["machines"] for row in machine["processes"].values()
     )  # fmt: skip
@@ -230,13 +285,14 @@ def remove_host(name: str, *, host: str, force: bool) -> None:
 @click.option("--signal", "number", default="KILL", show_default=True, type=click.Choice(["KILL", "TERM", "INT"]))
 @click.option("--restart", is_flag=True, help="Start it again as soon as it is gone.")
 def kill(name: str, *, host: str, process: str, number: str, restart: bool) -> None:
-    """End a process: agent, ovsdb-server, ovs-vswitchd; of `controller`: controller, etcd.
+    """End a process of a machine.
 
     \b
       teal lab kill h1 ovs-vswitchd
       teal lab kill controller controller --restart
 
-    Nothing starts it again but `teal lab start` (etcd: the controller does).
+    A host has agent, ovsdb-server, ovs-vswitchd; `controller` has controller, etcd; `etcd1` has etcd. Nothing starts
+    it again but `teal lab start` (an embedded etcd: its controller does).
     """
     with _plain_errors():
         found = Lab.load(name)
@@ -291,16 +347,21 @@ def cont(name: str, *, host: str, process: str) -> None:
 @name_option
 @host_argument
 @network_option
-def cut(name: str, *, host: str, network: str) -> None:
+@click.option(
+    "--direction", default="both", show_default=True, type=click.Choice(["both", "out", "in"]), help="Which frames."
+)
+def cut(name: str, *, host: str, network: str, direction: str) -> None:
     """Lose every frame of a host, silently: its link stays up. By default its session with the controller lives on.
 
     \b
       teal lab cut h2
       teal lab cut h2 --network all
+      teal lab cut h2 --direction out
+      teal lab cut controller2 --network management
     """
     with _plain_errors():
         for one in _NETWORKS[network]:
-            Lab.load(name).cut(host, one)
+            Lab.load(name).cut(host, one, direction=Direction(direction))
 
 
 @lab.command()
@@ -321,7 +382,7 @@ def heal(name: str, *, host: str, network: str) -> None:
 @lab.command()
 @name_option
 @host_argument
-@click.argument("process", default="")
+@click.argument("process", default="", shell_complete=_processes)
 @click.option("-f", "--follow", is_flag=True, help="Go on as the logs grow.")
 def logs(name: str, *, host: str, process: str, follow: bool) -> None:
     """Logs of a host or of one of its processes.
@@ -333,7 +394,7 @@ def logs(name: str, *, host: str, process: str, follow: bool) -> None:
     with _plain_errors():
         paths = Lab.load(name).logs(host, process)
     if not paths:
-        raise Failure(f"no logs of {process or 'anything'} on {host}")
+        raise Failure(f"no logs on {host} yet")
     words = ["tail", *(["-F"] if follow else []), "-n", "+1", *map(str, paths)]
     sys.stdout.flush()
     os.execvp(words[0], words)

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 some hosts disconnected or lost, 4 not 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -15,10 +16,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import click
 
 from tealnet.cli import (
+    admin,
     apply,
+    color,
     contexts,
     create,
     create_policy,
+    demo,
     describe,
     edit,
     execute,
@@ -56,8 +60,8 @@ def teal(ctx: click.Context, *, context: str, request_timeout: float) -> None:
       teal status
 
     Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, group,
-    port, tier and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5 failures
-    on hosts.
+    port, split, tier and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5
+    failures on hosts.
     """
     ctx.obj = Session(context=context, timeout=request_timeout)
 
@@ -79,32 +83,22 @@ def completion(shell: str) -> None:
     click.echo(found(teal, {}, "teal", "_TEAL_COMPLETE").source())
 
 
-@click.command()
-@click.option("--keep", is_flag=True, help="Leave the lab up for playing.")
-def demo(keep: bool) -> None:
-    """Tell the story on a lab of 3 hosts, with real traffic (root; about a minute).
-
-    \b
-      teal demo
-      teal demo --keep && teal get ports
-    """
-    from tealnet.lab.demo import run
-
-    sys.exit(run(keep="lab" if keep else ""))
-
-
 for command in (create_policy.create_group, create_policy.create_tier):
     create.create.add_command(command)
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
+teal.add_section("Moving traffic", (color.color,))
 teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events,
-                                          policy.policy, hosts.hosts))  # fmt: skip
+                                      policy.policy, hosts.hosts))  # fmt: skip
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
-teal.add_section("Setting up", (lab, demo, contexts.context, pki, completion, observe.version))
+teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, admin.admin, completion, observe.version))
 
 
 def main() -> None:
     """Entry point. Never a traceback (but with TEALNET_DEBUG=1); interrupts and broken pipes end quietly."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: what is said goes nowhere
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.exit(run(sys.argv[1:]))
 
 
@@ -126,14 +120,29 @@ def run(argv: list[str]) -> int:
         click.echo("\ninterrupted", err=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
+        _say_no_more()
+        return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG):
+            return _unforeseen(error)
+        _say_no_more()
+        Failure(f"the output could not be written: {error.strerror}").show()
         return 1
     except Exception as error:  # what nobody foresaw is still not a traceback for whoever only uses this
-        if os.environ.get("TEALNET_DEBUG"):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        Failure(f"this is a bug of teal: {what}\n  TEALNET_DEBUG=1 shows where; please report it with that").show()
-        return 1
+        return _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> int:
+    if os.environ.get("TEALNET_DEBUG"):
+        raise error
+    what = f"{type(error).__name__}: {error}"
+    Failure(f"this is a bug of teal: {what}\n  TEALNET_DEBUG=1 shows where; please report it with that").show()
+    return 1
+
+
+def _say_no_more() -> None:
+    """What Python flushes at its end goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_text(argv: list[str]) -> None:

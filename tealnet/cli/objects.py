@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.explain import explain
+from tealnet.cli.explain import explain, is_unreachable
 from tealnet.cli.options import (
     confirm,
     files_option,
@@ -23,7 +24,7 @@ from tealnet.cli.options import (
 from tealnet.cli.policy import RULES, show_rules
 from tealnet.cli.progress import Progress
 from tealnet.cli.session import Failure, Session, pass_session
-from tealnet.cli.targets import Target, complete_targets, targets_of
+from tealnet.cli.targets import Target, complete_targets, targets_of, written
 from tealnet.cli.waiting import wait_for
 from tealnet.kinds import Kind
 
@@ -147,6 +148,9 @@ def _chosen(session: Session, words: tuple[str, ...], files: tuple[str, ...], se
 
         return [Target(document.kind, document.name) for document in reversed(load(session, files))]
     targets = targets_of(session, words)
+    if words[0].lower() == "all":
+        targets = [target for target in targets if target.kind.written]
+    targets = written(targets)
     if targets[0].name:
         if selector:
             raise click.UsageError("-l chooses among all objects of a kind; leave out the names")
@@ -170,13 +174,20 @@ def delete_all(session: Session, targets: Sequence[Target], *, force: bool, igno
 
     failed = 0
     client = session.client  # made before threads share it
+    gone = threading.Event()
 
     def one(target: Target) -> tuple[bool, str]:
+        if gone.is_set():
+            return False, f"{output.title(target.name)} stays"
         try:
             client.delete(target.name, force=force and target.kind in (kinds.TENANT, kinds.NETWORK))
         except ApiError as error:
-            if error.code is grpc.StatusCode.NOT_FOUND and ignore_missing:
-                return True, f"{output.title(target.name)} is not there"
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                return ignore_missing, (
+                    f"{output.title(target.name)} is not there" if ignore_missing else explain(error, session)
+                )
+            if is_unreachable(error):
+                gone.set()
             holds = error.reason == "IN_USE" and target.kind in (kinds.TENANT, kinds.NETWORK)
             way = "\n  --cascade deletes what it holds, too" if holds else ""
             return False, f"{output.title(target.name)} stays: {explain(error, session)}{way}"

@@ -14,7 +14,7 @@ from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.describe import events_of
 from tealnet.cli.options import Seconds, selector_option, tenant_option
-from tealnet.cli.session import Failure, Session, pass_session
+from tealnet.cli.session import Failure, Session, load_config, pass_session
 from tealnet.cli.targets import complete_targets, kind_of_word, kinds_completion, one_target, targets_of
 from tealnet.cli.waiting import wait_for
 
@@ -97,7 +97,10 @@ def _as_text(response: Any, told: dict[str, dict[str, Any]]) -> Iterator[str]:
         return
     item = getattr(response.object, which)
     before = told.pop(item.name, None)
-    now = _flat(output.as_dict(item))
+    shown = output.as_dict(item)
+    if which == kinds.SPLIT.name:
+        shown.pop("colors", None)  # what ports make of the weights, and told with them
+    now = _flat(shown)
     if word != "DELETED":
         told[item.name] = now
     if word == "MODIFIED" and before is not None:
@@ -225,6 +228,9 @@ def version(session: Session) -> None:
     except PackageNotFoundError:  # run from a checkout
         own = "(a checkout)"
     click.echo(f"teal        {own}")
+    if not session.chosen(load_config()):
+        click.echo("controller  (no context chosen)")
+        return
     try:
         found = session.client.call(session.client.system.GetVersion, system_pb2.GetVersionRequest())
     except ApiError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -11,15 +12,20 @@ from typing import Any
 import click
 import yaml
 
-from tealnet.kinds import Kind
+from tealnet.kinds import Kind, split_of
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
 Cell = Callable[[Any], str]
 
 
 def short(name: str) -> str:
-    """The last part of a resource name."""
-    return name.rpartition("/")[2]
+    """The last part of a resource name; of a split its network's."""
+    return _plain(name).rpartition("/")[2]
+
+
+def _plain(name: str) -> str:
+    """A split is named like its network."""
+    return name.removesuffix(split_of(""))
 
 
 def tenant_of(name: str) -> str:
@@ -30,13 +36,19 @@ def tenant_of(name: str) -> str:
 
 def named(name: str) -> str:
     """As a person types it: tenants/acme/ports/web-1 → acme/web-1, hosts/h1 → h1."""
-    parts = name.split("/")
+    parts = _plain(name).split("/")
     return f"{parts[1]}/{parts[3]}" if len(parts) == 4 else short(name)
 
 
 def title(name: str) -> str:
     """With its kind: port acme/web-1, host h1."""
-    return f"{name.split('/')[-2].removesuffix('s')} {named(name)}"
+    kind = "split" if _plain(name) != name else name.split("/")[-2].removesuffix("s")
+    return f"{kind} {named(name)}"
+
+
+def in_order(name: str) -> list[str | int]:
+    """A key by which h2 stands before h10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def enum_of(message: Any, field: str) -> str:
@@ -52,6 +64,11 @@ def state_of(message: Any) -> str:
     state = enum_of(message.status, "state")
     reason = getattr(message.status, "reason", "")
     return f"{state} ({reason})" if reason else state
+
+
+def host_state(host: Any) -> str:
+    """A host's state, and whether it takes new ports."""
+    return state_of(host) + (" (drained)" if host.drained else "")
 
 
 def _labels(message: Any) -> str:
@@ -70,6 +87,16 @@ def _used(network: Any) -> str:
     return " ".join(f"{a.used}/{a.total}" for a in network.status.addresses)
 
 
+def weights(split: Any) -> str:
+    """blue=95 green=5, in the order of the network's colors."""
+    order = [color.color for color in split.colors] or sorted(split.weights)
+    return " ".join(f"{color}={split.weights[color]}" for color in order)
+
+
+SOMETIMES = ("COLOR", "COLORS")
+"""Columns that are left out where no object has anything in them."""
+
+
 COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], ...]]] = {
     "tenant": (
         (("NAME", lambda o: short(o.name)), ("STATE", lambda o: enum_of(o, "state")), ("LABELS", _labels)),
@@ -81,6 +108,7 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
             ("NAME", lambda o: short(o.name)),
             ("CIDRS", lambda o: " ".join(o.cidrs)),
             ("ROUTER", lambda o: short(o.router)),
+            ("COLORS", lambda o: " ".join(o.colors)),
             ("MTU", lambda o: str(o.mtu or "default")),
             ("PORTS", lambda o: str(o.status.ports)),
             ("CONDITIONS", _conditions),
@@ -138,6 +166,7 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
             ("TENANT", lambda o: tenant_of(o.name)),
             ("NAME", lambda o: short(o.name)),
             ("NETWORK", lambda o: short(o.network)),
+            ("COLOR", lambda o: o.color),
             ("HOST", lambda o: short(o.host)),
             ("ADDRESSES", lambda o: " ".join(o.addresses)),
             ("STATE", state_of),
@@ -151,10 +180,21 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
             ("UID", lambda o: o.uid),
         ),
     ),
+    "split": (
+        (
+            ("TENANT", lambda o: tenant_of(o.name)),
+            ("NAME", lambda o: short(o.name)),
+            ("WEIGHTS", weights),
+            ("DRAINING", lambda o: " ".join(drain.color for drain in o.drains)),
+            ("CLOSED", lambda o: " ".join(o.closed)),
+            ("EPOCH", lambda o: str(o.revision)),
+        ),
+        (("AFFINITY", lambda o: enum_of(o, "affinity")), ("UID", lambda o: o.uid)),
+    ),
     "host": (
         (
             ("NAME", lambda o: short(o.name)),
-            ("STATE", state_of),
+            ("STATE", host_state),
             ("VTEP", lambda o: o.vtep),
             ("PORTS", lambda o: str(o.status.ports)),
             ("FAILED", lambda o: str(o.status.failed or "")),
@@ -180,11 +220,35 @@ def _attachment(attachment: Any) -> str:
 
 
 def as_dict(message: Any) -> dict[str, Any]:
-    """A message as plain data, field names as in the protos."""
+    """A message as plain data: field names as in the protos, enum values without their prefix, as in documents."""
     from google.protobuf import json_format
 
     result: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    _tidy(message.DESCRIPTOR, result)
     return result
+
+
+def _tidy(descriptor: Any, data: dict[str, Any]) -> None:
+    """Short words of enums; maps in the order of their keys, which protobuf gives in another one each time."""
+    for name, field in descriptor.fields_by_name.items():
+        value, kind = data.get(name), field.message_type
+        if value is None:
+            continue
+        if field.enum_type is not None:
+            prefix = field.enum_type.values_by_number[0].name.removesuffix("UNSPECIFIED")
+            # A value that this release does not know is a number.
+            short_ones = [str(one).removeprefix(prefix) if isinstance(one, str) else one for one in _listed(value)]
+            data[name] = short_ones if isinstance(value, list) else short_ones[0]
+        elif kind is not None and kind.GetOptions().map_entry:
+            data[name] = dict(sorted(value.items()))
+        elif kind is not None:
+            for one in _listed(value):
+                if isinstance(one, dict):
+                    _tidy(kind, one)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def show(found: Sequence[tuple[Kind, Sequence[Any]]], form: str) -> None:
@@ -203,11 +267,16 @@ def show(found: Sequence[tuple[Kind, Sequence[Any]]], form: str) -> None:
             if number:
                 click.echo()
             plain, more = COLUMNS[kind.name]
-            columns = plain + more if form == "wide" else plain
+            columns = [
+                (head, cell)
+                for head, cell in (plain + more if form == "wide" else plain)
+                if head not in SOMETIMES or any(cell(item) for item in objects)
+            ]
             heads = [head for head, _ in columns]
             if len(found) > 1:
                 heads[heads.index("NAME")] = kind.title.upper()
-            table(heads, [[cell(item) for _, cell in columns] for item in objects])
+            rows = sorted(objects, key=lambda item: in_order(item.name))
+            table(heads, [[cell(item) for _, cell in columns] for item in rows])
 
 
 def show_one(kind: Kind, item: Any, form: str) -> None:

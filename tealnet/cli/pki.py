@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tealnet.cli.group import Suggesting
+from tealnet.cli.session import Failure
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -26,7 +27,7 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except (IdentityError, PkiError) as error:
-        raise click.ClickException(str(error)) from error
+        raise Failure(str(error)) from None
 
 
 @click.group(cls=Suggesting)
@@ -46,10 +47,12 @@ def pki() -> None:
 @click.option("--trust-domain", required=True, help="Names the site in every identity, for example net.example.org.")
 @click.option("--days", type=click.IntRange(1, 36500), default=3650, show_default=True, help="How long it is valid.")
 def init(directory: Path, trust_domain: str, days: int) -> None:
-    """Make a certificate authority in DIR: ca.crt for everybody, ca.key for nobody else.
+    """Make a certificate authority in DIR.
 
     \b
       teal pki init ca --trust-domain net.example.org
+
+    ca.crt is for everybody, ca.key for nobody else.
     """
     with _plain_errors():
         from tealnet.core.pki import Ca, fingerprint
@@ -73,14 +76,14 @@ def init(directory: Path, trust_domain: str, days: int) -> None:
     help="Where the certificate and key are written.",
 )
 def issue(directory: Path, role: str, dns: tuple[str, ...], ips: tuple[str, ...], days: int, out: Path) -> None:
-    """Issue a certificate and key for ROLE, signed by the authority in DIR.
+    """Issue a certificate and key for ROLE.
 
     \b
       teal pki issue ca controller --dns c1.example.org --ip 192.0.2.10
       teal pki issue ca tenant/acme/viewer --days 30 --out acme
 
-    ROLE is admin, controller, host/NAME, tenant/NAME/admin or tenant/NAME/viewer. The files are named after it:
-    tenant-acme-admin.crt and tenant-acme-admin.key.
+    They are signed by the authority in DIR. ROLE is admin, controller, host/NAME, tenant/NAME/admin or
+    tenant/NAME/viewer. The files are named after it: tenant-acme-admin.crt and tenant-acme-admin.key.
     """
     with _plain_errors():
         from tealnet.core.pki import Ca

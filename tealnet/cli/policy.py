@@ -62,7 +62,7 @@ def test(
     color: str,
     form: str,
 ) -> None:
-    """Say whether a new connection would pass, and which rule decides at each end.
+    """Would a connection pass, and which rules say so?
 
     \b
       teal policy test --from acme/web-1 --to acme/db-1 --proto tcp --port 5432
@@ -139,13 +139,13 @@ def _short(text: str) -> str:
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", help="How to print.")
 @pass_session
 def log(session: Session, *, port: str, tenant: str, follow: bool, count: int, form: str) -> None:
-    """Show connections that were denied of late: a sample, hosts limit how many they remember.
+    """Connections that were denied of late.
 
     \b
       teal policy log -t acme
       teal policy log acme/web-1 --follow
 
-    `(shadow)` passed: only a rule or group in SHADOW mode would have denied it.
+    A sample: hosts limit how many they remember. `(shadow)` passed: only a rule or group in SHADOW mode would have denied it.
     """
     from tealnet.v1 import security_pb2
 

@@ -94,10 +94,14 @@ class Session:
     timeout: float = 30.0
     _client: Any = None
 
+    def chosen(self, config: dict[str, Any]) -> str:
+        """The context's name: --context, TEALNET_CONTEXT, else the current one; "" if there is none."""
+        return str(self.context or os.environ.get("TEALNET_CONTEXT") or config.get("current") or "")
+
     def settings(self) -> dict[str, Any]:
         """The chosen context's settings. Raises Failure with the way out."""
         config = load_config()
-        name = self.context or os.environ.get("TEALNET_CONTEXT") or config.get("current") or ""
+        name = self.chosen(config)
         known = ", ".join(sorted(config["contexts"])) or "none"
         add = "`teal context add NAME --server HOST:PORT --ca FILE --cert FILE --key FILE`"
         if not name:
@@ -105,13 +109,13 @@ class Session:
                 f"Start a lab with `teal lab up`, or add one with\n  {add}"
             )  # fmt: skip
             raise Failure(f"no context: teal does not know which controller is meant.\n  {choose}")
-        found = config["contexts"].get(str(name))
+        found = config["contexts"].get(name)
         if found is None:
             raise Failure(f"no context {name!r}; there are: {known}.\n  Add one with {add}")
         missing = [key for key in ("server", "ca", "cert", "key") if not isinstance(found.get(key), str)]
         if missing:
             raise Failure(f"context {name!r} lacks {', '.join(missing)}; see {config_path()}")
-        return {"name": str(name), **found}
+        return {"name": name, **found}
 
     @property
     def client(self) -> Any:
@@ -165,7 +169,9 @@ class Session:
                 return kind.full_name(self.parent(required=True), ident)
             case [tenant, ident] if kind.owned:
                 return kind.full_name(f"tenants/{tenant}", ident)
-            case ["tenants", _, plural, _] if kind.owned and plural == kind.plural:
+            case ["tenants", _, plural, _] if kind.written and kind.owned and plural == kind.plural:
+                return text
+            case ["tenants", tenant, "networks", ident, _] if text == kind.full_name(f"tenants/{tenant}", ident):
                 return text
         forms = f"NAME, TENANT/NAME or {kind.full_name('tenants/TENANT', 'NAME')}" if kind.owned else "NAME"
         raise Failure(f"{text!r} is not the name of a {kind.words}; write {forms}", code=2)

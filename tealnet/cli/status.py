@@ -74,7 +74,7 @@ def _member(member: Any) -> list[str]:
 
 
 def _hosts(found: Any, *, every: bool) -> None:
-    hosts = sorted(found.hosts, key=lambda host: (not _needs_attention(host), host.name))
+    hosts = sorted(found.hosts, key=lambda host: (not _needs_attention(host), output.in_order(host.name)))
     room = max(_LEAST, shutil.get_terminal_size().lines - _FRAME - len(found.etcd) - len(found.replicas))
     shown = hosts if every or len(hosts) <= room else hosts[:room]
     rows = [_host(host, found.revision) for host in shown]
@@ -105,9 +105,11 @@ def _host(host: Any, revision: int) -> list[str]:
     state = output.state_of(host)
     if status.since.seconds and state != "READY":
         state += f" for {output.ago(status.since)}"
+    if host.drained:
+        state += " (drained)"
     lag = max(0, revision - status.synced_revision) if status.synced_revision else 0
     return [
-        output.short(host.name) + (" (drained)" if host.drained else ""),
+        output.short(host.name),
         state,
         host.vtep,
         str(status.ports),

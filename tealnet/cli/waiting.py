@@ -17,7 +17,9 @@ class SyncFailure(Failure):
     """A Sync that is not complete: names who is behind, failed, disconnected or lost."""
 
     def __init__(self, answer: Any, *, context: dict[str, Any]) -> None:
-        lines = [f"{answer.synced} of {answer.hosts} hosts know it (revision {answer.revision})"]
+        known = f"{answer.synced} of {answer.hosts} hosts know it (revision {answer.revision})"
+        count = len(answer.failed)
+        lines = [f"{count} failure{'s' if count > 1 else ''} on hosts; {known}" if count else known]
         lines += [f"  {_short(f.host)}: {_object(f.object)} failed: {_reason(f)}" for f in answer.failed]
         lines += [
             f"  {_short(lag.host)} is behind: it has revision {lag.revision} on its devices" for lag in answer.behind
@@ -34,11 +36,11 @@ class SyncFailure(Failure):
 
 
 def wait_for(
-    session: Session, *, parents: Sequence[str] = ("",), timeout: float, revision: int = 0, only: str = ""
+    session: Session, *, parents: Sequence[str] = ("",), timeout: float, revision: int = 0, only: Sequence[str] = ()
 ) -> str:
     """Wait until the data plane has everything up to `revision` (0: now) of the parents; says who knows it.
 
-    With `only` (a resource name) failures of other objects do not count. Raises SyncFailure.
+    With `only` (resource names) failures of other objects do not count. Raises SyncFailure.
     """
     deadline = time.monotonic() + timeout
     said = []
@@ -63,10 +65,10 @@ def in_words(answer: Any) -> str:
     return f"{answer.synced} of {answer.hosts} {hosts} it ({answer.took.ToMicroseconds() / 1000:.0f} ms)"
 
 
-def _is_well(answer: Any, only: str) -> bool:
+def _is_well(answer: Any, only: Sequence[str]) -> bool:
     if answer.complete:
         return True
-    concerned = [f for f in answer.failed if not only or f.object == only or not f.object.startswith("tenants/")]
+    concerned = [f for f in answer.failed if not only or f.object in only or not f.object.startswith("tenants/")]
     return bool(only) and not (concerned or answer.behind or answer.disconnected or answer.lost)
 
 

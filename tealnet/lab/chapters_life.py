@@ -64,7 +64,8 @@ def _killed(story: Story, victims: list[tuple[str, str]]) -> str:
     for ping in (first, second):
         story.expect(ping.result["lost"] == 0, f"{ping.what}: {ping.result}")
     sent = first.result["sent"] + second.result["sent"]
-    return f"{', '.join(sorted({p for _, p in victims}))} killed and back; 0 of {sent} pings lost"
+    who = victims[0][1] if len(victims) == 1 else f"{len(victims)} {victims[0][1]}s"
+    return f"{who} killed and back; 0 of {sent} pings lost"
 
 
 def _complete(story: Story) -> bool:

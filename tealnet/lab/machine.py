@@ -142,6 +142,8 @@ class Machine:
     def signal(self, name: str, number: Signals) -> Process:
         """Send a signal to a process by name. Raises LabError if it does not run."""
         process = self.process(name)
+        if process is None and name not in self.processes:
+            raise LabError(f"{self.name} has no process {name!r}; there are: {', '.join(self.processes) or 'none'}")
         if process is None or not process.send(number):
             raise LabError(f"{self.name}: {name} is not running")
         return process

@@ -20,6 +20,8 @@ from tealnet.v1 import network_pb2, port_pb2, router_pb2, tenant_pb2
 
 TENANTS = ("acme", "globex")
 NETWORKS = {"web": ("10.0.0.0/24", "fd00::/64"), "db": ("10.0.1.0/24", "fd00:0:0:1::/64")}
+# Both tenants ask for these; the others get automatic ones.
+ADDRESSES = {"web-2": ("10.0.0.20", "fd00::20")}
 # name → (network, host number): seven workloads per tenant over all three hosts.
 PORTS = {
     "web-1": ("web", 1),
@@ -92,15 +94,19 @@ def build(story: Story) -> str:
             body = network_pb2.Network(cidrs=cidrs, router=f"{parent}/routers/main")
             client.create(kinds.NETWORK, parent=parent, ident=name, body=body)
         for name, (network, host) in PORTS.items():
-            port = port_pb2.Port(network=f"{parent}/networks/{network}", host=f"hosts/h{host}")
+            port = port_pb2.Port(
+                network=f"{parent}/networks/{network}", host=f"hosts/h{host}", addresses=ADDRESSES.get(name, ())
+            )
             client.create(kinds.PORT, parent=parent, ident=name, body=port)
     story.synced()
     took = time.monotonic() - started
     for tenant in TENANTS:
         for name in PORTS:
             story.refresh(f"{tenant}/{name}")
-    same = {w.v4 for w in story.workloads.values() if w.name.startswith("acme/")}
-    return f"{len(story.workloads)} workloads on 3 hosts in {took:.1f} s, complete on all; e.g. {sorted(same)[0]}"
+    twins = " and ".join(f"{tenant}/web-2" for tenant in TENANTS)
+    same = {story.workload(f"{tenant}/web-2").v4 for tenant in TENANTS}
+    story.expect(same == {"10.0.0.20"}, f"{twins} have {same}")
+    return f"{len(story.workloads)} workloads on 3 hosts in {took:.1f} s, complete on all; {twins} are both 10.0.0.20"
 
 
 def reach(story: Story) -> str:
@@ -148,9 +154,3 @@ CHAPTERS = (
     Chapter("controller killed under ping", chapters_life.controller),
     Chapter("everything deleted", chapters_life.delete),
 )
-
-
-def tell(story: Story, *, say: Callable[[str, str], None], upto: int = len(CHAPTERS)) -> None:
-    """Run chapters in order; `say(title, finding)` after each."""
-    for chapter in CHAPTERS[:upto]:
-        say(chapter.title, chapter.run(story))

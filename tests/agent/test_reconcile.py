@@ -18,7 +18,7 @@ from agent.drivers.base import DeviceUnavailable, Failure
 from agent.facts import Facts
 from agent.inputs import Inputs
 from agent.layer import LAST_LOOK, LAST_RETRY
-from agent.objects import Addressing, Guard, Link, Namespace, NetnsKind, NetnsRef, OvsPort
+from agent.objects import Addressing, Guard, Link, Namespace, NetnsKind, NetnsRef, OvsPort, Zone
 from agent.reconcile import Applied, Reconciler
 from tealnet.core.rows.stream import Attach, LocalPort
 from tealnet.core.tables import Graph, Read
@@ -93,6 +93,10 @@ class Machine:
             self.violations.append(f"{layer} {key}: {error}")
 
     def _check_write(self, layer: str, key: Any) -> None:
+        if layer in ("guard", "address"):
+            assert key in self.content("link"), "there is no such device"
+        if layer == "ovsdb":
+            assert key[1] in self.content("guard"), "plugged before it is guarded"
         if layer == "address":
             assert key in self.content("guard"), "up before it is guarded"
         if layer == "flow":
@@ -105,6 +109,8 @@ class Machine:
             assert not flows, "unplugged before its flows are gone"
         if layer == "guard":
             assert ("port", key) not in self.content("ovsdb"), "unguarded before it is unplugged"
+        if layer == "link":
+            assert key not in self.content("guard"), "deleted before its guard"
         if layer == "netns":
             inside = [link for link in self.content("link").values() if link.netns.path == key]
             assert not inside, "deleted before what is in it"
@@ -120,9 +126,10 @@ class Process:
         self.graph = Graph()
         self.inputs = Inputs(self.graph)
         self.facts = Facts(self.inputs, ovs=self._ovs, flush=self._flush, revalidate=self._revalidate)
+        self.desired = Desired(self._declare(), {"link": link_place})
         self.reconciler = Reconciler(
             graph=self.graph,
-            desired=Desired(self._declare(), {"link": link_place}),
+            desired=self.desired,
             drivers=machine.devices,
             watcher=self.facts,
             ready=lambda: self.is_ready,
@@ -130,6 +137,7 @@ class Process:
             in_use={"netns": lambda actual: {link.netns.path for link in actual["link"].values()}},
         )
         self.revision = 0
+        self.ports: list[LocalPort] = []  # wanted last
 
     def _ovs(self) -> OvsFacts:
         numbers = self.machine.numbers()
@@ -162,6 +170,7 @@ class Process:
                     "guard": ((device, Guard(device)),),
                     "ovsdb": ((("port", device), OvsPort("br-int", device, number, uid)),),
                     "address": ((device, Addressing(device, space, local.interface)),),
+                    "zone": ((device, Zone(number, 100)),),
                 }[layer]
 
             return Wants(layer, self.graph.derive(inputs.localports, compute), "localport")
@@ -170,6 +179,7 @@ class Process:
 
     def want(self, *ports: LocalPort) -> None:
         self.revision += 1
+        self.ports = list(ports)
         self.inputs.localports.replace_all({row.uid: row for row in ports})
         self.facts.issue()
         self.reconciler.take(self.revision)
@@ -271,7 +281,7 @@ async def test_what_went_while_the_agent_was_down_is_closed_before_it_is_unplugg
     await Process(machine).converge(port("a"), port("b"))
     before = len(machine.log)
     await Process(machine).converge(port("b"))
-    assert [layer for layer, *_ in machine.log[before:]] == ["flow", "address", "ovsdb", "guard", "link"]
+    assert [layer for layer, *_ in machine.log[before:]] == ["flow", "zone", "address", "ovsdb", "guard", "link"]
 
 
 async def test_a_zone_is_emptied_before_its_port_is_opened() -> None:
@@ -476,6 +486,18 @@ async def test_a_driver_with_a_bug_takes_only_its_own_layer() -> None:
     assert machine.content("flow")["a"].identity == 2
 
 
+async def test_what_was_wanted_for_a_moment_is_forgotten_in_the_end() -> None:
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"))
+    for number in range(50):
+        process.want(port("a"), port(f"b{number}"))
+        process.want(port("a"))
+    process.reconciler.resync()
+    await process.steps()
+    assert {key for layer in LAYERS for key in process.desired.known(layer)} == {"a", "space", "tn-a", ("port", "tn-a")}
+
+
 async def test_numbers_are_freed_when_their_zone_is_empty() -> None:
     machine = Machine()
     process = Process(machine)
@@ -487,6 +509,34 @@ async def test_numbers_are_freed_when_their_zone_is_empty() -> None:
     assert machine.flushed == [number, number]  # before it was opened, and after it went
     runner.cancel()
     await asyncio.gather(runner, return_exceptions=True)
+
+
+@pytest.mark.parametrize("late", range(40))
+async def test_what_comes_to_be_wanted_or_not_at_any_moment_keeps_its_order(late: int) -> None:
+    """Whatever a lane waits for: another port may come and one may go just then."""
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"), port("b", where="two"))
+    process.want(port("b", where="two"), port("c"))
+    work = asyncio.create_task(process.steps())
+    await watched(process, ticks=late)
+    process.want(port("c"), port("d", where="four"))
+    while not work.done():
+        await watched(process, ticks=1)
+    await work  # which checks each step
+    assert process.reconciler.applied() == Applied(process.revision, {})
+    assert machine.content("flow").keys() == {"c", "d"}
+    await process.finds_nothing_to_do()
+
+
+async def watched(process: Process, *, ticks: int) -> None:
+    """Let others work; what is said meanwhile must be so, and nothing that is merely on its way has failed."""
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+        applied = process.reconciler.applied()
+        if applied is not None and applied.revision == process.revision:
+            assert {layer: set(c) for layer, c in process.machine.everything().items()} == expected(process.ports)
+        assert applied is None or not applied.failures
 
 
 # -- any history, a crash anywhere
@@ -505,6 +555,7 @@ def expected(ports: list[LocalPort]) -> dict[str, set[Hashable]]:
         "guard": devices,
         "ovsdb": {("port", device) for device in devices},
         "address": devices,
+        "zone": devices,
         "flow": {row.uid for row in ports},
     }
 
@@ -519,7 +570,16 @@ async def _any_history(history: list[list[LocalPort]], data: st.DataObject) -> N
     machine = Machine()
     process = Process(machine)
     for ports in history:
-        how = data.draw(st.sampled_from(["whole", "hurried", "crash"]))
+        how = data.draw(st.sampled_from(["whole", "hurried", "amid", "crash"]))
+        if how == "amid":  # … or while it is being reached
+            work = asyncio.create_task(process.steps())
+            await watched(process, ticks=data.draw(st.integers(0, 40)))
+            process.want(*ports)
+            process.reconciler.reread(*data.draw(st.sets(st.sampled_from(LAYERS))))
+            while not work.done():
+                await watched(process, ticks=1)
+            await work
+            continue
         if how == "hurried":  # the next state comes before this one is reached
             process.want(*ports)
             await process.steps(data.draw(st.integers(0, 2)))

@@ -164,6 +164,20 @@ def test_a_port_that_is_gone_without_proof_is_kept_with_what_it_needs() -> None:
     assert host.restarted().rows() == before
 
 
+def test_one_of_many_that_is_gone_without_proof_stays_reachable_here() -> None:
+    host, controller = Host(), FakeController()
+    host.take(controller.unit(WORLD))
+    before = host.rows()
+    fewer = {"host": dict([OTHER_PORT, hostpeer(2)]), "domain/700": dict([segment(), endpoint(2)])}
+    assert host.take(controller.unit(fewer)) == ()
+    assert host.resources.unaccounted() == [PORT[0]]
+    assert host.rows() == before == host.restarted().rows()
+    assert host.take(controller.unit(fewer, proofs=[PORT[0]])) == ()
+    fresh = Host()
+    fresh.take(FakeController().unit(fewer))
+    assert host.rows() == fresh.rows() == host.restarted().rows()
+
+
 def test_kept_ports_are_told_when_versions_are_wanted() -> None:
     host, controller = Host(), FakeController()
     host.take(controller.unit(WORLD))
@@ -257,10 +271,14 @@ def test_an_invalid_local_port_or_segment_does_not_unplug_what_works() -> None:
 
 def test_keys_of_kinds_we_do_not_know_harm_nobody() -> None:
     host, controller = Host(), FakeController()
-    strange = {"weights/x": b"1", "segment/x": b"2", "": b"3"}
+    host.take(controller.unit(WORLD))
+    before = host.rows()
+    other_segment = f"segment/0{segment()[0].partition('/')[2]}"  # another key than that of the true one
+    strange = {"weights/x": b"1", "segment/x": b"2", "": b"3", f"segment/{'9' * 5000}": b"4", other_segment: b"5"}
     world = {**WORLD, "domain/700": {**WORLD["domain/700"], **strange}}
     assert host.take(controller.unit(world)) == ()
     assert host.resources.problems.keys() == strange.keys()
+    assert host.rows() == before
     assert host.take(controller.unit(WORLD)) == ()
     assert not host.resources.problems
 

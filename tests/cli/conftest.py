@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -70,3 +71,12 @@ def fake(tmp_path: Path, pki: Path, teal: Teal) -> Iterator[Fake]:
                     "--cert", pki / "admin.crt", "--key", pki / "admin.key")  # fmt: skip
         assert done.code == 0, done
         yield server
+
+
+@pytest.fixture
+def labs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directory of labs; not pytest's, which is too long for sockets."""
+    monkeypatch.delenv("TEALNET_LAB", raising=False)
+    with TemporaryDirectory(prefix="t-") as directory:
+        monkeypatch.setenv("TEALNET_LAB_DIR", directory)
+        yield Path(directory)

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tealnet import kinds
 from tealnet.kinds import Kind
-from tealnet.v1 import common_pb2, host_pb2, port_pb2, security_pb2, system_pb2
+from tealnet.v1 import common_pb2, host_pb2, port_pb2, security_pb2, split_pb2, system_pb2
 
 Answer = Callable[[Any], Any]
 TRUST_DOMAIN = "lab.test"
@@ -58,10 +58,12 @@ class Fake:
         self.verdict = security_pb2.TestPolicyResponse()
         self.rules = security_pb2.ListRulesResponse()
         self.denials = security_pb2.ListDenialsResponse()
+        self.set_weights: Answer = self._set_weights
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(32))
         for kind in kinds.KINDS:
-            self._serve(f"{kind.title}Service", self._standard(kind) | (self._hosts() if kind is kinds.HOST else {}))
+            more = {kinds.HOST: self._hosts, kinds.SPLIT: self._splits}.get(kind, dict)
+            self._serve(f"{kind.title}Service", self._standard(kind) | more())
         self._serve("SystemService", self._system())
         self._serve("PolicyService", self._policy())
         credentials = grpc.ssl_server_credentials(
@@ -115,7 +117,8 @@ class Fake:
                 with self._lock:
                     return answer(request)
             except Refusal as refusal:
-                context.set_trailing_metadata((("grpc-status-details-bin", refusal.status.SerializeToString()),))
+                if refusal.status.details:  # without: as if the transport had failed
+                    context.set_trailing_metadata((("grpc-status-details-bin", refusal.status.SerializeToString()),))
                 context.abort(refusal.code, refusal.text)
 
         return call
@@ -187,7 +190,7 @@ class Fake:
                 self.objects.pop(each)
             return empty_pb2.Empty()
 
-        verbs = {"Create": create, "Get": get, "Update": update, "Delete": delete}
+        verbs = {"Create": create, "Get": get, "Update": update, "Delete": delete} if kind.written else {"Get": get}
         methods = {f"{verb}{title}": (type(kind.request(verb)), answer) for verb, answer in verbs.items()}
         return {**methods, f"List{kind.title_plural}": (type(kind.request("List")), list_)}
 
@@ -231,9 +234,23 @@ class Fake:
             "AcceptHost": (host_pb2.AcceptHostRequest, lambda _: host_pb2.AcceptHostResponse(hosts=["hosts/h1"])),
         }
 
+    def _splits(self) -> dict[str, tuple[type[Any], Answer]]:
+        return {"SetWeights": (split_pb2.SetWeightsRequest, lambda request: self.set_weights(request))}
+
+    def _set_weights(self, request: split_pb2.SetWeightsRequest) -> split_pb2.SetWeightsResponse:
+        response = split_pb2.SetWeightsResponse()
+        for entry in request.networks:
+            split = self.objects[kinds.split_of(entry.network)]
+            split.weights.update({color: entry.weights.get(color, 0) for color in split.weights})
+            response.splits.append(split if request.validate_only else self._store(split))
+        response.revision = self.revision
+        return response
+
     def _system(self) -> dict[str, tuple[type[Any], Answer]]:
         def events(request: Any) -> Any:
-            return system_pb2.ListEventsResponse(events=[e for e in self.events if request.name in ("", e.name)])
+            return system_pb2.ListEventsResponse(
+                events=[e for e in self.events if f"{e.name}/".startswith(request.name)]
+            )
 
         return {
             "Sync": (system_pb2.SyncRequest, lambda request: self.sync(request)),

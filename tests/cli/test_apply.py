@@ -84,6 +84,27 @@ def test_a_failure_takes_its_dependents_along_and_others_go_on(fake: Fake, teal:
     assert "tenants/acme/ports/web-1" not in fake.objects
 
 
+def test_without_a_controller_it_is_said_once(fake: Fake, teal: Teal, tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text("---\n".join(f"kind: Host\nname: h{number}\n" for number in range(40)))
+    fake.refuse["hosts/h3"] = Refusal(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+    done = teal("apply", "-f", file)
+    assert done.code == 1 and done.err.count("error: ") == 1 and "failed:" not in done.err, done
+    assert "3 of 40 documents were dealt with before" in done.err
+    del fake.refuse["hosts/h3"]
+    done = teal("apply", "-f", file)
+    assert done.code == 0 and "host h3 created" in done.out
+
+
+def test_wrong_documents_are_listed(fake: Fake, teal: Teal, tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text("kind: Host\nname: h1\n---\nkind: Hots\nname: h2\n---\nkind: Host\nnaem: h3\n")
+    done = teal("apply", "-f", file)
+    assert done.code == 2 and done.err.startswith("error: documents are wrong, nothing was done\n  "), done
+    assert f"\n  {file}:4: kind: 'Hots' is none of" in done.err and f"\n  {file}:7: name: missing" in done.err
+    assert not fake.objects
+
+
 def test_somebody_else_creates_it_first(fake: Fake, teal: Teal, tmp_path: Path) -> None:
     """Between the look and the create: then it is an update."""
     file = tmp_path / "f.yaml"

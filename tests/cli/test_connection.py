@@ -47,6 +47,15 @@ def test_no_context_says_how_to_get_one(teal: Teal) -> None:
     assert done.code == 1 and "no context 'prod'; there are: none" in done.err
 
 
+def test_the_end_of_the_current_context_chooses_no_other(add: Add, teal: Teal) -> None:
+    """The next `delete` must not go to a controller that nobody has chosen."""
+    add()
+    assert teal("context", "remove", "other").code == 0
+    done = teal("get", "tenants")
+    assert done.code == 1 and "Choose one with `teal context use NAME` (there are: fake)" in done.err
+    assert "*" not in teal("context", "list").out
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -208,6 +217,17 @@ def test_a_reader_that_goes_away(fake: Fake, teal: Teal) -> None:
     os.close(read)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (1, "")
+
+
+@pytest.mark.parametrize("where", ["> /dev/full", ">&-", ">&- 2>&-", "| true"])
+def test_an_output_that_takes_nothing(where: str) -> None:
+    words = f"{sys.executable} -m tealnet.cli.main --help {where}"
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=30
+    )
+    assert "Traceback" not in done.stderr and "bug of teal" not in done.stderr and "Exception" not in done.stderr
+    if "full" in where:
+        assert done.returncode == 1 and "error: the output could not be written: No space left" in done.stderr
 
 
 def test_ctrl_c(fake: Fake, teal: Teal) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tealnet.cli.documents import BadDocument, Document, read_files
+from tealnet.cli.documents import BadDocument, Document, read_files, read_text
 
 
 def read(tmp_path: Path, text: str, *, tenant: str = "") -> list[Document]:
@@ -146,6 +147,37 @@ def test_a_field_knows_its_line(tmp_path: Path) -> None:
     assert document.line_of("unknown").endswith("f.yaml:1")
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BadDocument) as caught:
+        read(
+            tmp_path,
+            "kind: Prot\nname: a\n---\nkind: Tenant\nname: a\n---\nkind: Network\ntenant: a\nname: w\ncidr: x\n",
+        )
+    first, second = str(caught.value).splitlines()
+    assert ":1: kind: 'Prot'" in first and ":10: cidr: a Network has no such field" in second
+    with pytest.raises(BadDocument) as caught:
+        read(tmp_path, "---\n".join("kind: Prot\nname: a\n" for _ in range(30)))
+    assert len(str(caught.value).splitlines()) == 21 and str(caught.value).endswith("… and 10 more")
+
+
+def lines(tmp_path: Path, text: str) -> list[tuple[str, str]]:
+    return [(document.name, document.where.rpartition(":")[2]) for document in read(tmp_path, text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"kind": "Tenant", "name": "a"}\n{"kind": "Tenant", "name": "b"}\n', [("a", 1), ("b", 2)]),
+        ('{"kind": "Tenant",\n "name": "a"}\n\n  {"kind": "Tenant", "name": "b"}', [("a", 1), ("b", 4)]),
+        ('[{"kind": "Tenant", "name": "a"},\n{"kind": "Tenant", "name": "b"}]', [("a", 1), ("b", 2)]),
+        ('{\n\t"kind": "Tenant",\n\t"name": "a"\n}\n', [("a", 1)]),
+        ('{"kind": "Tenant", "name": "a"}' + "\n" * 5000 + '{"kind": "Tenant", "name": "b"}', [("a", 1), ("b", 5001)]),
+    ],
+)
+def test_json_one_after_another_keeps_its_lines(tmp_path: Path, text: str, found: list[tuple[str, int]]) -> None:
+    assert lines(tmp_path, text) == [(f"tenants/{name}", str(line)) for name, line in found]
+
+
 def test_a_missing_file_and_an_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(BadDocument, match="cannot be read"):
         read_files((str(tmp_path / "absent.yaml"),), tenant="")
@@ -156,3 +188,12 @@ def test_a_missing_file_and_an_empty_directory(tmp_path: Path) -> None:
 def test_the_examples_are_good() -> None:
     folder = Path(__file__).parents[2] / "examples"
     assert len(read_files((str(folder),), tenant="")) >= 12
+
+
+def test_what_the_examples_show_in_comments_is_good_too() -> None:
+    shown = 0
+    for file in sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")):
+        text, count = re.subn(r"^( *)# (?=[a-z_]+: )", r"\1", file.read_text(), flags=re.M)
+        assert read_text(text, file=file.name, tenant="")
+        shown += count
+    assert shown >= 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,7 +49,7 @@ Type = system_pb2.WatchResponse
                 ],
             ),
             5,
-            ["h1: port acme/p failed: NoDevice: tap0 is not there"],
+            ["error: 1 failure on hosts; 1 of 1", "h1: port acme/p failed: NoDevice: tap0 is not there"],
         ),
     ],
 )
@@ -101,6 +102,8 @@ def test_status_fits_one_screen_and_shows_the_worst_first(
     assert "! h7: VtepMismatch: it says 192.0.2.9" in text and "what to do: set the address" in text
     assert "FAILED" not in text, "columns that say nothing are left out"
     assert teal("status", "--all").out.count("READY") == 40
+    names = [line.split()[0] for line in teal("hosts").out.splitlines()[1:]]
+    assert names.index("h2") < names.index("h10"), "as people count"
     assert json.loads(teal("status", "-o", "json").out)["cluster"] == "default"
 
 
@@ -113,6 +116,8 @@ def test_what_is_done_to_hosts(fake: Fake, teal: Teal) -> None:
     assert "exists already; this is a new token" in teal("host", "add", "h4").out
     fake.add(port_pb2.Port(name="tenants/acme/ports/p", host="hosts/h4"))
     assert "1 still there\n  port acme/p" in teal("host", "drain", "h4").out
+    fake.objects["hosts/h4"].drained = True
+    assert "(drained)" in teal("hosts").out and "(drained)" in teal("status").out
     assert "takes new ports" in teal("host", "undrain", "h4").out
     assert "is fenced" in teal("host", "fence", "h4", "--yes").out and fake.objects["hosts/h4"].fenced
     assert teal("host", "unfence", "h4").code == 0 and not fake.objects["hosts/h4"].fenced
@@ -132,6 +137,11 @@ def test_events_are_a_table(fake: Fake, teal: Teal) -> None:
     assert "host h1" in teal("events").out
     assert len(json.loads(teal("events", "-o", "json").out)) == 2
     assert teal("events", "port", "acme/none").err == "no events in the last 24 hours\n"
+
+
+def test_version_without_a_controller(teal: Teal) -> None:
+    done = teal("version")
+    assert done.code == 0 and "controller  (no context chosen)" in done.out
 
 
 def test_version_of_both_sides(fake: Fake, teal: Teal) -> None:
@@ -260,7 +270,7 @@ def test_completion_knows_kinds_and_names(fake: Fake, teal: Teal, monkeypatch: p
     def look(line: str) -> list[str]:
         return complete(teal, monkeypatch, line)
 
-    plurals = ["tenants", "networks", "routers", "securityGroups", "ports", "policyTiers", "hosts"]
+    plurals = ["tenants", "networks", "routers", "securityGroups", "ports", "splits", "policyTiers", "hosts"]
     assert look("teal get ") == plurals
     assert look("teal get ne") == ["networks"]
     assert look("teal get ports ") == ["acme/db-1", "acme/web-1"]
@@ -271,6 +281,20 @@ def test_completion_knows_kinds_and_names(fake: Fake, teal: Teal, monkeypatch: p
     assert look("teal get ports -t ") == ["acme"]
     assert look("teal --context ") == ["fake"]
     assert look("teal stat") == ["status"]
+
+
+def test_completion_knows_labs(teal: Teal, monkeypatch: pytest.MonkeyPatch, labs: Path) -> None:
+    assert complete(teal, monkeypatch, "teal lab kill ") == []
+    for name, parts in (("default", "all"), ("blue", "switch")):
+        (labs / name).mkdir()
+        hosts = {host: {"number": number, "parts": parts} for number, host in ((1, "h1"), (2, "h2"))}
+        content = {"mtu": 1500, "parts": parts, "family": "v4", "ready": True, "hosts": hosts}
+        (labs / name / "lab.json").write_text(json.dumps(content))
+    assert complete(teal, monkeypatch, "teal lab kill ") == ["h1", "h2", "controller"]
+    assert complete(teal, monkeypatch, "teal lab kill h1 o") == ["ovsdb-server", "ovs-vswitchd"]
+    assert complete(teal, monkeypatch, "teal lab logs controller ") == ["controller", "etcd"]
+    assert complete(teal, monkeypatch, "teal lab status --name ") == ["blue", "default"]
+    assert complete(teal, monkeypatch, "teal lab exec --name blue ") == ["h1", "h2"]
 
 
 def test_completion_is_silent_on_failure(teal: Teal, monkeypatch: pytest.MonkeyPatch, config: Any) -> None:
@@ -284,6 +308,33 @@ def test_completion_scripts(teal: Teal) -> None:
     for shell in ("zsh", "fish"):
         assert "_TEAL_COMPLETE" in teal("completion", shell).out
     assert teal("completion", "tcsh").code == 2
+
+
+# ---- labs that are not there
+
+
+def test_a_place_for_labs_that_cannot_be_made(teal: Teal, labs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (labs / "file").write_text("")
+    monkeypatch.setenv("TEALNET_LAB_DIR", str(labs / "file" / "x"))
+    monkeypatch.setattr("tealnet.lab.needs.check", lambda: None)
+    done = teal("lab", "up")
+    assert done.code == 1 and f"cannot make {labs}/file" in done.err and "TEALNET_LAB_DIR" in done.err
+
+
+def test_what_there_is_instead(teal: Teal, labs: Path) -> None:
+    done = teal("lab", "status", "--name", "blue")
+    assert done.err == "error: no lab 'blue'; `teal lab up --name blue` makes one\n"
+    (labs / "green").mkdir()
+    assert "no lab 'blue'; there are: green (--name chooses)" in teal("lab", "status", "--name", "blue").err
+    content = {"mtu": 1500, "parts": "all", "family": "v4", "ready": True}
+    (labs / "green" / "lab.json").write_text(json.dumps(content | {"hosts": {"h1": {"number": 1, "parts": "all"}}}))
+    done = teal("lab", "kill", "h1", "sshd", "--name", "green")
+    assert "h1 has no process 'sshd'; there are: ovsdb-server, ovs-vswitchd, agent" in done.err
+    logs = labs / "green" / "machines" / "h1" / "disk" / "var" / "log" / "tealnet"
+    logs.mkdir(parents=True)
+    (logs / "agent.log").write_text("")
+    done = teal("lab", "logs", "h1", "sshd", "--name", "green")
+    assert "no log of 'sshd' on h1; there are: agent" in done.err
 
 
 # ---- help
@@ -300,5 +351,6 @@ def every_command(group: click.Command, words: tuple[str, ...] = ()) -> Iterator
 def test_help_teaches_with_an_example(teal: Teal, words: tuple[str, ...]) -> None:
     done = teal(*words, "--help")
     assert done.code == 0
+    assert not [line for line in done.out.splitlines()[1:] if line.endswith("...")], "a command's line is cut off"
     example = f"  teal {' '.join(words)}".rstrip()
     assert example in done.out or f"$(teal {' '.join(words)}" in done.out, done.out

@@ -10,7 +10,7 @@ from typing import Any
 from controller.etcd.types import Put, put
 from controller.keys import Keys
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, security_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, security_pb2, split_pb2, tenant_pb2
 
 
 def uid_of(name: str) -> str:
@@ -50,13 +50,41 @@ class Maker:
         number: int,
         cidrs: Sequence[str] = ("10.0.0.0/24", "fd00::/64"),
         router: str = "",
+        colors: Sequence[tuple[str, int]] = (),
         policy: network_pb2.Network.Policy = network_pb2.Network.POLICY_OFF,
+        **more: Any,
     ) -> Put:
-        """Domain 1000 + number, VNI 5000 + number."""
-        message = network_pb2.Network(name=name, cidrs=cidrs, router=router, policy=policy)
-        segment = store_pb2.IssuedSegment(color="base", uid=uid_of(name + "/base"), vni=5000 + number)
-        issued = store_pb2.Issued(domain=1000 + number, network_number=number, segments=[segment])
+        """Domain 1000 + number, VNI 5000 + number. The first of `colors` (name, number) was its base, and has its VNI;
+        those of the others are 100 apart. `more` are fields as in the API."""
+        names = [color for color, _ in colors]
+        message = network_pb2.Network(name=name, cidrs=cidrs, router=router, colors=names, policy=policy, **more)
+        segments = [
+            store_pb2.IssuedSegment(
+                color=color,
+                uid=uid_of(f"{name}/{color if place else 'base'}"),
+                vni=5000 + number + 100 * place,
+                color_number=own,
+                was_base=bool(own) and not place,
+            )
+            for place, (color, own) in enumerate(colors or [("base", 0)])
+        ]
+        issued = store_pb2.Issued(domain=1000 + number, network_number=number, segments=segments)
         return self._put(name, message.SerializeToString(), issued)
+
+    def split(
+        self,
+        network: str,
+        weights: dict[str, int],
+        *,
+        closed: Sequence[str] = (),
+        affinity: split_pb2.Affinity = split_pb2.AFFINITY_CONNECTION,
+        apply_at: int = 0,
+    ) -> Put:
+        name = f"{network}/trafficSplit"
+        message = split_pb2.TrafficSplit(name=name, weights=weights, closed=closed, affinity=affinity)
+        if apply_at:
+            message.apply_at.FromNanoseconds(apply_at)
+        return self._put(name, message.SerializeToString(), store_pb2.Issued(network_uid=uid_of(network)))
 
     def port(
         self,
@@ -66,8 +94,10 @@ class Maker:
         *,
         host: str = "",
         allowed: Sequence[str] = (),
+        segment: str = "base",
         identity: int = 4711,
     ) -> Put:
+        """`segment`: base, also when it has a name by now, or the color of another one."""
         message = port_pb2.Port(
             name=name,
             network=network,
@@ -78,7 +108,7 @@ class Maker:
         )
         issued = store_pb2.Issued(
             identity=identity,
-            segment_uid=uid_of(network + "/base"),
+            segment_uid=uid_of(f"{network}/{segment}"),
             network_uid=uid_of(network),
             host_uid=uid_of(f"hosts/{host}"),
         )

@@ -48,22 +48,29 @@ class Site:
         options = [("grpc.ssl_target_name_override", "controller"), ("grpc.use_local_subchannel_pool", 1)]
         return grpc.aio.secure_channel(self.settings.listen[0], credentials, options)
 
+    def stranger(self) -> grpc.aio.Channel:
+        """To where hosts without a certificate ask for one."""
+        credentials = grpc.ssl_channel_credentials(self.ca.cert_pem)
+        options = [("grpc.ssl_target_name_override", "controller")]
+        return grpc.aio.secure_channel(self.settings.join_listen, credentials, options)
+
 
 def prepare(directory: Path, **settings: Any) -> tuple[Ca, Settings]:
     ca = Ca.create("tealnet.local")
     ca.save(directory)
     ca.issue("controller", dns=["controller"]).save(directory, "controller")
-    chosen = Settings(
+    defaults: dict[str, Any] = dict(
         listen=(f"unix:{directory}/api.sock",),
-        join_listen="",
+        join_listen=f"unix:{directory}/join.sock",
         metrics_listen="",
         data_dir=directory / "data",
         etcd_fsync="off",
         ca=directory / "ca.crt",
         cert=directory / "controller.crt",
         key=directory / "controller.key",
-        **settings,
+        ca_key=str(directory / "ca.key"),
     )
+    chosen = Settings(**(defaults | settings))
     return ca, chosen
 
 

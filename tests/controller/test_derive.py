@@ -3,79 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller import decode, decode_status
-from controller.derive import declare
-from controller.etcd.types import KeyValue, Put
-from controller.keys import Keys
+from controller.etcd.types import Put
 from controller.outbox import Outbox
-from controller.world import World
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.digest import Digest
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Segment
-from tealnet.core.rows.stream import decode as parse
-from tealnet.core.tables import Graph
-from tests.controller.making import Maker, mac_of, uid_of
+from tests.controller.deriving import KEYS, MAKE, Derivation, body_of
+from tests.controller.making import mac_of, uid_of
 
-KEYS = Keys("0" * 32)
-MAKE = Maker(KEYS)
 WEB, DB, OTHER = "tenants/acme/networks/web", "tenants/acme/networks/db", "tenants/globex/networks/web"
 ROUTER = "tenants/acme/routers/main"
 P1, P2, P3 = (f"tenants/acme/ports/p{n}" for n in (1, 2, 3))
 H1, H2, H3 = (uid_of(f"hosts/h{n}") for n in (1, 2, 3))
-
-
-class Derivation:
-    """The controller's tables and resources, fed by stored values."""
-
-    def __init__(self) -> None:
-        self.graph = Graph()
-        self.world = World(self.graph)
-        self.resources = declare(self.world, default_mtu=1430)
-        self.revision = 0
-        self.changed: dict[str, set[str]] = {}
-
-    def put(self, *ops: Put | bytes) -> Derivation:
-        """Values are written, keys (bytes) deleted."""
-        self.revision += 1
-        for op in ops:
-            key = op if isinstance(op, bytes) else op.key
-            place = decode_status.place(KEYS.relative(key))
-            assert place is not None
-            table = getattr(self.world, place[0])
-            row: Any = None
-            if isinstance(op, Put):
-                kv = KeyValue(key, op.value, self.revision, self.revision, 1)
-                if place[0] in decode_status.INTENTS.values():
-                    row = decode.intent(KEYS.relative(key).split("/")[2], kv, KEYS)
-                else:
-                    row = decode_status.row(place[0], place[1], kv)
-            table.put(place[1], row)
-        return self
-
-    def settle(self) -> Derivation:
-        self.graph.settle()
-        self.changed = self.resources.collect()
-        assert not self.graph.errors()
-        return self
-
-    def rows(self, scope: str) -> dict[str, Any]:
-        """What an agent makes of a scope."""
-        chunks = self.resources.scope(scope).chunks
-        return {key: parse(key, body_of(chunk.encoded)) for key, chunk in chunks.items()}
-
-    def everything(self) -> dict[str, dict[str, bytes]]:
-        scopes = self.resources._scopes
-        return {name: {key: chunk.version for key, chunk in scope.chunks.items()} for name, scope in scopes.items()}
-
-
-def body_of(encoded: bytes) -> bytes:
-    (resource,) = pb.ScopeDelta.FromString(encoded).upserts
-    return resource.body
 
 
 def base() -> Derivation:
@@ -212,7 +155,7 @@ def test_one_change_is_small_on_the_stream() -> None:
     assert sum(map(len, unit.parts)) <= 500
     (update,) = (pb.ToAgent.FromString(part).update for part in unit.parts)
     (delta,) = update.scopes
-    assert delta.digest == derivation.resources.scope("domain/1001").digest("domain/1001")
+    assert (delta.scope, delta.digest) == ("domain/1001", derivation.resources.scope("domain/1001").digest(""))
 
 
 def test_a_large_scope_goes_in_parts() -> None:
@@ -237,6 +180,7 @@ def test_a_large_scope_goes_in_parts() -> None:
 # ---- random histories
 
 HOSTS, PORTS, NETWORKS = ("h1", "h2", "h3"), (P1, P2, P3), (WEB, DB)
+COLORS = ((), (("blue", 4),), (("blue", 4), ("green", 1)), (("blue", 2), ("green", 4)))
 hosts = st.sampled_from(HOSTS)
 ports = st.sampled_from(PORTS)
 networks = st.sampled_from(NETWORKS)
@@ -247,12 +191,13 @@ def host(name: str, *, fenced: bool) -> Put:
     return MAKE.host(name, int(name[1]), vtep=f"192.0.2.{name[1]}", fenced=fenced)
 
 
-def network(name: str, router: str) -> Put:
-    return MAKE.network(name, NETWORKS.index(name) + 1, [f"10.{NETWORKS.index(name)}.0.0/24"], router=router)
+def network(name: str, router: str, colors: tuple[tuple[str, int], ...]) -> Put:
+    cidrs = [f"10.{NETWORKS.index(name)}.0.0/24"]
+    return MAKE.network(name, NETWORKS.index(name) + 1, cidrs, router=router, colors=colors)
 
 
-def port(name: str, of: str, where: str, last: int) -> Put:
-    return MAKE.port(name, of, [f"10.{NETWORKS.index(of)}.0.{last}"], host=where)
+def port(name: str, of: str, where: str, last: int, segment: str) -> Put:
+    return MAKE.port(name, of, [f"10.{NETWORKS.index(of)}.0.{last}"], host=where, segment=segment)
 
 
 def tombstone(name: str, where: str, to: str, *, due: bool) -> Put:
@@ -262,7 +207,14 @@ def tombstone(name: str, where: str, to: str, *, due: bool) -> Put:
 changes = st.one_of(
     st.builds(host, hosts, fenced=st.booleans()),
     st.builds(lambda h: KEYS.intent(f"hosts/{h}"), hosts),
-    st.builds(network, networks, st.sampled_from(("", ROUTER))),
+    st.builds(network, networks, st.sampled_from(("", ROUTER)), st.sampled_from(COLORS)),
+    st.builds(
+        lambda name, blue, green: MAKE.split(name, {"blue": blue, "green": green}),
+        networks,
+        st.integers(0, 2),
+        st.integers(0, 2),
+    ),
+    st.builds(lambda name: KEYS.intent(f"{name}/trafficSplit"), networks),
     st.builds(KEYS.intent, networks),
     st.builds(
         lambda domain, hop: MAKE.router(ROUTER, domain, [("10.99.0.0/16", hop)]),
@@ -270,7 +222,7 @@ changes = st.one_of(
         st.sampled_from(("10.0.0.5", "10.1.0.6")),
     ),
     st.just(KEYS.intent(ROUTER)),
-    st.builds(port, ports, networks, anywhere, st.integers(5, 7)),
+    st.builds(port, ports, networks, anywhere, st.integers(5, 7), st.sampled_from(("base", "green"))),
     st.builds(KEYS.intent, ports),
     st.builds(tombstone, ports, hosts, anywhere, due=st.booleans()),
     st.builds(lambda p, h: KEYS.tombstone(uid_of(f"hosts/{h}"), uid_of(p)), ports, hosts),

@@ -11,8 +11,8 @@ from controller.features import security_rules
 from tealnet.core.rows.security import Action, Direction, Mode, OnChange, Ports, Position, Remote, Rules
 from tealnet.core.rows.stream import LocalPort
 from tealnet.v1 import network_pb2, security_pb2
+from tests.controller.deriving import KEYS, MAKE, Derivation
 from tests.controller.making import uid_of
-from tests.controller.test_derive import KEYS, MAKE, Derivation
 
 ENFORCE = network_pb2.Network.POLICY_ENFORCE
 NET, OPEN = "tenants/acme/networks/web", "tenants/acme/networks/open"

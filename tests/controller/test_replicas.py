@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from controller.chores import Chores
 from controller.etcd import Etcd
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Op, Put, created, delete, put
@@ -166,10 +168,10 @@ async def test_a_silent_host_is_lost_and_returns(single: Pair) -> None:
         await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_READY)
 
 
-async def release_of(single: Pair) -> Release:
+async def release_of(single: Pair, clock: Callable[[], float] = time.monotonic) -> Release:
     store = single.controllers[0].store
     term = await until(lambda: store.world.terms.rows.get("chores"))
-    release = Release(store, created(store.keys.chores, term.create_revision))
+    release = Release(store, created(store.keys.chores, term.create_revision), clock=clock)
     store.subscribe(release.idle.follow)
     return release
 
@@ -206,6 +208,39 @@ async def test_an_address_with_a_new_holder_is_not_freed(single: Pair) -> None:
     await single.write(tombstone)
     await single.etcd.txn((), [put(address.key, store_pb2.Holder(name=P2).SerializeToString())])
     await release.tombstones()
+    assert len((await single.etcd.range(address.key)).kvs) == 1
+
+
+async def test_an_address_released_again_waits_again(single: Pair) -> None:
+    """Also when nobody has looked while it was taken back."""
+    now = 1000.0
+    release = await release_of(single, lambda: now)
+    tombstone, address = buried(single, acked=True, quarantine=60)
+
+    async def left() -> int:
+        await release.tombstones()
+        return len((await single.etcd.range(address.key)).kvs)
+
+    await single.write(tombstone, address)
+    assert await left() == 1
+    now += 59
+    await single.write(delete(tombstone.key))
+    await single.write(tombstone, address)
+    now += 2
+    assert await left() == 1
+    now += 60
+    assert await left() == 0
+
+
+async def test_what_changes_while_it_is_freed_is_not_freed(single: Pair) -> None:
+    """The port came back and left again: another tombstone, which its host has not carried out."""
+    release = await release_of(single)
+    tombstone, address = buried(single, acked=True)
+    await single.write(tombstone, address)
+    seen = next(iter(single.controllers[0].store.world.tombstones.rows.values()))
+    await single.write(delete(tombstone.key))
+    await single.write(*buried(single, acked=False))
+    await release._free(seen)
     assert len((await single.etcd.range(address.key)).kvs) == 1
 
 
@@ -317,6 +352,31 @@ async def test_groups_come_and_go_while_a_host_sleeps(single: Pair) -> None:
         await until(lambda: controller.sessions.by_host[H1].synced == store.revision)
         await rounds()
         assert not issued & store.world.identities.rows.keys()
+
+
+async def test_a_store_that_fills_up_is_told_in_time(single: Pair) -> None:
+    controller = single.controllers[0]
+    chores = Chores(
+        controller.store,
+        controller.sync,
+        replica=controller.replica,
+        events=controller.events,
+        settings=replace(controller.settings, etcd_quota_mib=2),
+    )
+
+    async def reasons() -> list[str]:
+        await chores._room()
+        return [event.reason for event in await controller.events.read("cluster")]
+
+    assert "StoreAlmostFull" not in await reasons()
+    for number in range(2):
+        await single.etcd.txn((), [put(f"/elsewhere/{number}".encode(), bytes(900_000))])
+    for _ in range(500):  # etcd writes to its file a moment later
+        if "StoreAlmostFull" in await reasons():
+            break
+        await asyncio.sleep(0.02)
+    else:
+        raise AssertionError("nobody was told")
 
 
 async def test_old_terms_change_nothing(single: Pair) -> None:

@@ -194,6 +194,25 @@ async def test_tombstone_is_carried_out_and_noted(place: Site, write: Writer) ->
         await until(lambda: store.world.tombstones.rows[place_of].acked, "the tombstone is acked")
 
 
+async def test_what_a_host_could_not_remove_is_not_carried_out(place: Site, write: Writer) -> None:
+    """It may still be there and send: its addresses are nobody else's until the host says otherwise."""
+    store = place.controller.store
+    async with one().connected(place) as agent:
+        await synced(place, agent, store.revision)
+        agent.failures = [pb.KeyFailure(key=LOCAL1, reason="NetnsRefused", text="busy")]
+        other = write.make.tombstone("h1", P2, network=NET)  # for comparison
+        revision = await write(delete(store.keys.intent(P1)), write.make.tombstone("h1", P1, network=NET), other)
+        await synced(place, agent, revision)
+        rows = store.world.tombstones.rows
+        await until(lambda: rows[uid_of("hosts/h1"), uid_of(P2), ""].acked)
+        assert not rows[uid_of("hosts/h1"), uid_of(P1), ""].acked
+        outcome = await place.controller.sync.ask(revision=revision, domains=frozenset({1001}), timeout=1)
+        assert [f.key for f in outcome.failed] == [LOCAL1] and not outcome.complete
+        agent.failures = []
+        await agent.ack()
+        await until(lambda: rows[uid_of("hosts/h1"), uid_of(P1), ""].acked)
+
+
 async def test_digest_mismatch_sends_the_scope_whole(place: Site, write: Writer) -> None:
     agent = one()
     agent.spoil = {DOMAIN}
@@ -344,6 +363,21 @@ async def test_sync_names_a_stopped_host(place: Site, write: Writer) -> None:
         outcome = await sync.ask(revision=revision, domains=None, timeout=2)
         assert not outcome.complete and outcome.disconnected == {uid_of("hosts/h2")}
         await synced(place, agent, revision)
+
+
+async def test_sync_of_all_names_a_stopped_host_without_ports(place: Site, write: Writer) -> None:
+    await write(write.make.host("h3", 3, vtep="192.0.2.3"), write.make.host("h4", 4, vtep="192.0.2.4"))
+    third = FakeAgent("h3", "192.0.2.3", instance="instance-3")
+    sync, sessions = place.controller.sync, place.controller.store.world.sessions
+    async with one().connected(place), two().connected(place):
+        async with third.connected(place):
+            assert (await sync.ask(revision=0, domains=None, timeout=5)).complete  # h4 was never seen
+        await until(lambda: uid_of("hosts/h3") not in sessions.rows)
+        outcome = await sync.ask(revision=0, domains=None, timeout=2)
+        assert not outcome.complete and outcome.disconnected == {uid_of("hosts/h3")}
+        assert (await sync.ask(revision=0, domains=frozenset({1001}), timeout=2)).complete  # it need not know
+        await write(write.make.host("h3", 3, vtep="192.0.2.3", fenced=True))
+        assert (await sync.ask(revision=0, domains=None, timeout=2)).complete
 
 
 async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:

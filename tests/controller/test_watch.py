@@ -143,3 +143,18 @@ async def test_snapshot_synced_changes_and_resume() -> None:
     store.change(20)
     with pytest.raises(OutOfRange):
         await anext(watches.watch(interest(), 12, render))
+
+
+async def test_what_was_missed_is_told_however_much_it_is() -> None:
+    store: Any = FakeStore()
+    watches = Watches(store)
+    store.change(10)
+    names = [f"tenants/a/ports/p{n}" for n in range(3 * PENDING)]
+    store.change(12, *(Change("ports", name, None, row(name, 12), 12) for name in names))
+    stream = watches.watch(interest(), 10, lambda kind, found: system_pb2.Object())
+    told_of = [(await anext(stream)).type for _ in range(len(names) + 1)]
+    assert told_of == [Type.TYPE_ADDED] * len(names) + [Type.TYPE_SYNCED]
+    # From now on it is a reader like any other.
+    store.change(13, *(Change("ports", name, row(name, 12), row(name, 13), 13) for name in names))
+    with pytest.raises(ResourceExhausted):
+        await anext(stream)

@@ -12,8 +12,8 @@ from controller.etcd.types import delete, put
 from controller.fields import span_text
 from controller.intents.network import uncovered
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import network_pb2, router_pb2
-from tests.controller.writing import Replicated, refusal, writing
+from tealnet.v1 import host_pb2, network_pb2, router_pb2
+from tests.controller.writing import Replicated, Writing, refusal, writing
 
 _BAD: list[tuple[dict[str, Any], str]] = [
     ({"cidrs": []}, "network.cidrs"),
@@ -120,24 +120,63 @@ async def test_cidrs_of_a_live_network() -> None:
         assert "quarantine" in error.text
 
 
+async def report_mtu(site: Writing, host: Any, mtu: int) -> None:
+    """As its agent does."""
+    store, status = site.one.store, store_pb2.HostStatusRow(underlay_mtu=mtu).SerializeToString()
+    result = await site.etcd.txn((), [put(store.keys.host_status(host.uid), status)])
+    await store.passed(result.revision)
+
+
 async def test_the_mtu_that_underlays_carry() -> None:
     async with writing() as site:
         one = site.one
         await one.tenant("acme")
         host = await one.host("h1", vtep="192.0.2.1")
-        status = store_pb2.HostStatusRow(underlay_mtu=1500).SerializeToString()
-        result = await site.etcd.txn((), [put(one.store.keys.host_status(host.uid), status)])
-        await one.store.passed(result.revision)
+        await report_mtu(site, host, 1500)
         error = await refusal(one.network("acme/web", cidrs=["10.0.0.0/24"], mtu=1451))
         assert isinstance(error, Invalid)
         assert "1450" in error.text and "hosts/h1" in error.text
         await one.network("acme/web", cidrs=["10.0.0.0/24"], mtu=1450)
-        less = store_pb2.HostStatusRow(underlay_mtu=1400).SerializeToString()
-        result = await site.etcd.txn((), [put(one.store.keys.host_status(host.uid), less)])
-        await one.store.passed(result.revision)
+        await report_mtu(site, host, 1400)
         changed = await one.update_network("tenants/acme/networks/web", labels={"a": "b"})
         assert changed.labels == {"a": "b"}
         assert isinstance(await refusal(one.update_network("tenants/acme/networks/web", mtu=1449)), Invalid)
+        # Attached to nothing with it, either, until it fits.
+        router = await one.router("acme/main")
+        error = await refusal(one.update_network("tenants/acme/networks/web", router=router.name))
+        assert isinstance(error, Invalid) and error.violations[0].field == "network.mtu"
+        await one.update_network("tenants/acme/networks/web", router=router.name, mtu=1350)
+
+
+async def test_a_host_with_too_little_room_takes_no_port() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        await one.network("acme/web", cidrs=["10.0.0.0/24"])  # the default: 1430
+        large, small = await one.host("h1", vtep="192.0.2.1"), await one.host("h2", vtep="2001:db8::2")
+        await report_mtu(site, large, 1480)
+        await report_mtu(site, small, 1499)
+        port = await one.port("acme/p", host="hosts/h1")
+        for call in (one.port("acme/q", host="hosts/h2"), one.update_port(port.name, "host", host="hosts/h2")):
+            error = await refusal(call)
+            assert error.reason == "MTU_TOO_LARGE"
+            assert "hosts/h2" in error.text and "1429" in error.text and "1430" in error.text
+        await report_mtu(site, large, 1479)  # its underlay has changed: what is there stays, and somebody is told
+        (condition,) = (await one.hosts.GetHost(host_pb2.GetHostRequest(name="hosts/h1"), None)).status.conditions
+        assert condition.type == "NetworkMtuTooLarge" and "tenants/acme/networks/web: 1430" in condition.text
+        await one.update_port(port.name, "description", description="changes of other kinds are fine")
+        await report_mtu(site, small, 1500)
+        await one.update_port(port.name, "host", host="hosts/h2")
+        assert not (await one.hosts.GetHost(host_pb2.GetHostRequest(name="hosts/h1"), None)).status.conditions
+
+
+async def test_a_tenant_is_told_no_name_of_a_host_that_is_not_granted() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme", placement={"host_selector": {"zone": "a"}})
+        await report_mtu(site, await one.host("h1", vtep="192.0.2.1"), 1400)
+        error = await refusal(one.network("acme/web", cidrs=["10.0.0.0/24"]))
+        assert "1350" in error.text and "h1" not in error.text
 
 
 async def test_a_wide_cidr_becomes_many_narrow_ones_in_one_small_transaction() -> None:

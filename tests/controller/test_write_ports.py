@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import ip_address
 from typing import Any
 
@@ -9,7 +10,8 @@ from controller.errors import FailedPrecondition, Invalid, NotFound, ResourceExh
 from controller.etcd.types import delete
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, tenant_pb2
-from tests.controller.writing import refusal, writing
+from tests.controller.consistent import inconsistencies
+from tests.controller.writing import outcome, refusal, writing
 
 DEVICE = common_pb2.ATTACHMENT_KIND_DEVICE
 NETNS_PATH = common_pb2.ATTACHMENT_KIND_NETNS_PATH
@@ -137,6 +139,42 @@ async def test_one_interface_has_one_port() -> None:
         assert "tenants/acme/ports/p" in error.text
         attachment.interface = "eth1"
         await one.port("acme/q", host="hosts/h1", attachment=attachment)
+
+
+async def test_a_namespace_by_its_path_is_of_one_tenant() -> None:
+    async with writing(replicas=2) as site:
+        one, two = site.replicas
+        for tenant in ("acme", "globex"):
+            await one.tenant(tenant, placement={"kinds": [NETNS_PATH]})
+            await one.network(f"{tenant}/web", cidrs=["10.0.0.0/24"])
+        await one.host("h1", vtep="192.0.2.1")
+        await one.host("h2", vtep="192.0.2.2")
+
+        def at(path: str, interface: str = "eth0") -> dict[str, Any]:
+            attachment = port_pb2.Attachment(kind=NETNS_PATH, path=path, interface=interface)
+            return {"host": "hosts/h1", "attachment": attachment}
+
+        mine = await one.port("acme/p", **at("/run/netns/cni-1"))
+        await one.port("acme/q", **at("/run/netns/cni-1", "eth1"))
+        assert (await refusal(one.port("acme/r", **at("/var/run/netns/cni-1", "eth1")))).reason == "INTERFACE_IN_USE"
+        for path in ("/run/netns/cni-1", "/var/run/netns/cni-1"):
+            error = await refusal(one.port("globex/p", **at(path, "eth9")))
+            assert error.reason == "NAMESPACE_IN_USE"
+            assert "acme" not in error.text
+        other = await one.port("globex/p", **at("/run/netns/cni-2"))
+        moved = {"kind": NETNS_PATH, "path": "/run/netns/cni-1", "interface": "eth9"}
+        assert (await refusal(one.update_port(other.name, "attachment", attachment=moved))).reason == "NAMESPACE_IN_USE"
+        await one.port("globex/q", **(at("/run/netns/cni-1") | {"host": "hosts/h2"}))  # another one of that path
+        # Both at once: one of them is refused, whoever serves them.
+        answers = await asyncio.gather(
+            outcome(one.port("acme/both", **at("/run/netns/cni-3"))),
+            outcome(two.port("globex/both", **at("/run/netns/cni-3", "eth1"))),
+        )
+        assert [getattr(a, "reason", "") for a in answers].count("NAMESPACE_IN_USE") == 1
+        await one.delete_port(mine.name)
+        await one.delete_port("tenants/acme/ports/q")
+        await one.update_port(other.name, "attachment", attachment=moved)
+        assert await inconsistencies(one.store) == []
 
 
 _BAD_ATTACHMENTS: list[tuple[dict[str, object], str]] = [

@@ -23,7 +23,7 @@ from controller.status import Status
 from controller.store import Store, bootstrap
 from tealnet.core.identity import Identity, Kind
 from tealnet.core.pki import Ca
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, security_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, security_pb2, split_pb2, tenant_pb2
 
 
 def group_name(name: str) -> str:
@@ -48,6 +48,8 @@ class Replicated:
     routers: Any
     ports: Any
     hosts: Any
+    splits: Any
+    rollouts: Any
     groups: Any
     tiers: Any
     join: Any
@@ -80,6 +82,49 @@ class Replicated:
         port = port_pb2.Port(network=f"tenants/{tenant}/networks/{network}", **body)
         request = port_pb2.CreatePortRequest(parent=f"tenants/{tenant}", port_id=ident, port=port)
         return await self.ports.CreatePort(request, None)
+
+    async def colors(self, name: str, *colors: str, **body: Any) -> Any:
+        """`name` is acme/web."""
+        tenant, ident = name.split("/")
+        full = f"tenants/{tenant}/networks/{ident}"
+        return await self.update_network(full, "colors", *body, colors=colors, **body)
+
+    async def weights(self, *networks: str, **more: Any) -> Any:
+        """Each of `networks` is like `acme/web blue=95 green=5`."""
+        request = split_pb2.SetWeightsRequest(**more)
+        for words in networks:
+            name, *pairs = words.split()
+            tenant, ident = name.split("/")
+            request.parent = f"tenants/{tenant}"
+            weights = {color: int(weight) for color, weight in (pair.split("=") for pair in pairs)}
+            request.networks.add(network=f"tenants/{tenant}/networks/{ident}", weights=weights)
+        return await self.splits.SetWeights(request, None)
+
+    async def split(self, name: str) -> Any:
+        """`name` is acme/web."""
+        tenant, ident = name.split("/")
+        full = f"tenants/{tenant}/networks/{ident}/trafficSplit"
+        return await self.splits.GetTrafficSplit(split_pb2.GetTrafficSplitRequest(name=full), None)
+
+    async def rollout(self, name: str, **body: Any) -> Any:
+        """`name` is acme/r; of the network web, from blue to green at once, unless told otherwise."""
+        tenant, ident = name.split("/")
+        body = {
+            "networks": [f"tenants/{tenant}/networks/web"],
+            "target": "green",
+            "steps": [rollout_pb2.RolloutStep(weights={"green": 100})],
+            **body,
+        }
+        request = rollout_pb2.CreateRolloutRequest(
+            parent=f"tenants/{tenant}", rollout_id=ident, rollout=rollout_pb2.Rollout(**body)
+        )
+        return await self.rollouts.CreateRollout(request, None)
+
+    async def ask(self, verb: str, name: str, **more: Any) -> Any:
+        """Pause, Resume, Advance, Confirm, Rollback, Get or Delete a rollout like acme/r."""
+        tenant, ident = name.split("/")
+        request = getattr(rollout_pb2, f"{verb}RolloutRequest")(name=f"tenants/{tenant}/rollouts/{ident}", **more)
+        return await getattr(self.rollouts, f"{verb}Rollout")(request, None)
 
     async def group(self, name: str, **body: Any) -> Any:
         tenant, ident = name.split("/")
@@ -143,10 +188,13 @@ class Writing:
 
 
 def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Replicated:
-    status = Status(store.world, declare(store.world, default_mtu=settings.default_mtu), lambda _: 0)
+    mtu = settings.default_mtu
+    status = Status(store.world, declare(store.world, default_mtu=mtu), lambda _: 0, default_mtu=mtu)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
-    tenants, networks, routers, ports, hosts, groups, tiers = (servicer for _, servicer in built.servicers)
-    return Replicated(store, built, tenants, networks, routers, ports, hosts, groups, tiers, built.join[0][1])
+    tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers = (s for _, s in built.servicers)
+    return Replicated(
+        store, built, tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers, built.join[0][1]
+    )
 
 
 @contextlib.asynccontextmanager

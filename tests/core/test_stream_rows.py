@@ -63,6 +63,8 @@ def test_every_kind_becomes_its_row() -> None:
     port = decode(f"localport/{UID}", localport())
     assert isinstance(port, stream.LocalPort)
     assert (port.kind, port.where, port.interface) == (Attach.NETNS, "web-1", "eth0")
+    like_the_port = pb.LocalAttachment(kind=pb.LocalAttachment.KIND_NETNS, interface="eth0")
+    assert decode(f"localport/{UID}", localport(attachment=like_the_port)) == port
     assert port.addresses == (ip_address("10.0.0.5"), ip_address("fd00::5"))
 
     route = pb.Route(domain=700, prefix=prefix("0.0.0.0/0"), next_hop=ip_address("10.0.0.5").packed)
@@ -118,6 +120,10 @@ def test_what_can_not_be_is_refused(key: str, body: bytes) -> None:
         ("KIND_NETNS_PATH", "/run/netns/x\n", "eth0"),
         ("KIND_DEVICE", "tap 0", ""),
         ("KIND_DEVICE", "", ""),
+        # Another port's, by whatever name.
+        ("KIND_NETNS_PATH", "/run/netns/globex.secret", "eth0"),
+        ("KIND_NETNS_PATH", "/var/run/netns/globex.secret", "eth0"),
+        ("KIND_DEVICE", "tn0123456789ab", ""),
     ],
 )
 def test_names_that_reach_the_system_are_checked(kind: str, where: str, interface: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -106,6 +107,23 @@ def start_agent(host: Host) -> None:
     host.spawn("agent", argv, log="/var/log/tealnet/agent.log", env=python_env())
 
 
+def teal_on(site: Site, host: Host, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command on a host itself, as root there, which reaches the controller over the network."""
+    home = host.disk("/etc/tealnet") / "admin"
+    home.mkdir(exist_ok=True)
+    for path in (site.pki / "ca.crt", site.home / "admin.crt", site.home / "admin.key"):
+        (home / path.name).write_bytes(path.read_bytes())
+    inside = "/etc/tealnet/admin"
+    settings = {
+        word: f"{inside}/{file}" for word, file in (("ca", "ca.crt"), ("cert", "admin.crt"), ("key", "admin.key"))
+    }
+    settings |= {"server": f"{ADDRESS}:7443", "server_name": CONTROLLER}
+    (home / "config.yaml").write_text(json.dumps({"current": "site", "contexts": {"site": settings}}))
+    env = [f"{key}={value}" for key, value in python_env().items()]
+    argv = ["env", *env, f"TEALNET_CONFIG={inside}/config.yaml", sys.executable, "-P", "-m", "tealnet.cli.main", *words]
+    return host.run(argv, seconds=60)
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     with Lab.up("test-bare", hosts=2, parts=Parts.BARE) as lab:
@@ -139,6 +157,14 @@ def test_two_bare_machines_become_a_pair(site: Site) -> None:
     for address in addresses:
         done = first.run_in_netns("acme.web-1", ["ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", address])
         assert ", 0% packet loss" in done.stdout, done.stdout
+    done = teal_on(
+        site, first, "exec", "acme/web-1", "--", "ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", addresses[0]
+    )
+    assert done.returncode == 0 and ", 0% packet loss" in done.stdout, done
+    done = teal_on(site, second, "exec", "acme/web-1", "--", "true")
+    assert done.returncode == 1 and "no namespace /run/netns/acme.web-1 on this machine; is this h1?" in done.stderr, (
+        done
+    )
     # Somebody else's namespace, as a CNI has it, and a device, as a VM has it.
     first.output(["ip", "netns", "add", "cni-1"])
     first.output(["ip", "tuntap", "add", "tap7", "mode", "tap"])

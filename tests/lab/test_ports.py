@@ -337,11 +337,11 @@ def forged(stand: Stand, name: str, **attachment: Any) -> Iterator[None]:
     port = port_pb2.Port.FromString(row.message)
     port.attachment.CopyFrom(port_pb2.Attachment(**attachment))
     row.message = port.SerializeToString()
-    store.put(key, row.SerializeToString())
+    store.put({key: row.SerializeToString()})
     try:
         yield
     finally:
-        store.put(key, kept)
+        store.put({key: kept})
 
 
 def expect_refused(stand: Stand, name: str, *, reasons: set[str], text: str) -> None:
@@ -360,14 +360,19 @@ def test_the_agent_alone_refuses_devices_of_the_host_whatever_its_list_says(acme
     acme.port("globex/secret", "web", "h1")
     acme.port("acme/it", "web", "h1", attachment={"kind": DEVICE, "device": "tap9"})
     acme.becomes("acme/it", FAILED)
+    acme.becomes("globex/secret", ACTIVE)
     theirs = acme.state("globex/secret").device
     before = look(host)
     for device in ("eth0", "br-underlay", "lo", "br-int", "mgmt0", "ovs-netdev", theirs):
         with forged(acme, "acme/it", kind=DEVICE, device=device):
-            expect_refused(acme, "acme/it", reasons={"DeviceNotAllowed", "DeviceInUse"}, text=f"{device}: ")
+            reasons = {"DeviceNotAllowed", "DeviceInUse", "BadResource"}
+            expect_refused(acme, "acme/it", reasons=reasons, text=f"{device}: ")
             assert look(host) == before
+            assert acme.state("globex/secret").state == ACTIVE
+        # When it is over, nobody has lost anything by it either.
+        expect_refused(acme, "acme/it", reasons={"DeviceMissing"}, text="tap9: ")
+        assert look(host) == before
     assert acme.client.get("hosts/h1").status.state == READY
-    acme.becomes("acme/it", FAILED)
     acme.delete("acme/it")
 
 

@@ -127,6 +127,23 @@ def test_overlapping_networks_stay_apart(stand: Stand) -> None:
     expect_reached(two, one.v4)
 
 
+def test_a_workload_with_an_interface_in_two_networks_of_one_router(stand: Stand) -> None:
+    stand.port("acme/box-0", "web", "h1", attachment={"namespace": "box"})
+    stand.port("acme/box-1", "db", "h1", attachment={"namespace": "box", "interface": "eth1"})
+    stand.network("acme/cache", "10.3.0.0/24", "fd03::/64", router="main")
+    stand.port("acme/cache-2", "cache", "h2")
+    stand.sync()
+    web2, db2, cache2 = stand.workloads("acme/web-2", "acme/db-2", "acme/cache-2")
+    zero, one = stand.workloads("acme/box-0", "acme/box-1")
+    with pinging((web2, zero.v4), (web2, zero.v6), (db2, one.v4), (db2, one.v6), (cache2, zero.v4)):
+        for router in (full("routers", "acme/main"), ""):
+            stand.change("acme/db", router=router)
+            stand.sync()  # refuses failures: a route that the namespace has already was one
+            expect_reached(zero, web2.v4, web2.v6, db2.v4, db2.v6, cache2.v4, cache2.v6)
+            expect_reached(cache2, zero.v4, zero.v6)
+            expect_reached(db2, one.v4, one.v6)
+
+
 FORWARD = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
 
 

@@ -49,9 +49,14 @@ class CommandError(Exception):
 
 
 class Sandbox:
-    """A running Open vSwitch. `run_dir` is what /run/openvswitch is elsewhere: sockets, pid files, logs."""
+    """A running Open vSwitch. `run_dir` is what /run/openvswitch is elsewhere: sockets, pid files, logs.
 
-    def __init__(self) -> None:
+    `dummy`: "override" makes every port a dummy one, whatever its type; "" leaves tunnels as they are: what goes into
+    one comes out of a bridge with the route to it.
+    """
+
+    def __init__(self, *, dummy: str = "override") -> None:
+        self._dummy = f"--enable-dummy={dummy}" if dummy else "--enable-dummy"
         self.run_dir = tempfile.mkdtemp(prefix="tealnet-sandbox-")
         self.db = f"unix:{self.run_dir}/db.sock"
         self._env = os.environ | {name: self.run_dir for name in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR")}
@@ -84,8 +89,8 @@ class Sandbox:
 
     def start_vswitchd(self) -> None:
         """Start it and wait until it answers; bridges are those that the database knows."""
-        # "override": every datapath type, also netdev and system, is the dummy one.
-        self._start("ovs-vswitchd", self.db, "--enable-dummy=override", "--disable-system", "--no-chdir")
+        options = [self._dummy, "--disable-system", "--disable-system-route", "--no-chdir"]
+        self._start("ovs-vswitchd", self.db, *options)
         wait_until(lambda: os.path.exists(self.vswitchd_ctl()), "ovs-vswitchd")
         self.vsctl(
             "set", "Open_vSwitch", ".", f"external-ids:starts={time.monotonic_ns()}"

@@ -280,8 +280,6 @@ async def test_conntrack_packets_and_revalidation(sandbox: Sandbox) -> None:
     async with driver_of(sandbox) as driver:
         await driver.apply(keyed(counting), [])
         await driver.flush_zone(17)
-        await driver.set_ct_limit(17, 100)
-        assert "zone=17,limit=100" in sandbox.appctl("dpctl/ct-get-limits")
         await asyncio.gather(*(driver.revalidated() for _ in range(20)))
         frame = bytes.fromhex("ffffffffffff02000000000188b5") + bytes(50)
         await driver.packet_out(actions=act.resubmit(5), packet=frame, match=match(in_port=1, metadata=7))

@@ -234,6 +234,11 @@ GOLDEN: list[tuple[Flow, str]] = [
         "actions=check_pkt_larger(1514)->NXM_NX_REG13[6],output:OXM_OF_PKT_REG2[3..18]",
     ),
     (
+        flow(35, 75, match(reg13=(16, 0x71)), act.multipath("nw_src", slots=256, into="reg12[0..7]"), act.resubmit(37)),
+        "table=35,priority=75,reg13=16/0x71 "
+        "actions=multipath(nw_src,0,modulo_n,256,0,NXM_NX_REG12[0..7]),resubmit(,37)",
+    ),
+    (
         flow(70, 2, match(udp6=True, udp_dst=(0x1000, 0xF000)), act.conjunction(5, 1, 3), act.conjunction(6, 2, 2)),
         "table=70,priority=2,udp6,udp_dst=0x1000/0xf000 actions=conjunction(5,1/3),conjunction(6,2/2)",
     ),

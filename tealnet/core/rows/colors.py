@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.parse import BadResource, uid_text, within
 
+FEATURE = "colors"  # what an agent must understand of a resource that speaks of colors
 COLORS = 8  # in a routing domain at most; numbers 1 … 8, 0 = none
 SLOTS = 256  # weights are turned into so many slots (B7): the smallest share is 1/256
 
@@ -39,6 +41,18 @@ class Weights:
     affinity: Affinity
     closed: tuple[int, ...]
     apply_at: int  # Unix time in ns: switch at this instant if it is still ahead; 0 = at once
+
+
+def slots(weights: Sequence[int]) -> list[int]:
+    """The shares of 256 by the largest remainder, in the order given; of equal remainders the first one counts."""
+    total = sum(weights)
+    if not total:
+        return [0] * len(weights)
+    shares = [weight * SLOTS // total for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: -(weights[i] * SLOTS % total))
+    for i in by_remainder[: SLOTS - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 def weights_key(network_uid: str) -> str:

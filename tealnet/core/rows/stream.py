@@ -25,6 +25,9 @@ KINDS = ("hostpeer", "segment", "endpoint", "localport", "route", "weights", "ru
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")  # IFNAMSIZ is 16 with the final zero
 _PATH = re.compile(r"(/[A-Za-z0-9_.@:+-]+)+")
+# Names that agents give (agent.names) to what they make for ports: no other port may lay a claim to them.
+_AGENTS_DEVICE = re.compile(r"tn[0-9a-f]{12}")
+_AGENTS_NETNS = re.compile(r"/(var/)?run/netns/[^/.]+\.[^/.]+")
 
 
 class Attach(Enum):
@@ -61,6 +64,7 @@ class Segment:
     network_number: int
     mtu: int
     subnets: tuple[Subnet, ...]
+    base: bool = False  # what has no color belongs to this color of its network
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,7 @@ def _segment(ident: str, body: bytes) -> Segment:
         network_number=parse.within(message.network_number, 1, 2**31 - 1, "network number"),
         mtu=parse.within(message.mtu, 576, 65535, "MTU"),
         subnets=tuple(_subnet(subnet) for subnet in message.subnets),
+        base=message.base,
     )
 
 
@@ -187,7 +192,8 @@ def _endpoint(ident: str, body: bytes) -> Endpoint:
 
 def _localport(ident: str, body: bytes) -> LocalPort:
     message = pb.LocalPort.FromString(body)
-    kind, where, interface = _attachment(message.attachment)
+    name = parse.matching(_NAME, message.name, "name")
+    kind, where, interface = _attachment(message.attachment, name)
     return LocalPort(
         uid=parse.uid_text(ident),
         vni=parse.vni(message.vni),
@@ -196,7 +202,7 @@ def _localport(ident: str, body: bytes) -> LocalPort:
         identity=message.identity,
         sources=tuple(parse.prefix(prefix) for prefix in message.sources),
         tenant=parse.matching(_NAME, message.tenant, "tenant"),
-        name=parse.matching(_NAME, message.name, "name"),
+        name=name,
         kind=kind,
         where=where,
         interface=interface,
@@ -218,14 +224,18 @@ def _route(ident: str, body: bytes) -> Route:
     return route
 
 
-def _attachment(message: pb.LocalAttachment) -> tuple[Attach, str, str]:
+def _attachment(message: pb.LocalAttachment, name: str) -> tuple[Attach, str, str]:
     if message.kind == pb.LocalAttachment.KIND_NETNS:
-        where, kind = parse.matching(_NAME, message.where, "namespace"), Attach.NETNS
+        where, kind = parse.matching(_NAME, message.where or name, "namespace"), Attach.NETNS
     elif message.kind == pb.LocalAttachment.KIND_NETNS_PATH:
         where, kind = parse.matching(_PATH, message.where, "path"), Attach.NETNS_PATH
         if any(part in (".", "..") for part in where.split("/")):
             raise BadResource(f"not a plain path: {where}")
+        if _AGENTS_NETNS.fullmatch(where):
+            raise BadResource(f"{where}: a namespace that an agent makes is no path of somebody's")
     elif message.kind == pb.LocalAttachment.KIND_DEVICE:
+        if _AGENTS_DEVICE.fullmatch(message.where):
+            raise BadResource(f"{message.where}: a device that an agent makes belongs to its port alone")
         return Attach.DEVICE, parse.matching(_DEVICE, message.where, "device"), ""
     else:
         raise BadResource(f"unknown kind of attachment: {message.kind}")

@@ -102,6 +102,7 @@ class Workload:
     interface: str = "eth0"
     addresses: tuple[str, ...] = ()
     routes: tuple[Route, ...] = (Route("0.0.0.0/0", "10.0.0.1"), Route("::/0", "fe80::1"))
+    tenant: str = "acme"
 
     @property
     def name(self) -> str:
@@ -113,7 +114,8 @@ class Workload:
 
     @property
     def link(self) -> Link:
-        return Link(self.device, self.netns, self.interface, mac(self.number), 1430, f"{self.number:032x}")
+        uid = f"{self.number:032x}"
+        return Link(self.device, self.netns, self.interface, mac(self.number), 1430, uid, self.tenant)
 
     @property
     def addressing(self) -> Addressing:

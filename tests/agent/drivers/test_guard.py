@@ -12,7 +12,7 @@ import pytest
 
 from agent.drivers import nftables
 from agent.drivers.netlink import NETFILTER, Netlink
-from agent.objects import Guard
+from agent.objects import Guard, Namespace
 
 pytestmark = pytest.mark.isolated
 Shell = Callable[[str], str]
@@ -134,6 +134,21 @@ async def test_a_device_made_anew_is_guarded_again(stack: Any, sh: Shell) -> Non
     sh(f"ip addr add 10.0.0.99/24 dev {w.device}; ip link set {w.device} arp on")
     sh("ip netns exec acme.w1 ping -c 1 -W 0.2 10.0.0.99 || true")
     assert "lladdr" not in sh("ip -n acme.w1 neigh show 10.0.0.99")
+
+
+async def test_a_guarded_device_is_up_before_anybody_plugs_it(stack: Any, sh: Shell) -> None:
+    """Open vSwitch writes back the flags that it read when it opened a device: who sets it up meanwhile is undone."""
+    w = stack.workload(1)
+    assert await stack.netns.apply({w.name: Namespace(w.name)}, ()) == {}
+    assert await stack.link.apply({w.device: w.link}, ()) == {}
+    assert "UP" not in flags(sh(f"ip -o link show {w.device}"))
+    assert await stack.guard.apply({w.device: stack.guard_of(w)}, ()) == {}
+    assert "UP" in flags(sh(f"ip -o link show {w.device}"))
+    assert "UP" not in flags(sh("ip -o -n acme.w1 link show eth0"))
+
+
+def flags(line: str) -> list[str]:
+    return line.split("<")[1].split(">")[0].split(",")
 
 
 async def test_a_device_without_guard_is_never_up(stack: Any, sh: Shell) -> None:

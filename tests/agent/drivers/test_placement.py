@@ -165,6 +165,35 @@ async def test_namespaces_of_others_by_path(stack_factory: Any, sh: Shell) -> No
 
 
 @isolated
+async def test_a_namespace_is_never_shared_between_tenants(stack_factory: Any, sh: Shell) -> None:
+    """Whatever path leads to it, and also to a process that did not plug the first one."""
+    stack = stack_factory(allowed=Allowed(netns=("/run/netns/*", "/run/other/*")))
+    sh("ip netns add cni-1; ip netns add cni-2; mkdir /run/other; touch /run/other/x")
+    sh("mount --bind /run/netns/cni-1 /run/other/x")
+    make = type(stack.workload(1))
+
+    def at(number: int, path: str, tenant: str) -> Any:
+        return make(number, NetnsRef(NetnsKind.PATH, path), f"net{number}", routes=(), tenant=tenant)
+
+    first, second = at(1, "/run/netns/cni-1", "acme"), at(2, "/run/other/x", "acme")  # a tenant with itself
+    stack.want(first, second)
+    assert await stack.step() == {}
+    for drivers in (stack, stack_factory(allowed=stack.allowed)):
+        for path in ("/run/netns/cni-1", "/run/other/x"):
+            stranger = at(3, path, "globex")
+            assert (await drivers.link.apply({stranger.device: stranger.link}, ()))[stranger.device].reason == (
+                "NetnsInUse"
+            )
+            assert "net3" not in sh("ip -n cni-1 link")
+    elsewhere = at(4, "/run/netns/cni-2", "globex")
+    assert await stack.link.apply({elsewhere.device: elsewhere.link}, ()) == {}
+    # When those who were there have gone, it is anybody's.
+    assert await stack.link.apply({}, (first.device, second.device)) == {}
+    assert await stack.link.apply({stranger.device: stranger.link}, ()) == {}
+    assert "net3" in sh("ip -n cni-1 link")
+
+
+@isolated
 async def test_devices_of_the_host(stack_factory: Any, sh: Shell) -> None:
     stack = stack_factory(allowed=Allowed(devices=("tap*", "lo", "br*", "tn*")))
     sh("ip link add br0 type bridge")

@@ -31,7 +31,7 @@ async def test_plugs_and_unplugs(stack: Any, sh: Shell) -> None:
         and "mtu 1430" in host
         and "inet " not in host
         and "inet6 " not in host
-        and f"alias tealnet:{1:032x}" in host
+        and f"alias tealnet:acme/{1:032x}" in host
     )
     stack.want_no(one, two)
     await stack.settle()
