@@ -145,7 +145,8 @@ def log(session: Session, *, port: str, tenant: str, follow: bool, count: int, f
       teal policy log -t acme
       teal policy log acme/web-1 --follow
 
-    A sample: hosts limit how many they remember. `(shadow)` passed: only a rule or group in SHADOW mode would have denied it.
+    A sample: hosts limit how many they remember. `(shadow)` passed: only a rule or group in SHADOW mode would have
+    denied it.
     """
     from tealnet.v1 import security_pb2
 

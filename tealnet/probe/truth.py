@@ -5,9 +5,10 @@
     > {"arrived": true}
     < {"arrived": [["udp", "acme/web", 53], …]}
 
-Everything is sent at once. An ask ends when those that are expected have answered, but not before what is not expected
-has had its time, and at the latest after `wait` seconds. What has arrived is told apart from what was answered: a
-packet that gets in and whose answer does not get out has got in.
+Everything is sent at once, and what should be answered and is not again, every half second, as TCP does by itself: a
+switch whose cache is cold may lose a first packet. An ask ends when those that are expected have answered, but not
+before what is not expected has had its time, and at the latest after `wait` seconds. What has arrived is told apart
+from what was answered: a packet that gets in and whose answer does not get out has got in.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 from tealnet.probe.frames import checksum
 
 QUIET = 0.25  # seconds that what should not answer has for doing it
+_AGAIN = 0.5  # seconds until what should have been answered is sent again
 _LINGER = struct.pack("ii", 1, 0)  # closed by a reset: no TIME_WAIT keeps a port
 
 
@@ -41,7 +43,8 @@ class Ask:
     number: int
     began: float = field(default_factory=time.monotonic)
     answers: dict[int, str] = field(default_factory=dict)
-    sockets: list[socket.socket] = field(default_factory=list)
+    sockets: dict[int, socket.socket] = field(default_factory=dict)
+    sent: float = field(default_factory=time.monotonic)
 
     def is_over(self, now: float) -> bool:
         """Whether to go on waiting."""
@@ -76,7 +79,11 @@ class Table:
                 if self.ask.is_over(now):
                     self._finish()
                     continue
-                wait = max(0.0, min(self.ask.until, max(self.ask.began + QUIET, now + 0.005)) - now)
+                if now >= self.ask.sent + _AGAIN:
+                    self._send_again(self.ask)
+                wait = max(
+                    0.0, min(self.ask.until, self.ask.sent + _AGAIN, max(self.ask.began + QUIET, now + 0.005)) - now
+                )
             for key, _ in self.selector.select(wait):
                 key.data()
         return {}
@@ -106,7 +113,7 @@ class Table:
 
     def _finish(self) -> None:
         assert self.ask is not None
-        for sock in self.ask.sockets:
+        for sock in self.ask.sockets.values():
             self._drop(sock)
         print(json.dumps({"answers": self.ask.answers}), flush=True)
         self.ask = None
@@ -115,23 +122,34 @@ class Table:
 
     def _send(self, ask: Ask) -> None:
         for index, (protocol, address, port) in enumerate(ask.targets):
-            version = ip_address(address).version
-            family = socket.AF_INET if version == 4 else socket.AF_INET6
-            if protocol == "icmp":
-                echo = _echo(8 if version == 4 else 128, ident=ask.number, number=index)
-                self.raw[version, 1 if version == 4 else 58].sendto(echo, (address, 0))
-            elif protocol in ("tcp", "udp"):
+            if protocol in ("tcp", "udp"):
+                family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
                 sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
                 sock.setblocking(False)
-                ask.sockets.append(sock)
+                ask.sockets[index] = sock
                 sock.connect_ex((address, port))
-                if protocol == "udp":
-                    sock.send(self.name.encode())
-                    self._watch(sock, partial(self._answered, index=index))
-                else:
+                if protocol == "tcp":
                     self._watch(sock, partial(self._connected, index=index), events=selectors.EVENT_WRITE)
-            else:
-                self._listen(version, protocol).sendto(b"?" + self.name.encode(), (address, 0))
+                    continue
+                self._watch(sock, partial(self._answered, index=index))
+            self._packet_out(ask, index)
+
+    def _send_again(self, ask: Ask) -> None:
+        ask.sent = time.monotonic()
+        for index in ask.expect - ask.answers.keys():
+            if ask.targets[index][0] != "tcp":
+                self._packet_out(ask, index)
+
+    def _packet_out(self, ask: Ask, index: int) -> None:
+        protocol, address, _ = ask.targets[index]
+        version = ip_address(address).version
+        if protocol == "udp":
+            ask.sockets[index].send(self.name.encode())
+        elif protocol == "icmp":
+            echo = _echo(8 if version == 4 else 128, ident=ask.number, number=index)
+            self.raw[version, 1 if version == 4 else 58].sendto(echo, (address, 0))
+        else:
+            self._listen(version, protocol).sendto(b"?" + self.name.encode(), (address, 0))
 
     def _connected(self, sock: socket.socket, index: int) -> None:
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
