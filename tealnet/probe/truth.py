@@ -30,6 +30,7 @@ from tealnet.probe.frames import checksum
 
 QUIET = 0.25  # seconds that what should not answer has for doing it
 _AGAIN = 0.5  # seconds until what should have been answered is sent again
+_FIRST_SOURCE, _SOURCES = 10_000, 20_000  # UDP ports below those that the kernel gives out
 _LINGER = struct.pack("ii", 1, 0)  # closed by a reset: no TIME_WAIT keeps a port
 
 
@@ -127,6 +128,9 @@ class Table:
                 sock = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
                 sock.setblocking(False)
                 ask.sockets[index] = sock
+                if protocol == "udp":  # never a port that a round before has used: that would be its connection still
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.bind(("", _FIRST_SOURCE + ask.number % _SOURCES))
                 sock.connect_ex((address, port))
                 if protocol == "tcp":
                     self._watch(sock, partial(self._connected, index=index), events=selectors.EVENT_WRITE)

@@ -88,8 +88,14 @@ class Try:
 
 def passes(policy: Policy, one: Try) -> bool:
     """Whether a new connection gets through, at both ends."""
-    return _side(policy, one, "egress", own=one.source, other=one.target) and _side(
-        policy, one, "ingress", own=one.target, other=one.source
+    return all(ends(policy, one))
+
+
+def ends(policy: Policy, one: Try) -> tuple[bool, bool]:
+    """What the source's rules say, and the target's."""
+    return (
+        _side(policy, one, "egress", own=one.source, other=one.target),
+        _side(policy, one, "ingress", own=one.target, other=one.source),
     )
 
 
@@ -162,6 +168,11 @@ _TIER = st.builds(
     rules=_list(3, of_tier=True),
     is_shadow=_SHADOW,
 )
+
+
+def other_group() -> st.SearchStrategy[Group]:
+    """Something else for a group."""
+    return _GROUP
 
 
 def policies(names: Iterable[str]) -> st.SearchStrategy[Policy]:

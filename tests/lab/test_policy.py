@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -19,8 +20,23 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tealnet import kinds
 from tealnet.lab.traffic import Running
 from tealnet.v1 import port_pb2, security_pb2, tenant_pb2
-from tests.lab.oracle import GROUPS, TCP, TENANTS, UDP, End, Policy, Rule, Try, fields_of, passes, policies
-from tests.lab.stand import Stand, standing
+from tests.lab.oracle import (
+    GROUPS,
+    TCP,
+    TENANTS,
+    UDP,
+    End,
+    Group,
+    Policy,
+    Rule,
+    Try,
+    ends,
+    fields_of,
+    other_group,
+    passes,
+    policies,
+)
+from tests.lab.stand import READY, Stand, standing
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(280)]
 
@@ -32,7 +48,7 @@ PATIENCE = 3.0  # seconds for an answer that must come
 Answers = dict[Try, str]
 
 
-@dataclass
+@dataclass(repr=False)
 class Truth:
     """The lab with a process in each workload, and one policy at a time."""
 
@@ -50,10 +66,7 @@ class Truth:
         client = self.stand.client
         for tenant in TENANTS:
             for number, group in enumerate(policy.groups[tenant]):
-                name = f"tenants/{tenant}/securityGroups/g{number}"
-                body = security_pb2.SecurityGroup(name=name, mode=_mode(group.is_shadow))
-                self._rules(body, group.rules, tenant)
-                client.update(body, mask=["ingress", "egress", "mode"])
+                self.put_group(tenant, number, group)
         for name, numbers in policy.members.items():
             tenant, own = name.split("/")
             groups = [f"tenants/{tenant}/securityGroups/g{number}" for number in numbers]
@@ -74,9 +87,14 @@ class Truth:
         self.stand.sync()
         self.policy = policy
 
-    def _rules(
-        self, body: security_pb2.SecurityGroup | security_pb2.PolicyTier, rules: Sequence[Rule], tenant: str
-    ) -> None:
+    def put_group(self, tenant: str, number: int, group: Group) -> None:
+        """Change one group."""
+        name = f"tenants/{tenant}/securityGroups/g{number}"
+        body = security_pb2.SecurityGroup(name=name, mode=_mode(group.is_shadow))
+        self._rules(body, group.rules, tenant)
+        self.stand.client.update(body, mask=["ingress", "egress", "mode"])
+
+    def _rules(self, body: Any, rules: Sequence[Rule], tenant: str) -> None:
         for rule in rules:
             getattr(body, rule.direction).add(**fields_of(rule, tenant=tenant, other=self.other))
 
@@ -240,5 +258,47 @@ def test_restarts_change_no_verdict(truth: Truth) -> None:
     lab.kill("controller", "controller")
     lab.start("controller", "controller")
     for host in ("h1", "h2", "h3"):
-        truth.stand.host_becomes(host, 1)
+        truth.stand.host_becomes(host, READY)
+    truth.check()
+
+
+@seed(20261127)
+@settings(
+    max_examples=5, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+@given(policy=policies(NAMES), other=other_group())
+def test_no_packet_passes_that_neither_policy_lets_through(truth: Truth, policy: Policy, other: Group) -> None:
+    """A group of every port goes back and forth while packets flow; hosts do not change at the same instant."""
+    everybody = {name: tuple(sorted({*numbers, 0})) for name, numbers in policy.members.items()}
+    before = replace(policy, members=everybody)
+    after = replace(before, groups={t: (other, *groups[1:]) for t, groups in before.groups.items()})
+    truth.renumber()
+    truth.apply(before)
+    stop = threading.Event()
+
+    def churn() -> None:
+        for group_of in itertools.cycle((after, before)):
+            for tenant in TENANTS:
+                truth.put_group(tenant, 0, group_of.groups[tenant][0])
+            if group_of is before and stop.is_set():
+                return
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        tries = truth.tries()
+        both = {one for one in tries if passes(before, one) and passes(after, one)}
+        # At each end the old rules or the new ones: a host may be a moment ahead of another.
+        either = {one for one in tries if all(a or b for a, b in zip(ends(before, one), ends(after, one), strict=True))}
+        for _ in range(4):
+            answered, arrived = truth.measure(both)
+            assert not _wrong(set(answered) | both, set(answered)), "let through by both, and lost"
+            assert not _wrong(either, set(answered) | either), "let through by neither"
+            assert arrived <= _arrivals(either), arrived - _arrivals(either)
+    finally:
+        stop.set()
+        thread.join()
+    truth.stand.sync()
+    truth.renumber()
+    truth.apply(before)
     truth.check()
