@@ -70,8 +70,12 @@ def _asked(stage: Stage, *, own: str, remote: str, forward: Direction) -> Iterat
         + act.set_field("reg13", Flag.AT_TARGET if at_target else 0, mask=verdict)
     )
     backward = Direction.EGRESS if at_target else Direction.INGRESS
+    unknown = act.set_field(Reg.STEP, STEP_OF[forward]) + goto(Stage.JUDGE)
+    yield policy_flow(stage, 34, common + unknown, reg13=guarded, ct_state="+trk+new-inv", ct_label=NONE)
+    # Let in already, only not answered yet: there is nothing to be judged or written down.
+    again = act.set_field("reg13", 0, mask=Flag.NEW_FROM) + act.set_field(Reg.STEP, STEP_OF[forward])
+    yield policy_flow(stage, 33, common + again + goto(Stage.OPENED), reg13=guarded, ct_state="+trk+new-inv")
     for priority, state, direction, then in (
-        (33, "+trk+new-inv", forward, Stage.JUDGE),
         (32, "+trk-new-inv-rpl", forward, Stage.OPENED),
         (31, "+trk-new-inv+rpl", backward, Stage.OPENED),
     ):
