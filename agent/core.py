@@ -91,6 +91,7 @@ class Core:
         self.sender: Sender | None = None
         self.on_resources: Callable[[], None] = lambda: None
         self.on_observe: Callable[[pb.Observe | None], None] = lambda wanted: None
+        self.on_want_rules: Callable[[pb.WantRuleReport | None], None] = lambda wanted: None
         self.on_armed: Callable[[], None] = lambda: None
         self.on_progress: Callable[[], None] = lambda: None
         self.before_ack: list[Callable[[], Awaitable[None]]] = []  # what an Ack waits for beside the devices
@@ -246,6 +247,10 @@ class Core:
             out["ack"] = pb.FromAgent(ack=self._ack)
         return out
 
+    def want_rule_report(self, wanted: pb.WantRuleReport) -> None:
+        """See `agent.stream.Core`."""
+        self.on_want_rules(wanted)
+
     def observe(self, wanted: pb.Observe) -> None:
         """See `agent.stream.Core`."""
         self.on_observe(wanted)
@@ -263,6 +268,7 @@ class Core:
             log.info("in session with a controller", server=server, revision=self.resources.revision)
         if not server:
             self.on_observe(None)
+            self.on_want_rules(None)
         self.server, self.problem = server, problem
 
     def _put(self, rows: Mapping[str, Row | None]) -> None:

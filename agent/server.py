@@ -30,7 +30,9 @@ from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.metrics import Status, StatusServer
 from agent.observe import Observer
-from agent.pipeline import narrows
+from agent.pipeline import Feature, narrows
+from agent.policy.counters import Counters
+from agent.policy.tell import RuleTeller
 from agent.probe import Prober
 from agent.reconcile import Reconciler
 from agent.report import Reporter
@@ -101,6 +103,11 @@ class Agent:
             Prober(self.inputs, self.devices),
             offset=self.stream.offset,
         )
+        counters = Counters(settings.state_dir / "rule-counters")
+        self.rules = RuleTeller(
+            self.inputs, counters, stats=lambda: self.devices.flow.counts(Feature.SECURITY), send=self.stream.send
+        )
+        self.core.on_want_rules, self.devices.flow.on_packet = self.rules.want, self.rules.shown
         self.core.on_observe, self.core.on_armed = self.observer.want, self.observer.kick
 
     async def run(self) -> None:
@@ -121,6 +128,7 @@ class Agent:
             "epochs": lambda: self.epochs.run(self.facts.revalidated),
             "cut": self.cutter.run,
             "observe": self.observer.run,
+            "rules": self.rules.run,
             "report": self.reporter.run,
             "stream": self._talk,
             "status": status.run,

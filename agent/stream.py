@@ -57,7 +57,9 @@ class Conversation:
         self._now = now  # Unix time in ns
         self._staged: list[pb.Update] = []
 
-    def receive(self, message: pb.ToAgent) -> pb.Welcome | Unit | pb.WantVersions | pb.Observe | None:
+    def receive(
+        self, message: pb.ToAgent
+    ) -> pb.Welcome | Unit | pb.WantVersions | pb.Observe | pb.WantRuleReport | None:
         """Take one message; returns what there is to do, if anything. Raises SessionOver."""
         kind = message.WhichOneof("message")
         if kind == "refused":
@@ -75,6 +77,8 @@ class Conversation:
             raise SessionOver("ProtocolError", f"{kind} before welcome")
         if kind == "observe":
             return message.observe
+        if kind == "want_rule_report":
+            return message.want_rule_report
         return self._stage(message.update) if kind == "update" else message.want_versions
 
     def _hear(self, ping: pb.Ping) -> None:
@@ -112,6 +116,10 @@ class Core(Protocol):
 
     def versions(self, scope: str) -> pb.Versions:
         """What is held of a scope."""
+        ...
+
+    def want_rule_report(self, wanted: pb.WantRuleReport) -> None:
+        """Tell of rules, for a while."""
         ...
 
     def observe(self, wanted: pb.Observe) -> None:
@@ -236,7 +244,11 @@ class Stream:
             await self._handle(conversation.receive(message), outbox, server=server)
 
     async def _handle(
-        self, item: pb.Welcome | Unit | pb.WantVersions | pb.Observe | None, outbox: Outbox, *, server: str
+        self,
+        item: pb.Welcome | Unit | pb.WantVersions | pb.Observe | pb.WantRuleReport | None,
+        outbox: Outbox,
+        *,
+        server: str,
     ) -> None:
         if isinstance(item, pb.Welcome):
             await self._core.greeted(item)
@@ -250,6 +262,8 @@ class Stream:
             outbox.put("taken", pb.FromAgent(taken=await self._core.take(item)))
         elif isinstance(item, pb.Observe):
             self._core.observe(item)
+        elif isinstance(item, pb.WantRuleReport):
+            self._core.want_rule_report(item)
         elif item is not None:
             outbox.put(f"versions {item.scope}", pb.FromAgent(versions=self._core.versions(item.scope)))
 

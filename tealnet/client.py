@@ -28,6 +28,8 @@ from tealnet.v1 import (
     host_pb2,
     host_pb2_grpc,
     port_pb2_grpc,
+    security_pb2,
+    security_pb2_grpc,
     split_pb2,
     split_pb2_grpc,
     system_pb2,
@@ -131,6 +133,7 @@ class Client:
         self.system = system_pb2_grpc.SystemServiceStub(self.channel)
         self.hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self.ports = port_pb2_grpc.PortServiceStub(self.channel)
+        self.policy = security_pb2_grpc.PolicyServiceStub(self.channel)
         self.splits = split_pb2_grpc.TrafficSplitServiceStub(self.channel)
 
     def __enter__(self) -> Self:
@@ -177,8 +180,8 @@ class Client:
         request = kind.request("Create")
         if kind.owned:
             request.parent = parent
-        setattr(request, f"{kind.name}_id", ident)
-        getattr(request, kind.name).CopyFrom(body)
+        setattr(request, f"{kind.field}_id", ident)
+        getattr(request, kind.field).CopyFrom(body)
         request.validate_only, request.request_id = validate_only, request_id
         return self.call(kind.method(self._stubs[kind.name], "Create"), request)
 
@@ -200,14 +203,14 @@ class Client:
                 request.parent = parent
             request.page_size, request.page_token, request.filter = 500, token, filter_
             answer = self._list(kind, request)
-            yield from getattr(answer, kind.plural)
+            yield from getattr(answer, f"{kind.field}s")
             token = answer.next_page_token
             if not token:
                 return
 
     def list_page(self, kind: Kind, request: Any) -> list[Any]:
         """The objects of one page, as the List request asks."""
-        return list(getattr(self._list(kind, request), kind.plural))
+        return list(getattr(self._list(kind, request), f"{kind.field}s"))
 
     def _list(self, kind: Kind, request: Any) -> Any:
         return self.call(kind.method(self._stubs[kind.name], "List"), request)
@@ -216,7 +219,7 @@ class Client:
         """Changes the fields of `mask`; with an etag in the body only if nobody else did in between."""
         kind = kinds.kind_of(body.name)
         request = kind.request("Update")
-        getattr(request, kind.name).CopyFrom(body)
+        getattr(request, kind.field).CopyFrom(body)
         request.update_mask.CopyFrom(field_mask_pb2.FieldMask(paths=mask))
         request.validate_only, request.request_id = validate_only, request_id
         return self.call(kind.method(self._stubs[kind.name], "Update"), request)
@@ -269,6 +272,25 @@ class Client:
         request = system_pb2.SyncRequest(revision=revision, parent=parent)
         request.timeout.FromNanoseconds(int(timeout * 1e9))
         answer: system_pb2.SyncResponse = self.call(self.system.Sync, request, timeout=timeout + 5)
+        return answer
+
+    def test_policy(self, request: security_pb2.TestPolicyRequest) -> security_pb2.TestPolicyResponse:
+        """Would a connection be let through, and which rule says so?"""
+        answer: security_pb2.TestPolicyResponse = self.call(self.policy.TestPolicy, request)
+        return answer
+
+    def rules(
+        self, parent: str = "", *, counters: bool = False, timeout: float = 5.0
+    ) -> security_pb2.ListRulesResponse:
+        """The rules in force of a tenant, group, tier or port; with `counters` also what hosts say of them."""
+        request = security_pb2.ListRulesRequest(parent=parent, counters=counters)
+        request.timeout.FromNanoseconds(int(timeout * 1e9))
+        answer: security_pb2.ListRulesResponse = self.call(self.policy.ListRules, request, timeout=timeout + 5)
+        return answer
+
+    def denials(self, request: security_pb2.ListDenialsRequest) -> security_pb2.ListDenialsResponse:
+        """Connections that were denied of late."""
+        answer: security_pb2.ListDenialsResponse = self.call(self.policy.ListDenials, request)
         return answer
 
     def watch(self, request: system_pb2.WatchRequest) -> Iterator[system_pb2.WatchResponse]:

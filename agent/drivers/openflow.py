@@ -22,7 +22,7 @@ from agent.drivers.vswitchd import control_socket
 from agent.openflow import message as of
 from agent.openflow import reply
 from agent.openflow.errors import ProtocolError
-from agent.openflow.flow import Flow, Group, GroupKey, is_ours
+from agent.openflow.flow import MARK, Flow, Group, GroupKey, is_ours
 from agent.openflow.oxm import normal
 from agent.openflow.reply import ErrorReply
 
@@ -74,6 +74,7 @@ class FlowDriver:
         self._socket = socket
         self._run_dir = run_dir
         self._session: Session | None = None
+        self.on_packet: Callable[[bytes], None] = lambda body: None
         self._facts = FlowFacts()
         self._changed = asyncio.Event()
         self._lock = asyncio.Lock()  # a read is never between two halves of an apply
@@ -121,7 +122,9 @@ class FlowDriver:
                 return
 
     async def _serve(self) -> None:
-        async with Session(self._socket, on_change=self._on_change) as session:
+        async with Session(
+            self._socket, on_change=self._on_change, on_packet=lambda body: self.on_packet(body)
+        ) as session:
             self._session = session
             self._set(connected=True, connections=self._facts.connections + 1)
             log.info("connected to the bridge", socket=self._socket, connections=self._facts.connections)
@@ -161,6 +164,17 @@ class FlowDriver:
         for value in list(out.values()):
             if isinstance(value, Foreign):
                 out.pop(value.cookie, None)  # an impostor: it goes by its cookie, and the true one with it
+        return out
+
+    async def counts(self, feature: int) -> dict[int, tuple[int, int]]:
+        """Packets and bytes of the flows of one room, by cookie."""
+        out: dict[int, tuple[int, int]] = {}
+
+        def take(payload: bytes) -> None:
+            out.update({cookie: (packets, size) for cookie, packets, size in reply.parse_flow_counts(payload)})
+
+        request = partial(of.flow_desc_request, cookie=MARK << 56 | feature << 48, mask=0xFFFF << 48)
+        await self._collect(self._connected(), request, take)
         return out
 
     @staticmethod

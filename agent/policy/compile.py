@@ -36,7 +36,8 @@ from agent.policy.terms import Dimension, Fields, dimensions, merged
 from tealnet.core.rows.security import Action, Direction, Mode, OnChange, Position, Rule, Rules
 
 FIRST_ABOVE, GROUPS, FIRST_BELOW, END = 0x0001, 0x4000, 0x8000, 0xFFFF  # steps; a verdict begins at 0
-TOP = 60000  # priority of the first rule of a run of tiers
+STRAIGHT = 65000  # priority where a step has nothing to look at: above all rules, so that the switch looks no further
+TOP = 60000  # … of the first rule of a run of tiers
 MOST_RULES = 50000  # in one run
 CACHED = 1 << 16  # rules whose flows are remembered: who adds one to a thousand does not wait for the thousand
 
@@ -127,7 +128,7 @@ class _Verdict:
         """All of it."""
         steps = list(_steps(self.rules, self.direction))
         numbers = [step.number for step in steps] + [END]
-        self._add(0, 1, _enter(self._at(numbers[0])))
+        self._add(0, STRAIGHT, _enter(self._at(numbers[0])))
         for step, following in zip(steps, numbers[1:], strict=True):
             beyond = next((s.number for s in steps if s.position is not step.position and s.number > step.number), END)
             self._step(step, following=following, beyond=beyond)
@@ -171,13 +172,13 @@ class _Verdict:
         """What no rule has decided."""
         denied = act.set_field(Reg.RULE, 0) + goto(Stage.DENIED)
         if self.rules.fallback is Mode.ENFORCE:
-            made = self._add(END, 10, denied)
+            made = self._add(END, STRAIGHT, denied)
             self.counted.append(Counted(0, "", Action.DENY, Mode.ENFORCE, 1, (made.cookie,)))
             return
         code = CODES[self.rules.on_change]
         passes = act.set_field(Reg.RULE, FALLBACK) + act.set_field(Bits.ON_CHANGE, code) + goto(Stage.PASSED)
-        no_word = self._add(END, 20, act.set_field(Reg.SHADOW, FALLBACK) + passes, reg3=0)
-        self._add(END, 10, passes)
+        no_word = self._add(END, STRAIGHT + 1, act.set_field(Reg.SHADOW, FALLBACK) + passes, reg3=0)
+        self._add(END, STRAIGHT, passes)
         self.counted.append(Counted(0, "", Action.DENY, Mode.SHADOW, 2, (no_word.cookie,)))
 
 
@@ -209,7 +210,7 @@ def _free_priority(rule: Rule) -> int:
 
 def _enter(step: int) -> bytes:
     """On with the next step. What a SHADOW rule would have passed ends with its position."""
-    clear = act.set_field("reg13", 0, mask=Flag.SHADOW_PASSED) if step & 0xFFFF in (GROUPS, END) else b""
+    clear = act.set_field("reg13", 0, mask=Flag.SHADOW_PASSED) if step & 0xFFFF in (GROUPS, FIRST_BELOW, END) else b""
     return clear + act.set_field(Reg.STEP, step) + goto(Stage.JUDGE)
 
 

@@ -20,7 +20,8 @@ from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
 from agent.pipeline import Bits, Feature, Flag, Mask, Reg, Stage, flow, goto
-from tealnet.core.rows.security import Direction, OnChange
+from agent.policy.terms import VALID
+from tealnet.core.rows.security import SCTP, Direction, OnChange
 
 FAMILIES = ("ip", "ipv6")
 STEP_OF = {Direction.EGRESS: 0, Direction.INGRESS: 1 << 31}  # a verdict begins at step 0 of its direction
@@ -69,8 +70,12 @@ def _asked(stage: Stage, *, own: str, remote: str, forward: Direction) -> Iterat
         + act.set_field("reg13", Flag.AT_TARGET if at_target else 0, mask=verdict)
     )
     backward = Direction.EGRESS if at_target else Direction.INGRESS
+    unknown = act.set_field(Reg.STEP, STEP_OF[forward]) + goto(Stage.JUDGE)
+    yield policy_flow(stage, 34, common + unknown, reg13=guarded, ct_state="+trk+new-inv", ct_label=NONE)
+    # Let in already, only not answered yet: there is nothing to be judged or written down.
+    again = act.set_field("reg13", 0, mask=Flag.NEW_FROM) + act.set_field(Reg.STEP, STEP_OF[forward])
+    yield policy_flow(stage, 33, common + again + goto(Stage.OPENED), reg13=guarded, ct_state="+trk+new-inv")
     for priority, state, direction, then in (
-        (33, "+trk+new-inv", forward, Stage.JUDGE),
         (32, "+trk-new-inv-rpl", forward, Stage.OPENED),
         (31, "+trk-new-inv+rpl", backward, Stage.OPENED),
     ):
@@ -82,6 +87,8 @@ def _asked(stage: Stage, *, own: str, remote: str, forward: Direction) -> Iterat
 def _opened() -> Iterator[Flow]:
     stage = Stage.OPENED
     yield policy_flow(stage, UNJUDGED, goto(Stage.JUDGE), ct_label=NONE)
+    # On netdev conntrack takes all SCTP between two addresses for one connection.
+    yield policy_flow(stage, UNJUDGED, goto(Stage.JUDGE), ct_state=VALID, ct_nw_proto=SCTP)
     yield from cut(CUT, ct_label=remembers(OnChange.CUT))
     yield policy_flow(stage, AGAIN, goto(Stage.JUDGE), ct_label=remembers(OnChange.REEVALUATE))
     yield policy_flow(stage, 0, goto(Stage.ONWARD))
@@ -103,12 +110,12 @@ def _judged() -> Iterator[Flow]:
     denied = act.set_field(Reg.RULE, 0) + goto(Stage.DENIED)
     yield policy_flow(Stage.JUDGE, 0, denied)  # no rules are here
     show = act.to_controller(SHOWN)
-    yield policy_flow(Stage.DENIED, 0, show)
+    yield policy_flow(Stage.DENIED, 10, show)  # at priority 0 it would be a table miss, and shown as such
 
     stage = Stage.PASSED
     for word in (0, NOT_DENIED):
-        yield policy_flow(stage, 10, goto(Stage.SETTLED), reg3=word)
-    yield policy_flow(stage, 0, show + goto(Stage.SETTLED))
+        yield policy_flow(stage, 20, goto(Stage.SETTLED), reg3=word)
+    yield policy_flow(stage, 10, show + goto(Stage.SETTLED))
 
     # All fragments of a datagram must look alike to conntrack from here on, or it would not put them together; so it
     # does not remember a rule yet, and the next whole packet is judged again.

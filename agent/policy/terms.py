@@ -13,13 +13,14 @@ from agent.openflow.oxm import Value
 from agent.pipeline import Reg, domain_color
 from agent.policy.masks import port_masks
 from tealnet.core.rows.parse import Prefix
-from tealnet.core.rows.security import ICMP, ICMPV6, Direction, Remote, Rule, RuleColor
+from tealnet.core.rows.security import ICMP, ICMPV6, SCTP, Direction, Remote, Rule, RuleColor
 
 Fields = Mapping[str, Value]
 Dimension = tuple[Fields, ...]  # alternatives; none: never
 
 VALID = "+trk-inv"  # the ct_ fields can be matched only where conntrack knows the packet
 _FAMILY = {4: "ip", 6: "ipv6"}
+_SCTP = {"ip": "sctp", "ipv6": "sctp6"}
 _FAR_END = {  # of the packet that opened the connection
     (Direction.INGRESS, 4): "ct_nw_src",
     (Direction.INGRESS, 6): "ct_ipv6_src",
@@ -45,9 +46,12 @@ def merged(parts: Iterable[Fields]) -> Fields | None:
     out: dict[str, Value] = {}
     for part in parts:
         for name, value in part.items():
-            if out.setdefault(name, value) != value:
+            if name == "ct_state":  # all say VALID, and some say more
+                out[name] = max(str(value), str(out.get(name, "")), key=len)
+            elif out.setdefault(name, value) != value:
                 return None
-    return None if "ip" in out and "ipv6" in out else out
+    families = [family for family, word in _SCTP.items() if family in out or word in out]
+    return None if len(families) > 1 else out
 
 
 def _remote(remote: Remote, direction: Direction) -> Dimension:
@@ -73,9 +77,19 @@ def _protocol(rule: Rule) -> Dimension:
             fields["ct_tp_src"] = rule.icmp_type
         if rule.icmp_code is not None:
             fields["ct_tp_dst"] = rule.icmp_code
-    if not rule.ports:
+    masks = port_masks(rule.ports)
+    if not masks or masks == ((0, 0),):
         return (fields,)
-    return tuple({**fields, "ct_tp_dst": (value, mask)} if mask else fields for value, mask in port_masks(rule.ports))
+    if rule.protocol == SCTP:
+        return tuple(alternative for mask in masks for alternative in _sctp(mask))
+    return tuple({**fields, "ct_tp_dst": mask} for mask in masks)
+
+
+def _sctp(mask: tuple[int, int]) -> Iterator[Fields]:
+    """On netdev conntrack knows no ports of SCTP: each packet is judged by its own, as who opened it would be."""
+    for word in _SCTP.values():
+        yield {word: True, "ct_state": f"{VALID}-rpl", "sctp_dst": mask}
+        yield {word: True, "ct_state": f"{VALID}+rpl", "sctp_src": mask}
 
 
 def _colors(colors: Iterable[RuleColor]) -> Dimension:

@@ -18,6 +18,7 @@ from controller.etcd import StoreError
 from controller.events import Events
 from controller.hosts import timestamp
 from controller.keys import COLLECTIONS
+from controller.members import ports_of_group
 from controller.names import kind_of, network_of, split_of, word_of
 from controller.status import Status
 from controller.store import Store
@@ -98,6 +99,9 @@ class System(system_pb2_grpc.SystemServiceServicer):
             case ["tenants", _, "ports", _] if parent in world.ports.rows:
                 network = world.ports.rows[parent].spec.network
                 return frozenset({of_network[network]} if network in of_network else ())
+            case ["tenants", _, "securityGroups", _] if parent in world.groups.rows:
+                ports = ports_of_group(world, world.groups.rows[parent])
+                return frozenset(of_network[p.spec.network] for p in ports if p.spec.network in of_network)
             case _:
                 raise NotFound(parent, field="parent")
 

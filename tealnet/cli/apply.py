@@ -12,7 +12,7 @@ import click
 
 from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.documents import SET_LABEL, BadDocument, Document, read_files
+from tealnet.cli.documents import SET_LABEL, BadDocument, Document, bare_first, read_files
 from tealnet.cli.explain import explain, is_unreachable
 from tealnet.cli.objects import counted, delete_all
 from tealnet.cli.options import confirm, files_option, tenant_option, wait_options, yes_option
@@ -145,9 +145,13 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
             return "failed", f"failed: {located(session, document, error)}", ""
 
     with Progress("applying") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
+        made: set[str] = set()
         for kind in kinds.KINDS:
             batch = [d for d in documents if d.kind is kind]
+            made.update(pool.map(lambda d: _make_bare(session, d), bare_first(batch)))
             for document, (outcome, text, more) in zip(batch, pool.map(one, batch), strict=True):
+                if document.name in made and outcome in ("changed", "unchanged"):
+                    outcome = text = "created"
                 if outcome == "lost":
                     raise Failure(
                         f"{lost[0]}\n  {counts.total()} of {len(documents)} documents were dealt with before; "
@@ -165,6 +169,17 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
         summary = ", ".join(f"{count} {word}" for word, count in counts.items())
         click.echo(f"{summary} ({time.monotonic() - started:.1f} s)", err=True)
     return len(bad)
+
+
+def _make_bare(session: Session, bare: Document) -> str:
+    """Create what is not there yet, and return its name; what is wrong with it is said when it is put whole."""
+    from tealnet.client import ApiError
+
+    try:
+        session.client.create(bare.kind, ident=bare.ident, body=bare.body, parent=bare.parent)
+    except ApiError:
+        return ""
+    return bare.name
 
 
 def put(session: Session, document: Document) -> str:
@@ -214,7 +229,9 @@ def notice(session: Session, document: Document) -> str:
 
 def _parents(documents: Sequence[Document]) -> list[str]:
     """What to wait for: the tenants that the documents are about, or everything."""
-    tenants = sorted({"/".join(d.name.split("/")[:2]) for d in documents if d.kind is not kinds.HOST})
+    if any(document.kind is kinds.TIER for document in documents):
+        return [""]
+    tenants = sorted({"/".join(d.name.split("/")[:2]) for d in documents if d.kind.owned or d.kind is kinds.TENANT})
     return tenants if 0 < len(tenants) <= _TENANTS else [""]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tealnet import kinds
-from tealnet.cli import output
+from tealnet.cli import output, rules
 from tealnet.cli.options import tenant_option
 from tealnet.cli.session import Session, pass_session
 from tealnet.cli.targets import Target, complete_targets, targets_of
@@ -104,7 +104,7 @@ def _fields(item: Any, prefix: str = "") -> Rows:
         elif descriptor.message_type.GetOptions().map_entry:
             rows.append((label, " ".join(f"{key}={value[key]}" for key in sorted(value))))
         elif descriptor.is_repeated:
-            rows += [(label if n == 0 else "", _message(one)) for n, one in enumerate(value)]
+            rows += [(label if n == 0 else "", _message(one, descriptor.name)) for n, one in enumerate(value)]
         elif descriptor.message_type.full_name.startswith("google.protobuf."):
             rows.append((label, output.moment(value) if hasattr(value, "ToDatetime") else value.ToJsonString()))
         else:
@@ -123,7 +123,7 @@ def _scalar(descriptor: Any, value: Any) -> str:
     return output.named(text) if text.startswith(("tenants/", "hosts/")) else text
 
 
-def _message(message: Any) -> str:
+def _message(message: Any, field: str) -> str:
     match message.DESCRIPTOR.name:
         case "AddressUsage":
             total = message.total if message.total < _MANY else "2^63 or more"
@@ -132,6 +132,9 @@ def _message(message: Any) -> str:
                 f"{where}: {message.used} of {total} in use, {message.reserved} reserved, "
                 f"{message.quarantined} in quarantine"
             )
+        case "SecurityRule" | "TierRule":
+            note = f"  ({message.description})" if message.description else ""
+            return rules.in_words(message, field) + note
         case "ColorStatus":
             return color_in_words(message)
         case "Drain":
@@ -154,12 +157,16 @@ def _related(session: Session, target: Target) -> Rows:
     if kind is kinds.TENANT:
         found = {
             k.plural: [output.short(o.name) for o in client.list_all(k, parent=name)]
-            for k in (kinds.NETWORK, kinds.ROUTER, kinds.PORT)
+            for k in (kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT)
         }
     elif kind is kinds.NETWORK:
         parent, _, ident = name.partition("/networks/")
         ports = client.list_all(kinds.PORT, parent=parent, filter_=f"network={ident}")
         found = {"members": [_port(port, output.short) for port in ports], "traffic": _traffic(session, name)}
+    elif kind is kinds.GROUP:
+        parent, _, ident = name.partition("/securityGroups/")
+        ports = client.list_all(kinds.PORT, parent=parent, filter_=f"group={ident}")
+        found = {"members": [_port(port, output.short) for port in ports]}
     elif kind is kinds.HOST:
         ports = client.list_all(kinds.PORT, filter_=f"host={output.short(name)}")
         found = {"carries": [_port(port, output.named) for port in ports]}

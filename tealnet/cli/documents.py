@@ -30,6 +30,7 @@ from tealnet.kinds import Kind
 SET_LABEL = "tealnet.dev/set"
 SUFFIXES = (".yaml", ".yml", ".json")
 _REFERENCES = {"router": kinds.ROUTER, "network": kinds.NETWORK, "host": kinds.HOST}
+RULES = ("ingress", "egress")
 _SUBFIELDS = ("attachment", "placement", "quota", "dns")  # merged by their own fields
 _OUTPUT_ONLY = frozenset(
     {"uid", "revision", "create_time", "update_time", "status", "segments", "networks", "state"}
@@ -73,7 +74,20 @@ class Document:
     def needs(self) -> set[str]:
         """Names of objects that it refers to."""
         found = {self.parent} if self.kind.owned else set()
-        return found | {value for name in _REFERENCES if (value := getattr(self.body, name, ""))}
+        found |= {value for name in _REFERENCES if (value := getattr(self.body, name, ""))}
+        found |= set(getattr(self.body, "security_groups", ()))
+        if self.kind is kinds.GROUP:
+            found |= {rule.remote_group for name in RULES for rule in getattr(self.body, name)}
+        return found - {"", self.name}
+
+    def without_rules(self) -> Document:
+        """A group as it can be made before the groups that its rules name."""
+        body = self.kind.message()
+        body.CopyFrom(self.body)
+        for name in RULES:
+            body.ClearField(name)
+        mask = [path for path in self.mask if path not in RULES]
+        return Document(self.kind, self.name, body, mask, self.where, self.lines, self.file)
 
     def line_of(self, path: str) -> str:
         """file:line of a field path like cidrs[0] or port.cidrs[0]."""
@@ -98,6 +112,13 @@ class _Source:
     def bad(self, text: str, key: str = "") -> BadDocument:
         """An error at a key of the document, or at its beginning."""
         return BadDocument(f"{self.file}:{self.lines.get(key, self.line)}: {text}")
+
+
+def bare_first(documents: Iterable[Document]) -> list[Document]:
+    """Groups that rules of other groups name, without their own rules: two that name each other can be made so."""
+    groups = [document for document in documents if document.kind is kinds.GROUP]
+    named = {name for document in groups for name in document.needs()}
+    return [document.without_rules() for document in groups if document.name in named]
 
 
 def read_files(paths: Iterable[str], *, tenant: str) -> list[Document]:
@@ -233,7 +254,7 @@ def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     data = {_snake(kind, key): value for key, value in data.items()}
     lines = {_snake(kind, key): line for key, line in source.lines.items()}
     source = _Source(file, source.line, lines)
-    _resolve(data, name)
+    _resolve(data, name, kind)
     body, mask = _message(kind, _own(data, source), source)
     body.name = name
     return Document(kind, name, body, mask, source.where, lines, file)
@@ -265,13 +286,13 @@ def _name(kind: Kind, data: dict[str, Any], *, tenant: str, source: _Source) -> 
     if "/" in name:
         try:
             if kinds.kind_of(name) is not kind:
-                raise ValueError(f"{name!r} is not the name of a {kind.name}")
+                raise ValueError(f"{name!r} is not the name of a {kind.words}")
         except ValueError as error:
             raise source.bad(f"name: {error}", "name") from None
         return name
     if not kind.owned:
         if owner is not None:
-            raise source.bad(f"tenant: a {kind.name} has none; leave it out", "tenant")
+            raise source.bad(f"tenant: a {kind.words} has none; leave it out", "tenant")
         return kind.full_name("", name)
     owner = owner or tenant
     if not isinstance(owner, str) or not owner:
@@ -285,12 +306,24 @@ def _snake(kind: Kind, key: Any) -> str:
     return fields.get(str(key), str(key))
 
 
-def _resolve(data: dict[str, Any], name: str) -> None:
-    """Short names of other objects to whole ones."""
+def _resolve(data: dict[str, Any], name: str, kind: Kind) -> None:
+    """Short names of other objects to whole ones. A tier names groups of any tenant: by their last part, always."""
+    tenant = "/".join(name.split("/")[:2])
+
+    def whole(value: Any, target: Kind) -> Any:
+        return target.full_name(tenant, value) if isinstance(value, str) and value and "/" not in value else value
+
     for reference, target in _REFERENCES.items():
-        value = data.get(reference)
-        if isinstance(value, str) and value and "/" not in value:
-            data[reference] = target.full_name("/".join(name.split("/")[:2]), value)
+        if reference in data:
+            data[reference] = whole(data[reference], target)
+    if isinstance(groups := data.get("security_groups"), list):
+        data["security_groups"] = [whole(one, kinds.GROUP) for one in groups]
+    if kind is kinds.GROUP:
+        for key in RULES:
+            for rule in data[key] if isinstance(data.get(key), list) else ():
+                for field in ("remote_group", "remoteGroup"):
+                    if isinstance(rule, dict) and field in rule:
+                        rule[field] = whole(rule[field], kinds.GROUP)
 
 
 def _own(data: dict[str, Any], source: _Source) -> dict[str, Any]:

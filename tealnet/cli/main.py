@@ -21,6 +21,7 @@ from tealnet.cli import (
     color,
     contexts,
     create,
+    create_policy,
     demo,
     describe,
     edit,
@@ -29,6 +30,7 @@ from tealnet.cli import (
     objects,
     observe,
     plan,
+    policy,
     status,
 )
 from tealnet.cli.group import Top
@@ -57,9 +59,9 @@ def teal(ctx: click.Context, *, context: str, request_timeout: float) -> None:
       teal exec acme/web-1 -- ping -c1 10.0.0.20
       teal status
 
-    Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, port,
-    split and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5 failures on
-    hosts.
+    Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, group,
+    port, split, tier and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5
+    failures on hosts.
     """
     ctx.obj = Session(context=context, timeout=request_timeout)
 
@@ -81,10 +83,13 @@ def completion(shell: str) -> None:
     click.echo(found(teal, {}, "teal", "_TEAL_COMPLETE").source())
 
 
+for command in (create_policy.create_group, create_policy.create_tier):
+    create.create.add_command(command)
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
 teal.add_section("Moving traffic", (color.color,))
-teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
+teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events,
+                                      policy.policy, hosts.hosts))  # fmt: skip
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
 teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, admin.admin, completion, observe.version))
 

@@ -86,7 +86,7 @@ def selector_option(function: F) -> F:
     """-l SELECTOR."""
     return click.option(
         "-l", "--selector", default="", metavar="LABELS",
-        help="Only objects with these labels: app=web,tier!=db,gpu. Of ports also network=, host=, color=, state=.",
+        help="Only objects with these labels: app=web,tier!=db,gpu. Of ports also network, host, color, group, state=.",
     )(function)  # fmt: skip
 
 

@@ -72,7 +72,11 @@ def host_state(host: Any) -> str:
 
 
 def _labels(message: Any) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted(message.labels.items()))
+    return _pairs(message.labels)
+
+
+def _pairs(labels: Any) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def _conditions(message: Any) -> str:
@@ -111,6 +115,7 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
         ),
         (
             ("USED", _used),
+            ("POLICY", lambda o: enum_of(o, "policy")),
             ("GATEWAYS", lambda o: " ".join(o.gateways)),
             ("VNI", lambda o: " ".join(str(s.vni) for s in o.segments if s.vni)),
             ("UID", lambda o: o.uid),
@@ -125,6 +130,37 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
         ),
         (("UID", lambda o: o.uid),),
     ),
+    "securityGroup": (
+        (
+            ("TENANT", lambda o: tenant_of(o.name)),
+            ("NAME", lambda o: short(o.name)),
+            ("INGRESS", lambda o: str(len(o.ingress))),
+            ("EGRESS", lambda o: str(len(o.egress))),
+            ("PORTS", lambda o: str(o.status.ports)),
+            ("MODE", lambda o: enum_of(o, "mode")),
+        ),
+        (
+            ("ON CHANGE", lambda o: enum_of(o, "on_change")),
+            ("UID", lambda o: o.uid),
+            ("DESCRIPTION", lambda o: o.description),
+        ),
+    ),
+    "policyTier": (
+        (
+            ("NAME", lambda o: short(o.name)),
+            ("POSITION", lambda o: enum_of(o, "position")),
+            ("PRIORITY", lambda o: str(o.priority)),
+            ("TENANTS", lambda o: _pairs(o.tenant_selector) or "all"),
+            ("INGRESS", lambda o: str(len(o.ingress))),
+            ("EGRESS", lambda o: str(len(o.egress))),
+            ("MODE", lambda o: enum_of(o, "mode")),
+        ),
+        (
+            ("ON CHANGE", lambda o: enum_of(o, "on_change")),
+            ("UID", lambda o: o.uid),
+            ("DESCRIPTION", lambda o: o.description),
+        ),
+    ),
     "port": (
         (
             ("TENANT", lambda o: tenant_of(o.name)),
@@ -136,6 +172,8 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
             ("STATE", state_of),
         ),
         (
+            ("GROUPS", lambda o: " ".join(map(short, o.security_groups))),
+            ("CONDITIONS", _conditions),
             ("MAC", lambda o: o.mac),
             ("ATTACHMENT", lambda o: _attachment(o.attachment)),
             ("DEVICE", lambda o: o.status.device),
@@ -255,6 +293,11 @@ def dump(data: Any, form: str) -> None:
         click.echo(json.dumps(data, indent=2, ensure_ascii=False))
     else:
         click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
+
+
+def line(message: Any) -> str:
+    """A message as one line of JSON."""
+    return json.dumps(as_dict(message), ensure_ascii=False)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -22,7 +22,9 @@ from tealnet.kinds import Kind
 
 _COMPLETION_SECONDS = 0.6
 _COMPLETION_MOST = 300
-_SHOWN_FIRST = (kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.PORT, kinds.SPLIT, kinds.HOST)
+_SHOWN_FIRST = (
+    kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT, kinds.SPLIT, kinds.TIER, kinds.HOST,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

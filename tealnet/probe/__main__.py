@@ -256,6 +256,10 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("--count", type=int, default=10)
     word.add_argument("--interval", type=float, default=0.05)
+    word = words.add_parser("table")
+    word.add_argument("name")
+    word.add_argument("--tcp", type=int, nargs="*", default=[])
+    word.add_argument("--udp", type=int, nargs="*", default=[])
     given = parser.parse_args()
     if given.word == "ping":
         result = ping(given.address, interval=given.interval, count=given.count)
@@ -275,6 +279,10 @@ def main() -> None:
         result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
     elif given.word == "hold":
         result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
+    elif given.word == "table":
+        from tealnet.probe.truth import Table
+
+        result = Table(given.name, tcp=given.tcp, udp=given.udp).run()
     else:
         result = reach(given.targets, port=given.port, wait=given.wait)
     print(json.dumps(result), flush=True)

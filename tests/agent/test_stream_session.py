@@ -25,6 +25,7 @@ class Memory:
         self.sessions: list[str] = []
         self.problems: list[str] = []
         self.observe_numbers: list[int] = []
+        self.rule_seconds: list[int] = []
         self.stream: Stream | None = None
         self.begun, self.taken = 0, 0
         self.gate = asyncio.Event()
@@ -57,6 +58,9 @@ class Memory:
 
     def observe(self, wanted: pb.Observe) -> None:
         self.observe_numbers.append(wanted.number)
+
+    def want_rule_report(self, wanted: pb.WantRuleReport) -> None:
+        self.rule_seconds.append(wanted.seconds)
 
     def session_changed(self, *, server: str, problem: SessionOver | None) -> None:
         if server:

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tealnet import kinds
 from tealnet.kinds import Kind
-from tealnet.v1 import common_pb2, host_pb2, port_pb2, split_pb2, system_pb2
+from tealnet.v1 import common_pb2, host_pb2, port_pb2, security_pb2, split_pb2, system_pb2
 
 Answer = Callable[[Any], Any]
 TRUST_DOMAIN = "lab.test"
@@ -55,6 +55,9 @@ class Fake:
         self.sync: Answer = lambda _: system_pb2.SyncResponse(complete=True, hosts=3, synced=3)
         self.watch: Callable[[Any], Iterator[Any]] = self._watch
         self.events: list[system_pb2.Event] = []
+        self.verdict = security_pb2.TestPolicyResponse()
+        self.rules = security_pb2.ListRulesResponse()
+        self.denials = security_pb2.ListDenialsResponse()
         self.set_weights: Answer = self._set_weights
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(32))
@@ -62,6 +65,7 @@ class Fake:
             more = {kinds.HOST: self._hosts, kinds.SPLIT: self._splits}.get(kind, dict)
             self._serve(f"{kind.title}Service", self._standard(kind) | more())
         self._serve("SystemService", self._system())
+        self._serve("PolicyService", self._policy())
         credentials = grpc.ssl_server_credentials(
             [((pki / "controller.key").read_bytes(), (pki / "controller.crt").read_bytes())],
             (pki / "ca.crt").read_bytes(), require_client_auth=True,
@@ -133,7 +137,7 @@ class Fake:
     # ---- methods
 
     def _standard(self, kind: Kind) -> dict[str, tuple[type[Any], Answer]]:
-        title, name = kind.title, kind.name
+        title, name = kind.title, kind.field
 
         def create(request: Any) -> Any:
             full = kind.full_name(getattr(request, "parent", ""), getattr(request, f"{name}_id"))
@@ -155,7 +159,7 @@ class Fake:
             found = [o for o in self.objects.values() if isinstance(o, kind.message) and _keeps(request.filter, o)]
             found = [o for o in found if parent == "tenants/-" or o.name.startswith(parent + "/")]
             response = getattr(kind.messages, f"List{kind.title_plural}Response")()
-            getattr(response, kind.plural).extend(sorted(found, key=lambda o: str(o.name)))
+            getattr(response, f"{kind.field}s").extend(sorted(found, key=lambda o: str(o.name)))
             return response
 
         def update(request: Any) -> Any:
@@ -170,11 +174,18 @@ class Fake:
             self._check(request.name)
             get(request)
             held = [n for n in self.objects if n.startswith(request.name + "/")]
-            if held and not request.force:
+            held += [
+                n for n, o in self.objects.items()
+                if isinstance(o, security_pb2.SecurityGroup) and n != request.name
+                and any(r.remote_group == request.name for r in (*o.ingress, *o.egress))
+            ]  # fmt: skip
+            if held and not getattr(request, "force", False):
                 raise Refusal(
                     grpc.StatusCode.FAILED_PRECONDITION, f"{request.name} is in use by {held[0]}", reason="IN_USE",
                     blocker=f"{held[0]} refers to it",
                 )  # fmt: skip
+            if getattr(request, "validate_only", False):
+                return empty_pb2.Empty()
             for each in (request.name, *held):
                 self.objects.pop(each)
             return empty_pb2.Empty()
@@ -253,6 +264,13 @@ class Fake:
             ),
         }
 
+    def _policy(self) -> dict[str, tuple[type[Any], Answer]]:
+        return {
+            "TestPolicy": (security_pb2.TestPolicyRequest, lambda _: self.verdict),
+            "ListRules": (security_pb2.ListRulesRequest, lambda _: self.rules),
+            "ListDenials": (security_pb2.ListDenialsRequest, lambda _: self.denials),
+        }
+
     def _plan(self, request: system_pb2.PlanRequest) -> system_pb2.PlanResponse:
         response = system_pb2.PlanResponse()
         for item in request.items:
@@ -281,7 +299,7 @@ class Fake:
     def _watch(self, _: system_pb2.WatchRequest) -> Iterator[system_pb2.WatchResponse]:
         for item in self.objects.values():
             response = system_pb2.WatchResponse(type=system_pb2.WatchResponse.TYPE_ADDED, revision=item.revision)
-            getattr(response.object, kinds.kind_of(item.name).name).CopyFrom(item)
+            getattr(response.object, kinds.kind_of(item.name).field).CopyFrom(item)
             yield response
         yield system_pb2.WatchResponse(type=system_pb2.WatchResponse.TYPE_SYNCED, revision=self.revision)
 

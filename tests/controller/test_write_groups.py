@@ -11,8 +11,9 @@ from controller.etcd.types import delete, put
 from controller.intents.group import ensure_default
 from controller.names import default_group
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import network_pb2, security_pb2
+from tealnet.v1 import network_pb2, port_pb2, security_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
+from tests.controller.test_write_batch import plan
 from tests.controller.test_write_delete import delete_tenant
 from tests.controller.writing import Replicated, Writing, group_name, outcome, refusal, writing
 
@@ -311,3 +312,35 @@ async def test_tiers() -> None:
         assert (await one.tiers.UpdatePolicyTier(request, None)).priority == 7
         await one.tiers.DeletePolicyTier(security_pb2.DeletePolicyTierRequest(name=made.name), None)
         assert not one.store.world.tiers.rows
+
+
+async def test_a_plan_of_groups_that_name_each_other() -> None:
+    """First without rules, then with them: as they are applied."""
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        await one.network("acme/net", cidrs=["10.0.0.0/24"])
+        web = security_pb2.SecurityGroup(name=WEB, ingress=[rule(remote_group=DB)])
+        db = security_pb2.SecurityGroup(name=DB, ingress=[rule(remote_group=WEB)])
+        port = port_pb2.Port(
+            name="tenants/acme/ports/p", network="tenants/acme/networks/net", security_groups=[DB, DEFAULT]
+        )
+        bare = [security_pb2.SecurityGroup(name=name) for name in (WEB, DB)]
+        answer = await one.api.planner.plan(plan(*bare, web, db, port))
+        assert [r.Action.Name(r.action)[7:] for r in answer.results] == [
+            "CREATE",
+            "CREATE",
+            "UPDATE",
+            "UPDATE",
+            "CREATE",
+        ]
+        assert answer.results[2].after.security_group.ingress[0].remote_group == DB
+        (refused,) = (await one.api.planner.plan(plan(web))).results
+        assert refused.error.message == f"security_group.ingress[0].remote_group: {DB} not found"
+        globex = tenant_pb2.Tenant(name="tenants/globex")
+        theirs = security_pb2.SecurityGroup(
+            name=group_name("globex/web"), egress=[rule(remote_group=group_name("globex/default"))]
+        )
+        made = (await one.api.planner.plan(plan(globex, theirs))).results
+        assert [r.Action.Name(r.action) for r in made] == ["ACTION_CREATE", "ACTION_CREATE"]
+        assert not one.store.world.groups.rows.keys() & {WEB, DB}
