@@ -13,6 +13,8 @@ from tealnet.v1 import (
     network_pb2_grpc,
     port_pb2,
     port_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
     router_pb2,
     router_pb2_grpc,
     split_pb2,
@@ -78,8 +80,13 @@ SPLIT = Kind(
     split_pb2.TrafficSplit, split_pb2, split_pb2_grpc.TrafficSplitServiceStub, written=False,
 )  # fmt: skip
 
+ROLLOUT = Kind(
+    "rollout", "rollouts", "Rollout", "Rollouts", True, ("ro",), rollout_pb2.Rollout, rollout_pb2,
+    rollout_pb2_grpc.RolloutServiceStub,
+)  # fmt: skip
+
 # In the order in which they can be created (A26 of the design review); delete in reverse.
-KINDS = (HOST, TENANT, ROUTER, NETWORK, PORT, SPLIT)
+KINDS = (HOST, TENANT, ROUTER, NETWORK, PORT, SPLIT, ROLLOUT)
 BY_WORD = {word: kind for kind in KINDS for word in (kind.name, kind.plural, kind.title, *kind.aliases)}
 
 
@@ -95,7 +102,7 @@ def kind_of(name: str) -> Kind:
         if kind.owned and kind.plural == parts[2]:
             return kind
     raise ValueError(
-        f"not a resource name: {name!r} (expected tenants/T, hosts/H or tenants/T/networks|routers|ports/N)"
+        f"not a resource name: {name!r} (expected tenants/T, hosts/H or tenants/T/networks|routers|ports|rollouts/N)"
     )
 
 

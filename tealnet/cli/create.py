@@ -109,6 +109,7 @@ def _owned(session: Session, kind: Kind, name: str, tenant: str) -> str:
 @click.option("--max-ports", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option("--max-networks", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option("--max-routers", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
+@click.option("--max-rollouts", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option(
     "--issue-cert", type=click.Path(path_type=Path), metavar="DIR", help="Write a certificate of its admin there."
 )
@@ -125,6 +126,7 @@ def create_tenant(
     max_ports: int,
     max_networks: int,
     max_routers: int,
+    max_rollouts: int,
     issue_cert: Path | None,
     pki: Path | None,
     **end: Unpack[Ending],
@@ -143,8 +145,9 @@ def create_tenant(
     if host_labels or attach:
         granted = [f"ATTACHMENT_KIND_{_ATTACH[a]}" for a in attach]
         body.placement.MergeFrom(tenant_pb2.Placement(kinds=granted, host_selector=pairs_of(host_labels)))
-    if max_ports or max_networks or max_routers:
-        body.quota.CopyFrom(tenant_pb2.Quota(ports=max_ports, networks=max_networks, routers=max_routers))
+    quota = tenant_pb2.Quota(ports=max_ports, networks=max_networks, routers=max_routers, rollouts=max_rollouts)
+    if quota.ListFields():
+        body.quota.CopyFrom(quota)
     if issue_cert and not pki:
         raise click.UsageError("--issue-cert needs --pki DIR, the folder with ca.crt and ca.key")
     _finish(session, kinds.TENANT, full, body, **end)

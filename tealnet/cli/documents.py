@@ -32,6 +32,9 @@ _SUBFIELDS = ("attachment", "placement", "quota", "dns")  # merged by their own 
 _OUTPUT_ONLY = frozenset(
     {"uid", "revision", "create_time", "update_time", "status", "segments", "networks", "state"}
 )  # fmt: skip
+_OUTPUT_ONLY_BY_KIND = {
+    kinds.ROLLOUT.name: _OUTPUT_ONLY - {"networks"} | {"step", "reason", "text", "history"},
+}
 _MOST_BYTES = 64 << 20
 
 
@@ -69,7 +72,8 @@ class Document:
     def needs(self) -> set[str]:
         """Names of objects that it refers to."""
         found = {self.parent} if self.kind.owned else set()
-        return found | {value for name in _REFERENCES if (value := getattr(self.body, name, ""))}
+        found |= {value for name in _REFERENCES if (value := getattr(self.body, name, ""))}
+        return found | set(self.body.networks if self.kind is kinds.ROLLOUT else ())
 
     def line_of(self, path: str) -> str:
         """file:line of a field path like cidrs[0] or port.cidrs[0]."""
@@ -189,8 +193,8 @@ def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     data = {_snake(kind, key): value for key, value in data.items()}
     lines = {_snake(kind, key): line for key, line in source.lines.items()}
     source = _Source(file, source.line, lines)
-    _resolve(data, name)
-    body, mask = _message(kind, _own(data, source), source)
+    _resolve(kind, data, name)
+    body, mask = _message(kind, _own(kind, data, source), source)
     body.name = name
     return Document(kind, name, body, mask, source.where, lines, file)
 
@@ -241,20 +245,41 @@ def _snake(kind: Kind, key: Any) -> str:
     return fields.get(str(key), str(key))
 
 
-def _resolve(data: dict[str, Any], name: str) -> None:
+def _output_only(kind: Kind) -> frozenset[str]:
+    """Fields that only the server sets."""
+    return _OUTPUT_ONLY_BY_KIND.get(kind.name, _OUTPUT_ONLY)
+
+
+def _resolve(kind: Kind, data: dict[str, Any], name: str) -> None:
     """Short names of other objects to whole ones."""
+    if kind is kinds.ROLLOUT:
+        _resolve_networks(data, "/".join(name.split("/")[:2]))
     for reference, target in _REFERENCES.items():
         value = data.get(reference)
         if isinstance(value, str) and value and "/" not in value:
             data[reference] = target.full_name("/".join(name.split("/")[:2]), value)
 
 
-def _own(data: dict[str, Any], source: _Source) -> dict[str, Any]:
+def _resolve_networks(data: dict[str, Any], parent: str) -> None:
+    """The networks of a rollout and of its probes."""
+
+    def whole(value: Any) -> Any:
+        return kinds.NETWORK.full_name(parent, value) if isinstance(value, str) and "/" not in value else value
+
+    if isinstance(data.get("networks"), list):
+        data["networks"] = [whole(value) for value in data["networks"]]
+    for gate in data["gates"] if isinstance(data.get("gates"), list) else ():
+        probe = gate.get("probe") if isinstance(gate, dict) else None
+        if isinstance(probe, dict) and probe.get("network"):
+            probe["network"] = whole(probe["network"])
+
+
+def _own(kind: Kind, data: dict[str, Any], source: _Source) -> dict[str, Any]:
     """Without what only the server sets, which an export (it has a revision) holds."""
-    foreign = [key for key in data if key in _OUTPUT_ONLY]
+    foreign = [key for key in data if key in _output_only(kind)]
     if foreign and "revision" not in data:
         raise source.bad(f"{foreign[0]} is set by the server; leave it out", foreign[0])
-    return {key: value for key, value in data.items() if key not in _OUTPUT_ONLY}
+    return {key: value for key, value in data.items() if key not in _output_only(kind)}
 
 
 def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, list[str]]:
@@ -262,7 +287,7 @@ def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, li
     fields = kind.message.DESCRIPTOR.fields_by_name
     for key, value in data.items():
         if key not in fields:
-            known = [name for name in fields if name not in _OUTPUT_ONLY]
+            known = [name for name in fields if name not in _output_only(kind)]
             raise source.bad(f"{key}: {unknown(key, known, f'a {kind.title}')}", key)
         if value is not None:
             try:

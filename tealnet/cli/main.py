@@ -14,7 +14,21 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from tealnet.cli import apply, color, contexts, create, describe, edit, execute, hosts, objects, observe, plan, status
+from tealnet.cli import (
+    apply,
+    color,
+    contexts,
+    create,
+    describe,
+    edit,
+    execute,
+    hosts,
+    objects,
+    observe,
+    plan,
+    rollout,
+    status,
+)
 from tealnet.cli.group import Top
 from tealnet.cli.lab import lab
 from tealnet.cli.options import Seconds
@@ -42,8 +56,8 @@ def teal(ctx: click.Context, *, context: str, request_timeout: float) -> None:
       teal status
 
     Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, port,
-    split and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5 failures on
-    hosts.
+    split, rollout and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time,
+    5 failures on hosts.
     """
     ctx.obj = Session(context=context, timeout=request_timeout)
 
@@ -81,7 +95,7 @@ def demo(keep: bool) -> None:
 
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
-teal.add_section("Moving traffic", (color.color,))
+teal.add_section("Moving traffic", (color.color, rollout.rollout))
 teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
 teal.add_section("Setting up", (lab, demo, contexts.context, pki, completion, observe.version))

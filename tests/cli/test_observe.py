@@ -260,7 +260,7 @@ def test_completion_knows_kinds_and_names(fake: Fake, teal: Teal, monkeypatch: p
     def look(line: str) -> list[str]:
         return complete(teal, monkeypatch, line)
 
-    assert look("teal get ") == ["tenants", "networks", "routers", "ports", "splits", "hosts"]
+    assert look("teal get ") == ["tenants", "networks", "routers", "ports", "splits", "rollouts", "hosts"]
     assert look("teal get ne") == ["networks"]
     assert look("teal get ports ") == ["acme/db-1", "acme/web-1"]
     assert look("teal get ports -t acme w") == ["web-1"]
