@@ -28,6 +28,8 @@ from tealnet.v1 import (
     host_pb2,
     host_pb2_grpc,
     port_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
     security_pb2,
     security_pb2_grpc,
     split_pb2,
@@ -135,6 +137,7 @@ class Client:
         self.ports = port_pb2_grpc.PortServiceStub(self.channel)
         self.policy = security_pb2_grpc.PolicyServiceStub(self.channel)
         self.splits = split_pb2_grpc.TrafficSplitServiceStub(self.channel)
+        self.rollouts = rollout_pb2_grpc.RolloutServiceStub(self.channel)
 
     def __enter__(self) -> Self:
         return self
@@ -262,6 +265,19 @@ class Client:
                 network=network, weights=weights, affinity=f"AFFINITY_{affinity}" if affinity else None
             )
         answer: split_pb2.SetWeightsResponse = self.call(self.splits.SetWeights, request)
+        return answer
+
+    def ask_rollout(self, verb: str, name: str, *, step: int = 0, text: str = "") -> rollout_pb2.Rollout:
+        """Pause, Resume, Advance, Confirm or Rollback a rollout, by resource name.
+
+        `step`: advance only if it is there still (0: wherever it is); `text`: why it is rolled back.
+        """
+        request = getattr(rollout_pb2, f"{verb}RolloutRequest")(name=name)
+        if step:
+            request.step = step
+        if text:
+            request.text = text
+        answer: rollout_pb2.Rollout = self.call(getattr(self.rollouts, f"{verb}Rollout"), request)
         return answer
 
     # --- the rest ---

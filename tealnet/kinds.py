@@ -14,6 +14,8 @@ from tealnet.v1 import (
     network_pb2_grpc,
     port_pb2,
     port_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
     router_pb2,
     router_pb2_grpc,
     security_pb2,
@@ -99,8 +101,13 @@ SPLIT = Kind(
     split_pb2.TrafficSplit, split_pb2, split_pb2_grpc.TrafficSplitServiceStub, written=False,
 )  # fmt: skip
 
+ROLLOUT = Kind(
+    "rollout", "rollouts", "Rollout", "Rollouts", True, ("ro",), rollout_pb2.Rollout, rollout_pb2,
+    rollout_pb2_grpc.RolloutServiceStub,
+)  # fmt: skip
+
 # In the order in which they can be created (A26 of the design review); delete in reverse.
-KINDS = (HOST, TENANT, TIER, ROUTER, NETWORK, GROUP, PORT, SPLIT)
+KINDS = (HOST, TENANT, TIER, ROUTER, NETWORK, GROUP, PORT, SPLIT, ROLLOUT)
 BY_WORD = {
     word: kind
     for kind in KINDS

@@ -175,7 +175,7 @@ def _refuse_stale(network: Intent[NetworkSpec], split: Intent[SplitSpec], messag
 
 def _refuse_empty(draft: Draft, network: Intent[NetworkSpec], target: str) -> None:
     segment = next(s for s in network.spec.segments if s.color == target)
-    if not draft.reading.world.ports_by_segment.keys(segment.uid):
+    if not draft.reading.where("port", draft.reading.world.ports_by_segment, segment.uid):
         text = f"color {target} of {network.name} has no ports: create the workloads in it first"
         raise FailedPrecondition(text, [Blocker("COLOR_EMPTY", network.name, text)], reason="COLOR_EMPTY")
 

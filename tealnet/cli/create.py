@@ -113,6 +113,7 @@ def owned(session: Session, kind: Kind, name: str, tenant: str) -> str:
 @click.option("--max-networks", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option("--max-routers", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option("--max-groups", default=0, type=_COUNT, help="Quota of security groups; 0: the controller's default.")
+@click.option("--max-rollouts", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option(
     "--issue-cert", type=click.Path(path_type=Path), metavar="DIR", help="Write a certificate of its admin there."
 )
@@ -130,6 +131,7 @@ def create_tenant(
     max_networks: int,
     max_routers: int,
     max_groups: int,
+    max_rollouts: int,
     issue_cert: Path | None,
     pki: Path | None,
     **end: Unpack[Ending],
@@ -148,7 +150,13 @@ def create_tenant(
     if host_labels or attach:
         granted = [f"ATTACHMENT_KIND_{_ATTACH[a]}" for a in attach]
         body.placement.MergeFrom(tenant_pb2.Placement(kinds=granted, host_selector=pairs_of(host_labels)))
-    quota = tenant_pb2.Quota(ports=max_ports, networks=max_networks, routers=max_routers, security_groups=max_groups)
+    quota = tenant_pb2.Quota(
+        ports=max_ports,
+        networks=max_networks,
+        routers=max_routers,
+        security_groups=max_groups,
+        rollouts=max_rollouts,
+    )
     if quota.ListFields():
         body.quota.CopyFrom(quota)
     if issue_cert and not pki:

@@ -10,6 +10,7 @@ import click
 from tealnet import kinds
 from tealnet.cli import output, rules
 from tealnet.cli.options import tenant_option
+from tealnet.cli.rollout_view import rows as rollout_rows
 from tealnet.cli.session import Session, pass_session
 from tealnet.cli.targets import Target, complete_targets, targets_of
 
@@ -54,7 +55,8 @@ def show(session: Session, target: Target) -> None:
     """Print one object."""
     item = session.client.get(target.name)
     click.secho(output.title(item.name), bold=True)
-    rows = [*_state(item), *_fields(_shown(item)), *_related(session, target)]
+    fields = rollout_rows(item) if target.kind is kinds.ROLLOUT else _fields(_shown(item))
+    rows = [*_state(item), *fields, *_related(session, target)]
     times = [("created", item.create_time), ("changed", item.update_time)]
     rows += [(word, f"{output.moment(t)} ({output.ago(t)} ago)") for word, t in times if t.seconds]
     width = max((len(label) for label, _ in rows), default=0)

@@ -35,6 +35,9 @@ _SUBFIELDS = ("attachment", "placement", "quota", "dns")  # merged by their own 
 _OUTPUT_ONLY = frozenset(
     {"uid", "revision", "create_time", "update_time", "status", "segments", "networks", "state"}
 )  # fmt: skip
+_OUTPUT_ONLY_BY_KIND = {
+    kinds.ROLLOUT.name: _OUTPUT_ONLY - {"networks"} | {"step", "reason", "text", "history"},
+}
 _MOST_BYTES = 64 << 20
 _MOST_ERRORS = 20
 _VISIBLE = re.compile(r"\S")
@@ -78,6 +81,8 @@ class Document:
         found |= set(getattr(self.body, "security_groups", ()))
         if self.kind is kinds.GROUP:
             found |= {rule.remote_group for name in RULES for rule in getattr(self.body, name)}
+        if self.kind is kinds.ROLLOUT:
+            found |= set(self.body.networks)
         return found - {"", self.name}
 
     def without_rules(self) -> Document:
@@ -254,8 +259,8 @@ def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     data = {_snake(kind, key): value for key, value in data.items()}
     lines = {_snake(kind, key): line for key, line in source.lines.items()}
     source = _Source(file, source.line, lines)
-    _resolve(data, name, kind)
-    body, mask = _message(kind, _own(data, source), source)
+    _resolve(kind, data, name)
+    body, mask = _message(kind, _own(kind, data, source), source)
     body.name = name
     return Document(kind, name, body, mask, source.where, lines, file)
 
@@ -306,13 +311,20 @@ def _snake(kind: Kind, key: Any) -> str:
     return fields.get(str(key), str(key))
 
 
-def _resolve(data: dict[str, Any], name: str, kind: Kind) -> None:
+def _output_only(kind: Kind) -> frozenset[str]:
+    """Fields that only the server sets."""
+    return _OUTPUT_ONLY_BY_KIND.get(kind.name, _OUTPUT_ONLY)
+
+
+def _resolve(kind: Kind, data: dict[str, Any], name: str) -> None:
     """Short names of other objects to whole ones. A tier names groups of any tenant: by their last part, always."""
     tenant = "/".join(name.split("/")[:2])
 
     def whole(value: Any, target: Kind) -> Any:
         return target.full_name(tenant, value) if isinstance(value, str) and value and "/" not in value else value
 
+    if kind is kinds.ROLLOUT:
+        _resolve_networks(data, tenant)
     for reference, target in _REFERENCES.items():
         if reference in data:
             data[reference] = whole(data[reference], target)
@@ -326,12 +338,26 @@ def _resolve(data: dict[str, Any], name: str, kind: Kind) -> None:
                         rule[field] = whole(rule[field], kinds.GROUP)
 
 
-def _own(data: dict[str, Any], source: _Source) -> dict[str, Any]:
+def _resolve_networks(data: dict[str, Any], parent: str) -> None:
+    """The networks of a rollout and of its probes."""
+
+    def whole(value: Any) -> Any:
+        return kinds.NETWORK.full_name(parent, value) if isinstance(value, str) and "/" not in value else value
+
+    if isinstance(data.get("networks"), list):
+        data["networks"] = [whole(value) for value in data["networks"]]
+    for gate in data["gates"] if isinstance(data.get("gates"), list) else ():
+        probe = gate.get("probe") if isinstance(gate, dict) else None
+        if isinstance(probe, dict) and probe.get("network"):
+            probe["network"] = whole(probe["network"])
+
+
+def _own(kind: Kind, data: dict[str, Any], source: _Source) -> dict[str, Any]:
     """Without what only the server sets, which an export (it has a revision) holds."""
-    foreign = [key for key in data if key in _OUTPUT_ONLY]
+    foreign = [key for key in data if key in _output_only(kind)]
     if foreign and "revision" not in data:
         raise source.bad(f"{foreign[0]} is set by the server; leave it out", foreign[0])
-    return {key: value for key, value in data.items() if key not in _OUTPUT_ONLY}
+    return {key: value for key, value in data.items() if key not in _output_only(kind)}
 
 
 def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, list[str]]:
@@ -339,7 +365,7 @@ def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, li
     fields = kind.message.DESCRIPTOR.fields_by_name
     for key, value in data.items():
         if key not in fields:
-            known = [name for name in fields if name not in _OUTPUT_ONLY]
+            known = [name for name in fields if name not in _output_only(kind)]
             raise source.bad(f"{key}: {unknown(key, known, f'a {kind.title}')}", key)
         if value is not None:
             try:

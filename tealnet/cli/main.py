@@ -31,6 +31,7 @@ from tealnet.cli import (
     observe,
     plan,
     policy,
+    rollout,
     status,
 )
 from tealnet.cli.group import Top
@@ -60,8 +61,8 @@ def teal(ctx: click.Context, *, context: str, request_timeout: float) -> None:
       teal status
 
     Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, group,
-    port, split, tier and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5
-    failures on hosts.
+    port, split, rollout, tier and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in
+    time, 5 failures on hosts.
     """
     ctx.obj = Session(context=context, timeout=request_timeout)
 
@@ -87,7 +88,7 @@ for command in (create_policy.create_group, create_policy.create_tier):
     create.create.add_command(command)
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
-teal.add_section("Moving traffic", (color.color,))
+teal.add_section("Moving traffic", (color.color, rollout.rollout))
 teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events,
                                       policy.policy, hosts.hosts))  # fmt: skip
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))

@@ -191,6 +191,23 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
         ),
         (("AFFINITY", lambda o: enum_of(o, "affinity")), ("UID", lambda o: o.uid)),
     ),
+    "rollout": (
+        (
+            ("TENANT", lambda o: tenant_of(o.name)),
+            ("NAME", lambda o: short(o.name)),
+            ("NETWORKS", lambda o: " ".join(short(n) for n in o.networks)),
+            ("MOVE", lambda o: f"{o.origin}→{o.target}"),
+            ("STATE", lambda o: enum_of(o, "state")),
+            ("STEP", lambda o: f"{o.step}/{len(o.steps)}"),
+            ("WHY", lambda o: o.reason),
+            ("CONDITIONS", _conditions),
+        ),
+        (
+            ("BEHIND", lambda o: " ".join(short(h) for h in o.status.behind)),
+            ("TEXT", lambda o: o.text),
+            ("UID", lambda o: o.uid),
+        ),
+    ),
     "host": (
         (
             ("NAME", lambda o: short(o.name)),
@@ -316,9 +333,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 _COLORS = {
-    **dict.fromkeys(("ACTIVE", "READY", "created", "added"), "green"),
+    **dict.fromkeys(("SUCCEEDED", "ACTIVE", "READY", "created", "added"), "green"),
     **dict.fromkeys(("PENDING", "UPDATING", "DISCONNECTED", "UNBOUND", "DELETING", "changed"), "yellow"),
     **dict.fromkeys(("FAILED", "LOST", "FOREIGN_HISTORY", "UNKNOWN", "FENCED", "NO", "failed"), "red"),
+    **dict.fromkeys(("ROLLED_BACK", "ROLLING_BACK"), "red"),
 }
 
 

@@ -23,7 +23,8 @@ from tealnet.kinds import Kind
 _COMPLETION_SECONDS = 0.6
 _COMPLETION_MOST = 300
 _SHOWN_FIRST = (
-    kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT, kinds.SPLIT, kinds.TIER, kinds.HOST,
+    kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT, kinds.SPLIT, kinds.ROLLOUT, kinds.TIER,
+    kinds.HOST,
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ class Target:
 
 
 def kind_of_word(word: str) -> Kind:
-    """tenant(s), network(s) or net, router(s), port(s), split(s), host(s). Raises Failure (usage)."""
+    """tenant(s), network(s) or net, router(s), port(s), split(s), rollout(s), host(s). Raises Failure (usage)."""
     found = kinds.BY_WORD.get(word) or kinds.BY_WORD.get(word.lower())
     if found is None:
         near = get_close_matches(word.lower(), kinds.BY_WORD, n=1, cutoff=0.6)

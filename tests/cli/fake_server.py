@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tealnet import kinds
 from tealnet.kinds import Kind
-from tealnet.v1 import common_pb2, host_pb2, port_pb2, security_pb2, split_pb2, system_pb2
+from tealnet.v1 import common_pb2, host_pb2, port_pb2, rollout_pb2, security_pb2, split_pb2, system_pb2
 
 Answer = Callable[[Any], Any]
 TRUST_DOMAIN = "lab.test"
@@ -62,7 +62,8 @@ class Fake:
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(32))
         for kind in kinds.KINDS:
-            more = {kinds.HOST: self._hosts, kinds.SPLIT: self._splits}.get(kind, dict)
+            special = {kinds.HOST: self._hosts, kinds.SPLIT: self._splits, kinds.ROLLOUT: self._rollouts}
+            more = special.get(kind, dict)
             self._serve(f"{kind.title}Service", self._standard(kind) | more())
         self._serve("SystemService", self._system())
         self._serve("PolicyService", self._policy())
@@ -236,6 +237,25 @@ class Fake:
 
     def _splits(self) -> dict[str, tuple[type[Any], Answer]]:
         return {"SetWeights": (split_pb2.SetWeightsRequest, lambda request: self.set_weights(request))}
+
+    def _rollouts(self) -> dict[str, tuple[type[Any], Answer]]:
+        states = {
+            "Pause": "PAUSED", "Resume": "SHIFTING", "Advance": "SHIFTING", "Confirm": "SUCCEEDED",
+            "Rollback": "ROLLING_BACK",
+        }  # fmt: skip
+
+        def asked(verb: str) -> Answer:
+            def answer(request: Any) -> Any:
+                self._check(request.name)
+                if request.name not in self.objects:
+                    raise not_found(request.name)
+                item = self.objects[request.name]
+                item.state, item.text = f"STATE_{states[verb]}", getattr(request, "text", "")
+                return item
+
+            return answer
+
+        return {f"{verb}Rollout": (getattr(rollout_pb2, f"{verb}RolloutRequest"), asked(verb)) for verb in states}
 
     def _set_weights(self, request: split_pb2.SetWeightsRequest) -> split_pb2.SetWeightsResponse:
         response = split_pb2.SetWeightsResponse()

@@ -270,7 +270,9 @@ def test_completion_knows_kinds_and_names(fake: Fake, teal: Teal, monkeypatch: p
     def look(line: str) -> list[str]:
         return complete(teal, monkeypatch, line)
 
-    plurals = ["tenants", "networks", "routers", "securityGroups", "ports", "splits", "policyTiers", "hosts"]
+    plurals = [
+        "tenants", "networks", "routers", "securityGroups", "ports", "splits", "rollouts", "policyTiers", "hosts",
+    ]  # fmt: skip
     assert look("teal get ") == plurals
     assert look("teal get ne") == ["networks"]
     assert look("teal get ports ") == ["acme/db-1", "acme/web-1"]

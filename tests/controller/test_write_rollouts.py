@@ -9,12 +9,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from controller.errors import AlreadyExists, ApiError, FailedPrecondition, Invalid, NotFound, ResourceExhausted
-from tealnet.v1 import network_pb2, rollout_pb2, split_pb2, tenant_pb2
+from tealnet.v1 import network_pb2, port_pb2, rollout_pb2, split_pb2, system_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.writing import Replicated, Writing, outcome, refusal, writing
 
 WEB = "tenants/acme/networks/web"
-STATE = rollout_pb2.Rollout
+STATE, ACTION = rollout_pb2.Rollout, system_pb2.PlanResult
 TCP = rollout_pb2.ProbeGate.KIND_TCP
 
 
@@ -205,3 +205,31 @@ async def test_a_color_that_no_rollout_uses_may_go() -> None:
         await one.rollout("acme/r")
         got = await one.colors("acme/web", "blue", "green")
         assert isinstance(got, network_pb2.Network)
+
+
+async def test_a_plan_sees_what_the_documents_before_make() -> None:
+    async with writing() as site:
+        one = site.one
+        await one.tenant("acme")
+        request = system_pb2.PlanRequest()
+        network = network_pb2.Network(name=WEB, cidrs=["10.0.0.0/24"], colors=["blue", "green"])
+        request.items.add().object.network.CopyFrom(network)
+        rollout = rollout_pb2.Rollout(
+            name="tenants/acme/rollouts/r", networks=[WEB], target="green", steps=[step(green=100)]
+        )
+        without = system_pb2.PlanRequest()
+        without.CopyFrom(request)
+        without.items.add().object.rollout.CopyFrom(rollout)
+        results = (await one.api.planner.plan(without)).results
+        assert [result.action for result in results] == [ACTION.ACTION_CREATE, ACTION.ACTION_FAIL]
+        assert "has no ports" in results[1].error.message
+        for color in ("blue", "green"):
+            port = port_pb2.Port(name=f"tenants/acme/ports/{color}", network=WEB, color=color, addresses=["10.0.0.5"])
+            request.items.add().object.port.CopyFrom(port)
+        request.items.add().object.rollout.CopyFrom(rollout)
+        request.items.add().object.rollout.CopyFrom(rollout)
+        request.items[-1].object.rollout.name = "tenants/acme/rollouts/second"
+        results = (await one.api.planner.plan(request)).results
+        assert [result.action for result in results] == [*[ACTION.ACTION_CREATE] * 4, ACTION.ACTION_FAIL]
+        assert "is moved by tenants/acme/rollouts/r already" in results[4].error.message
+        assert results[3].after.rollout.origin == "blue"
