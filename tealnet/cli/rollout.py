@@ -24,7 +24,7 @@ _GATES = "endpoints, icmp, tcp:80, http:8080/healthz, failed:1%:50 (of at least 
 
 @click.group(cls=Suggesting)
 def rollout() -> None:
-    """Moves of traffic from one color to another: in steps, under gates, and back if something is wrong.
+    """Move traffic to another color in steps, under gates.
 
     \b
       teal rollout start acme/web-2 --network web --to green --step 10:60s --step 50:60s --step 100 \\
@@ -182,7 +182,9 @@ def _add_gate(body: Any, word: str) -> None:
 @tenant_option
 @pass_session
 def watch(session: Session, *, name: str, tenant: str) -> None:
-    """Follow a rollout until it is over: one screen that changes, or a line for each event where no terminal is.
+    """Follow a rollout until it is over.
+
+    One screen that changes, or a line for each event where no terminal is.
 
     \b
       teal rollout watch acme/web-2
@@ -337,7 +339,7 @@ def rollback(session: Session, *, name: str, tenant: str, message: str, watch: b
 @output_option
 @pass_session
 def history(session: Session, *, name: str, tenant: str, form: str) -> None:
-    """What happened: each transition, and when the hosts had each step.
+    """What happened, and when the hosts had each step.
 
     \b
       teal rollout history acme/web-2
