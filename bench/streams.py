@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bench.common import BenchError
 from tealnet.lab import Host
 from tealnet.lab.host import stop
+from tealnet.lab.wait import wait_for
 
 _RR = [sys.executable, "-I", "-S", str(Path(__file__).with_name("rr.py"))]
 _RR_PORT = "7001"
@@ -43,29 +46,59 @@ class End:
 class Times:
     """How long each measurement lasts, in seconds, and how many pings at 10 ms."""
 
-    tcp: int = 5
-    udp: int = 3
-    rr: float = 2.0
-    pings: int = 200
+    tcp: int = 2
+    udp: int = 2
+    rr: float = 1.0
+    pings: int = 100
 
 
-def measure(source: End, target: End, times: Times) -> dict[str, float]:
-    """tcp_gbps, udp_pps (received), rtt_us (median), rr_per_s."""
-    with _serving(target):
-        text = source.run(["ping", "-c", str(times.pings), "-i", "0.01", "-W", "1", target.address], seconds=30)
-        rtts = [float(word) * 1000 for word in re.findall(r"time=([0-9.]+) ms", text)]
-        if len(rtts) < times.pings * 0.9:
-            raise BenchError(f"only {len(rtts)} of {times.pings} pings came back")
-        rr = float(source.run([*_RR, "client", target.address, _RR_PORT, str(times.rr)], seconds=times.rr + 20))
-        tcp = _iperf(source, target, ["-t", str(times.tcp)], seconds=times.tcp)
-        udp = _iperf(source, target, ["-u", "-b", "0", "-l", _SMALL, "-t", str(times.udp)], seconds=times.udp)
-    total = udp["end"]["sum"]
-    return {
-        "tcp_gbps": tcp["end"]["sum_received"]["bits_per_second"] / 1e9,
-        "udp_pps": (total["packets"] - total["lost_packets"]) / total["seconds"],
-        "rtt_us": statistics.median(rtts),
-        "rr_per_s": rr,
-    }
+def tcp(source: End, target: End, times: Times) -> dict[str, float]:
+    """tcp_gbps, and tcp_cpu_s_per_gb: processor time of the vswitchds for 10^9 bytes."""
+    before = _cpu(source, target)
+    found = _iperf(source, target, ["-t", str(times.tcp)], seconds=times.tcp)["end"]["sum_received"]
+    used = _cpu(source, target) - before
+    return {"tcp_gbps": found["bits_per_second"] / 1e9, "tcp_cpu_s_per_gb": used / (found["bytes"] / 1e9)}
+
+
+def udp(source: End, target: End, times: Times) -> dict[str, float]:
+    """udp_pps (received), and udp_cpu_us_per_packet: processor time of the vswitchds."""
+    before = _cpu(source, target)
+    words = ["-u", "-b", "0", "-l", _SMALL, "-t", str(times.udp)]
+    total = _iperf(source, target, words, seconds=times.udp)["end"]["sum"]
+    used = _cpu(source, target) - before
+    arrived = total["packets"] - total["lost_packets"]
+    return {"udp_pps": arrived / total["seconds"], "udp_cpu_us_per_packet": used * 1e6 / max(1, arrived)}
+
+
+def ping(source: End, target: End, times: Times) -> dict[str, float]:
+    """rtt_us: the median of pings every 10 ms."""
+    text = source.run(["ping", "-c", str(times.pings), "-i", "0.01", "-W", "1", target.address], seconds=30)
+    rtts = [float(word) * 1000 for word in re.findall(r"time=([0-9.]+) ms", text)]
+    if len(rtts) < times.pings * 0.9:
+        raise BenchError(f"only {len(rtts)} of {times.pings} pings came back")
+    return {"rtt_us": statistics.median(rtts)}
+
+
+def rr(source: End, target: End, times: Times) -> dict[str, float]:
+    """rr_per_s: TCP exchanges of one byte each way."""
+    answer = source.run([*_RR, "client", target.address, _RR_PORT, str(times.rr)], seconds=times.rr + 20)
+    return {"rr_per_s": float(answer)}
+
+
+KINDS: tuple[Callable[[End, End, Times], dict[str, float]], ...] = (ping, rr, tcp, udp)
+
+
+def _cpu(*ends: End) -> float:
+    """Seconds of processor time that the vswitchds of these hosts have used (schedstat of all their threads)."""
+    total = 0
+    for name, host in {end.host.name: end.host for end in ends}.items():
+        row = host.record()["processes"].get("ovs-vswitchd")
+        if row is None:
+            raise BenchError(f"{name} has no vswitchd")
+        for task in Path(f"/proc/{row['pid']}/task").iterdir():
+            with suppress(FileNotFoundError):
+                total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
 def _iperf(source: End, target: End, words: Sequence[str], *, seconds: int) -> dict[str, Any]:
@@ -77,26 +110,20 @@ def _iperf(source: End, target: End, words: Sequence[str], *, seconds: int) -> d
 
 
 @contextmanager
-def _serving(target: End) -> Iterator[None]:
-    """Both servers, listening; they end here."""
-    started: list[subprocess.Popen[str]] = []
-    try:
+def serving(target: End) -> Iterator[None]:
+    """Both servers, listening; they end here. What they say goes to files: nobody reads on, and a pipe would fill."""
+    with ExitStack() as stack:
         for words in (
             ["iperf3", "-s", "--forceflush", "-B", target.address],
             [*_RR, "server", target.address, _RR_PORT],
         ):
-            server = target.host.popen(words, netns=target.netns)
-            started.append(server)
-            _wait_ready(server)
+            said = stack.enter_context(tempfile.TemporaryFile())
+            server = target.host.popen(words, netns=target.netns, out=said)
+            stack.callback(stop, server)
+            wait_for(partial(_ready, said), seconds=10, what=f"{words[0]} in {target.netns}")
         yield
-    finally:
-        for server in started:
-            stop(server)
 
 
-def _wait_ready(server: subprocess.Popen[str]) -> None:
-    assert server.stdout is not None
-    for line in server.stdout:
-        if "listening" in line or "ready" in line:
-            return
-    raise BenchError("a server has not started")
+def _ready(said: IO[bytes]) -> bool:
+    text = os.pread(said.fileno(), 4096, 0)
+    return b"listening" in text or b"ready" in text

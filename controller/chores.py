@@ -15,6 +15,7 @@ import structlog
 
 from controller.admission import FOREIGN_HISTORY, LOST
 from controller.etcd import StoreError
+from controller.etcd.embedded import QUOTA as EMBEDDED_QUOTA
 from controller.etcd.types import Compare, absent, created, delete, put
 from controller.events import Events
 from controller.hosts import edit_host_status, timestamp
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 
 _LINEAGE = 600.0  # seconds
 _LINEAGES_KEPT = 5000
+_ROOM, _FULL = 60.0, 70  # seconds between looks at the store's size; percent of its quota
 _COMPACT, _HISTORY = 300.0, 1800.0  # seconds: how often, and what is kept
 
 
@@ -97,6 +99,7 @@ class Chores:
                 group.create_task(_every(5, release.tombstones))
                 group.create_task(_every(60, release.numbers))
                 group.create_task(_every(30, release.orphans))
+                group.create_task(_every(_ROOM, self._room))
                 if not self.settings.is_embedded and self.settings.compact == "on":
                     group.create_task(self._compact())
         finally:
@@ -133,6 +136,17 @@ class Chores:
                 log.info("store compacted", revision=old)
 
         await _every(_COMPACT, step)
+
+    async def _room(self) -> None:
+        """Say in time that the store fills up: from its quota on etcd refuses every write (A18)."""
+        quota = EMBEDDED_QUOTA if self.settings.is_embedded else self.settings.etcd_quota_mib << 20
+        size = (await self.store.etcd.status()).db_size
+        if 100 * size >= _FULL * quota:
+            text = (
+                f"etcd uses {size >> 20} of {quota >> 20} MiB, and takes no writes when that is full: "
+                "compact and defragment it (etcdctl defrag)"
+            )
+            await self.events.note(name="", uid="cluster", reason="StoreAlmostFull", text=text)
 
     # ---- lost hosts
 

@@ -17,7 +17,7 @@ import structlog
 
 from controller.caller import PATIENCE
 from controller.draft import Chosen, Draft, Emptiness, Proposals, Reading, Written, holds
-from controller.errors import Aborted, Ambiguous, ApiError, ResourceExhausted, Unavailable
+from controller.errors import Aborted, AlreadyExists, Ambiguous, ApiError, ResourceExhausted, Unavailable
 from controller.etcd import OutcomeUnknown, StoreFull, StoreUnavailable
 from controller.etcd.types import Compare, Get, KeyValue, Nested, Op, Page, TxnResult, delete, get
 from controller.store import Store
@@ -259,9 +259,9 @@ class Committer:
                 item.draft = None
                 item.proposals.release()
                 continue
-            errors = [*_occupied(draft.emptiness, pages), *_taken(item, draft, pages, run)]
+            errors = [*_taken(item, draft, pages, run), *_occupied(draft.emptiness, pages)]
             if errors:
-                item.error = errors[0]
+                item.error = foremost(errors)
                 item.proposals.release()
         if run.collisions > _COLLISIONS:
             raise Aborted("too many others take the same numbers at the same time; try again")
@@ -287,6 +287,11 @@ class Committer:
             # Every commit writes under w/, so the watch passes this revision also when the key is under k/.
             newest = max(newest, kv.mod_revision)
         await self.store.passed(newest)
+
+
+def foremost(errors: Sequence[Exception]) -> Exception:
+    """Which of several refusals is told: that the name is taken says more than that what goes with it is."""
+    return next((error for error in errors if isinstance(error, AlreadyExists)), errors[0])
 
 
 def _checks(drafts: list[Draft]) -> list[Compare]:

@@ -82,6 +82,7 @@ def _tombstone(kv: KeyValue, key: tuple[str, str, str]) -> TombstoneRow:
         revision=kv.create_revision,
         due=message.due,
         since=message.time.seconds + message.time.nanos / 1e9,
+        domain=message.domain,
     )
 
 

@@ -124,7 +124,12 @@ class Keys:
 
     def lineage(self, number: int) -> bytes:
         """One id of the store's history."""
-        return self._key(f"w/m/lineage/{number}")
+        return self.lineage_prefix + str(number).encode()
+
+    @property
+    def lineage_prefix(self) -> bytes:
+        """Prefix of all ids of the history."""
+        return self._key("w/m/lineage/")
 
     # --- k/: compared only ---
 

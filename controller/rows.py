@@ -143,6 +143,7 @@ class TombstoneRow:
     revision: int  # of its creation: the proof
     due: bool = False  # of a move: the old host's LocalPort is to go now
     since: float = 0.0  # Unix time
+    domain: int = 0  # that the port was in
 
 
 @dataclass(frozen=True, slots=True)

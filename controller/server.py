@@ -27,6 +27,7 @@ from prometheus_client import start_http_server
 from controller.admission import Admission
 from controller.api import Api, Errors, interceptors
 from controller.api import build as build_api
+from controller.api.admin import AdminService
 from controller.api.health import Health
 from controller.api.system import Parts, System
 from controller.chores import Chores
@@ -34,18 +35,19 @@ from controller.derive import declare
 from controller.etcd import Etcd, StoreError, Tls
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.limits import max_txn_ops
+from controller.etcd.restore import MARK
 from controller.events import Events
 from controller.metrics import Metrics
 from controller.replica import Replica
 from controller.sessions import SERVICE, Sessions
 from controller.settings import Settings
 from controller.status import Status
-from controller.store import Store, bootstrap
+from controller.store import Store, bootstrap, new_history
 from controller.sync import Sync
 from controller.tls import Certificates, host_of
 from controller.watch import Watches
 from tealnet.core.pki import Ca
-from tealnet.v1 import system_pb2, system_pb2_grpc
+from tealnet.v1 import admin_pb2_grpc, system_pb2, system_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -61,7 +63,7 @@ _OPTIONS: list[tuple[str, int]] = [
 _SERVICES = [
     SERVICE,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-    *(f"tealnet.v1.{name}Service" for name in ("Tenant", "Network", "Router", "Port", "Host", "System")),
+    *(f"tealnet.v1.{name}Service" for name in ("Tenant", "Network", "Router", "Port", "Host", "System", "Admin")),
     reflection.SERVICE_NAME,
 ]
 
@@ -95,13 +97,19 @@ class Controller:
 
 
 @contextlib.asynccontextmanager
-async def _etcd(settings: Settings) -> AsyncIterator[Etcd]:
+async def store_of(settings: Settings) -> AsyncIterator[Etcd]:
+    """The etcd that the settings name; an embedded one runs until the end of the block."""
     async with contextlib.AsyncExitStack() as stack:
         if settings.is_embedded:
             durability = Durability.DISK if settings.etcd_fsync == "on" else Durability.MEMORY
             embedded = EmbeddedEtcd(Options(settings.data_dir / "etcd", durability=durability))
             await stack.enter_async_context(embedded)
-            yield await stack.enter_async_context(Etcd([embedded.endpoint]))
+            etcd = await stack.enter_async_context(Etcd([embedded.endpoint]))
+            if (mark := settings.data_dir / "etcd" / MARK).exists():
+                await new_history(etcd, settings.cluster)
+                mark.unlink()
+                log.warning("the store was restored: hosts wait until they are accepted")
+            yield etcd
             return
         # With others to ask, an answer of one member that takes longer is not worth waiting for.
         yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings), timeout=STORE_PATIENCE))
@@ -164,7 +172,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
 
 async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[Controller] | None = None) -> None:
     """Serve until `stop` is set; `started` is told when it serves. Raises what makes going on impossible."""
-    async with _etcd(settings) as etcd:
+    async with store_of(settings) as etcd:
         # What is read at the start stays for long: the collector need not look at it, now or ever.
         gc.disable()
         controller = await build(settings, etcd)
@@ -242,6 +250,9 @@ async def _api_server(controller: Controller, health: Health) -> grpc.aio.Server
         )
     )
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    endpoints = [controller.etcd.endpoint] if settings.is_embedded else settings.etcd
+    admin = AdminService(controller.etcd, endpoints=endpoints, tls=etcd_tls(settings))
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(_SERVICES, server)
     return server

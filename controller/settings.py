@@ -46,6 +46,7 @@ class Settings:
     etcd_key: str = _key("", "PEM file of its key")
     etcd_fsync: str = _key("on", "off: the embedded etcd does not wait for the disk; for tests only")
     compact: str = _key("on", "off: somebody else compacts the external etcd")
+    etcd_quota_mib: int = _key(2048, "space quota of the external etcd (--quota-backend-bytes), to warn in time")
 
     ca: Path = field(default=_ETC / "ca.crt", metadata={"help": "PEM file of the CA of this site"})
     cert: Path = field(default=_ETC / "controller.crt", metadata={"help": "PEM file of the controller's certificate"})
@@ -87,6 +88,7 @@ _RANGES = {
     "default_mtu": (1280, 65_000),
     "quarantine": (0, 10**9),
     "lost_after": (3, 10**9),
+    "etcd_quota_mib": (1, 10**9),
 }
 
 

@@ -34,6 +34,7 @@ STALE_AFTER = 2.0  # seconds without the own heartbeat
 _SILENT = 0.5  # seconds without anything from the watch, when something must come
 _CANCELLED = 1000  # waits that were given up, after which they are cleared away
 _BARRIER_GAP = 0.005  # seconds between two marks
+_LINEAGES_AT_ONCE = 100
 FORMAT = 1
 
 
@@ -63,6 +64,19 @@ async def bootstrap(etcd: Etcd, cluster: str) -> Keys:
     await etcd.txn([absent(keys.lineage(1))], [put(keys.lineage(1), first)])
     await etcd.txn([absent(keys.format)], [put(keys.format, str(FORMAT).encode())])
     return keys
+
+
+async def new_history(etcd: Etcd, cluster: str) -> None:
+    """Say that this store was restored: no host will take it for the history that it knows (A3).
+
+    By revisions alone nobody could tell, once the store has written past what hosts have seen.
+    """
+    keys = await bootstrap(etcd, cluster)
+    prefix = keys.lineage_prefix
+    _, found = await etcd.scan(prefix, prefix_end(prefix))
+    rows = [put(kv.key, store_pb2.LineageRow(id=secrets.token_hex(16)).SerializeToString()) for kv in found]
+    for start in range(0, len(rows), _LINEAGES_AT_ONCE):
+        await etcd.txn((), rows[start : start + _LINEAGES_AT_ONCE])
 
 
 class Store:

@@ -171,11 +171,13 @@ class Sync:
         if domains is None:
             seen = {uid for uid, row in world.host_status.rows.items() if row.instance_uid}
             found = seen | set(scopes.domains_of_host.rows) | set(world.sessions.rows)
-            waiting: Iterable[tuple[str, str, str]] = rows
+            waiting: set[tuple[str, str, str]] = set(rows)
         else:
             found = {host for domain in domains for host in scopes.hosts_of_domain.rows.get(domain, ())}
             networks = {uid for domain in domains for uid in self._networks_in(domain)}
-            waiting = [key for uid in networks for key in world.tombstones_by_network.keys(uid)]
+            gone = (key for domain in domains for key in world.tombstones_by_domain.keys(domain))
+            waiting = {key for uid in networks for key in world.tombstones_by_network.keys(uid)}
+            waiting |= {key for key in gone if not world.networks_by_uid.keys(rows[key].network_uid)}
         found |= {rows[key].host_uid for key in waiting if not rows[key].acked and not rows[key].address}
         return {uid for uid in found if self._counts(uid)}
 
@@ -278,8 +280,10 @@ class Sync:
             if holding := scopes.holdings.rows.get(name):
                 return scopes.domain_of_vni.rows.get(holding.vni, 0)
         for place in world.tombstones_by_port.keys(ident):  # of a port that could not be removed
-            for name in world.networks_by_uid.keys(world.tombstones.rows[place].network_uid):
+            row = world.tombstones.rows[place]
+            for name in world.networks_by_uid.keys(row.network_uid):
                 return scopes.domain_of_network.rows.get(name, 0)
+            return row.domain
         return 0
 
     def _follow(self, tables: set[str]) -> None:

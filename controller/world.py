@@ -72,4 +72,5 @@ class World:
         self.identities_by_members: Index[IdentityRow] = self.identities.index(lambda r: (r.members,))
         self.tombstones_by_host: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.host_uid,))
         self.tombstones_by_network: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.network_uid,))
+        self.tombstones_by_domain: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.domain,))
         self.tombstones_by_port: Index[TombstoneRow] = self.tombstones.index(lambda r: (r.port_uid,))

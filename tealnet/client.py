@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from tealnet import kinds
 from tealnet.kinds import Kind
 from tealnet.replicas import DETAILS, OPTIONS, Replicas
-from tealnet.v1 import common_pb2, host_pb2, host_pb2_grpc, port_pb2_grpc, system_pb2, system_pb2_grpc
+from tealnet.v1 import admin_pb2_grpc, common_pb2, host_pb2, host_pb2_grpc, port_pb2_grpc, system_pb2, system_pb2_grpc
 
 _MAX_MESSAGE = 64 << 20
 
@@ -117,6 +117,7 @@ class Client:
             raise ValueError("no server given")
         self.channel = channels[0] if len(channels) == 1 else Replicas(channels)
         self._stubs = {kind.name: kind.stub(self.channel) for kind in kinds.KINDS}
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.system = system_pb2_grpc.SystemServiceStub(self.channel)
         self.hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self.ports = port_pb2_grpc.PortServiceStub(self.channel)
@@ -230,10 +231,14 @@ class Client:
 
     def watch(self, request: system_pb2.WatchRequest) -> Iterator[system_pb2.WatchResponse]:
         """Changes as they happen; ends with ApiError when the server cuts (`tealnet.follow` goes on by itself)."""
+        for response in self.stream(self.system.Watch, request):
+            self._note(response)
+            yield response
+
+    def stream(self, method: Any, request: Any) -> Iterator[Any]:
+        """All answers of a streaming call; raises ApiError when it breaks off."""
         try:
-            for response in self.system.Watch(request):
-                self._note(response)
-                yield response
+            yield from method(request)
         except grpc.RpcError as error:
             raise _from_rpc(error) from None
 

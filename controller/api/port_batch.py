@@ -11,7 +11,7 @@ from typing import Any
 from controller import names
 from controller.api.standard import Parts, Standard, row_of
 from controller.caller import Caller, current_caller
-from controller.commit import Atomicity, Item
+from controller.commit import Atomicity, Item, foremost
 from controller.draft import Chosen, Draft
 from controller.errors import ApiError, Invalid, NotFound, Violation, invalid
 from controller.etcd.types import KeyValue
@@ -197,9 +197,13 @@ class Batch:
 
 def _claimed_twice(draft: Draft, claimed: dict[bytes, bytes]) -> Exception | None:
     """What it means that an earlier item of the batch has claimed the same key: a name, an address, an interface."""
-    for claim in draft.claims.values():
-        if claim.key in claimed and claim.refuse:  # what is only proposed is shared on purpose
-            return claim.refuse(KeyValue(claim.key, claimed[claim.key], 0, 0, 0))
+    twice = [
+        claim.refuse(KeyValue(claim.key, claimed[claim.key], 0, 0, 0))
+        for claim in draft.claims.values()
+        if claim.key in claimed and claim.refuse  # what is only proposed is shared on purpose
+    ]
+    if twice:
+        return foremost(twice)
     claimed.update({key: draft.puts[key].value for key in draft.claims if key in draft.puts})
     return None
 

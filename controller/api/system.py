@@ -82,7 +82,10 @@ class System(system_pb2_grpc.SystemServiceServicer):
             case ["tenants", _] if parent in world.tenants.rows:
                 networks = world.networks_by_tenant.keys(parent)
                 routers = (world.routers.rows[name] for name in world.routers_by_tenant.keys(parent))
-                return frozenset(of_network[n] for n in networks if n in of_network) | {r.spec.domain for r in routers}
+                known = {of_network[n] for n in networks if n in of_network} | {r.spec.domain for r in routers}
+                # Those of networks that are gone, as long as a host has not let go of their ports.
+                left = {t.domain for t in world.tombstones.rows.values() if t.port_name.startswith(f"{parent}/")}
+                return frozenset(known | left) - {0}
             case ["tenants", _, "networks", _] if parent in world.networks.rows:
                 return frozenset({of_network[parent]} if parent in of_network else ())
             case ["tenants", _, "routers", _] if parent in world.routers.rows:

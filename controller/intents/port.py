@@ -245,6 +245,7 @@ class Ports:
             acked=not host_uid,
             network_uid=issued_of(row).network_uid,
             quarantine_seconds=network.spec.quarantine if network else decode.QUARANTINE,
+            domain=_domain(draft, network) if network else 0,
         )
         draft.put(key, tombstone.SerializeToString())
 
@@ -271,6 +272,13 @@ class Ports:
     def _refer(self, draft: Draft, issued: store_pb2.Issued, own: Own) -> None:
         for kind, uid in _referents(issued):
             draft.put(draft.keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=own.uid), own.value)
+
+
+def _domain(draft: Draft, network: Intent[NetworkSpec]) -> int:
+    """The routing domain of a network, as it is known now."""
+    router = draft.reading.peek("router", network.spec.router) if network.spec.router else None
+    domain: int = router.spec.domain if router else network.spec.own_domain
+    return domain
 
 
 def _namespace(spec: PortSpec) -> str:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 some hosts disconnected or lost, 4 not 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -14,7 +15,21 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from tealnet.cli import apply, contexts, create, demo, describe, edit, execute, hosts, objects, observe, plan, status
+from tealnet.cli import (
+    admin,
+    apply,
+    contexts,
+    create,
+    demo,
+    describe,
+    edit,
+    execute,
+    hosts,
+    objects,
+    observe,
+    plan,
+    status,
+)
 from tealnet.cli.group import Top
 from tealnet.cli.lab import lab
 from tealnet.cli.options import Seconds
@@ -68,11 +83,14 @@ teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create
                              objects.delete, plan.diff))  # fmt: skip
 teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
-teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, completion, observe.version))
+teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, admin.admin, completion, observe.version))
 
 
 def main() -> None:
     """Entry point. Never a traceback (but with TEALNET_DEBUG=1); interrupts and broken pipes end quietly."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: what is said goes nowhere
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.exit(run(sys.argv[1:]))
 
 
@@ -94,14 +112,29 @@ def run(argv: list[str]) -> int:
         click.echo("\ninterrupted", err=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
+        _say_no_more()
+        return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG):
+            return _unforeseen(error)
+        _say_no_more()
+        Failure(f"the output could not be written: {error.strerror}").show()
         return 1
     except Exception as error:  # what nobody foresaw is still not a traceback for whoever only uses this
-        if os.environ.get("TEALNET_DEBUG"):
-            raise
-        what = f"{type(error).__name__}: {error}"
-        Failure(f"this is a bug of teal: {what}\n  TEALNET_DEBUG=1 shows where; please report it with that").show()
-        return 1
+        return _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> int:
+    if os.environ.get("TEALNET_DEBUG"):
+        raise error
+    what = f"{type(error).__name__}: {error}"
+    Failure(f"this is a bug of teal: {what}\n  TEALNET_DEBUG=1 shows where; please report it with that").show()
+    return 1
+
+
+def _say_no_more() -> None:
+    """What Python flushes at its end goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_text(argv: list[str]) -> None:

@@ -91,11 +91,13 @@ class Lab:
         if controllers > 1 and not etcd:
             raise LabError("several controllers need an etcd of their own: --etcd 1 or --etcd 3")
         directory = place.directory(name)
-        directory.parent.mkdir(parents=True, exist_ok=True)
         try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
             directory.mkdir(mode=0o711)
         except FileExistsError:
             raise LabError(f"lab {name!r} exists; `teal lab down --name {name}` removes it") from None
+        except OSError as error:
+            raise LabError(f"cannot make {error.filename}: {error.strerror}; TEALNET_LAB_DIR is where") from None
         with place.locked(directory):
             content = {"mtu": mtu, "parts": parts, "family": family, "ready": False, "hosts": {}}
             lab = cls(directory, {**content, "controllers": controllers, "etcd": etcd})

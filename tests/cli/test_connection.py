@@ -219,6 +219,17 @@ def test_a_reader_that_goes_away(fake: Fake, teal: Teal) -> None:
     assert (process.returncode, err) == (1, "")
 
 
+@pytest.mark.parametrize("where", ["> /dev/full", ">&-", ">&- 2>&-", "| true"])
+def test_an_output_that_takes_nothing(where: str) -> None:
+    words = f"{sys.executable} -m tealnet.cli.main --help {where}"
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=30
+    )
+    assert "Traceback" not in done.stderr and "bug of teal" not in done.stderr and "Exception" not in done.stderr
+    if "full" in where:
+        assert done.returncode == 1 and "error: the output could not be written: No space left" in done.stderr
+
+
 def test_ctrl_c(fake: Fake, teal: Teal) -> None:
     over = threading.Event()
 

@@ -312,6 +312,14 @@ def test_completion_scripts(teal: Teal) -> None:
 # ---- labs that are not there
 
 
+def test_a_place_for_labs_that_cannot_be_made(teal: Teal, labs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (labs / "file").write_text("")
+    monkeypatch.setenv("TEALNET_LAB_DIR", str(labs / "file" / "x"))
+    monkeypatch.setattr("tealnet.lab.needs.check", lambda: None)
+    done = teal("lab", "up")
+    assert done.code == 1 and f"cannot make {labs}/file" in done.err and "TEALNET_LAB_DIR" in done.err
+
+
 def test_what_there_is_instead(teal: Teal, labs: Path) -> None:
     done = teal("lab", "status", "--name", "blue")
     assert done.err == "error: no lab 'blue'; `teal lab up --name blue` makes one\n"

@@ -59,7 +59,7 @@ def prepare(directory: Path, **settings: Any) -> tuple[Ca, Settings]:
     ca = Ca.create("tealnet.local")
     ca.save(directory)
     ca.issue("controller", dns=["controller"]).save(directory, "controller")
-    chosen = Settings(
+    defaults: dict[str, Any] = dict(
         listen=(f"unix:{directory}/api.sock",),
         join_listen=f"unix:{directory}/join.sock",
         metrics_listen="",
@@ -69,8 +69,8 @@ def prepare(directory: Path, **settings: Any) -> tuple[Ca, Settings]:
         cert=directory / "controller.crt",
         key=directory / "controller.key",
         ca_key=str(directory / "ca.key"),
-        **settings,
     )
+    chosen = Settings(**(defaults | settings))
     return ca, chosen
 
 

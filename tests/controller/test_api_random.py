@@ -13,18 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tealnet.core.pki import make_csr
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
+from tests.controller.methods import METHODS
 from tests.controller.randomly import messages
 from tests.controller.running import Site, site
 
-MODULES = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, system_pb2)
-METHODS = {
-    f"/{service.full_name}/{method.name}": method
-    for module in MODULES
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
 ROLES = ("admin", "tenant/acme/admin", "tenant/acme/viewer", "tenant/globex/admin", "host/h1", "host/h2")
 FINE = set(grpc.StatusCode) - {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED}
 

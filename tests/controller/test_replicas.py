@@ -7,11 +7,12 @@ import contextlib
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from controller.chores import Chores
 from controller.etcd import Etcd
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Op, Put, created, delete, put
@@ -286,6 +287,31 @@ async def test_identities_go_when_their_tenant_is_gone(single: Pair) -> None:
     await until(lambda: 7002 not in store.world.identities.rows)
     assert {7001, 7003} <= store.world.identities.rows.keys()
     assert not (await single.etcd.range(keys.identity_set(uid_of("old")))).kvs
+
+
+async def test_a_store_that_fills_up_is_told_in_time(single: Pair) -> None:
+    controller = single.controllers[0]
+    chores = Chores(
+        controller.store,
+        controller.sync,
+        replica=controller.replica,
+        events=controller.events,
+        settings=replace(controller.settings, etcd_quota_mib=2),
+    )
+
+    async def reasons() -> list[str]:
+        await chores._room()
+        return [event.reason for event in await controller.events.read("cluster")]
+
+    assert "StoreAlmostFull" not in await reasons()
+    for number in range(2):
+        await single.etcd.txn((), [put(f"/elsewhere/{number}".encode(), bytes(900_000))])
+    for _ in range(500):  # etcd writes to its file a moment later
+        if "StoreAlmostFull" in await reasons():
+            break
+        await asyncio.sleep(0.02)
+    else:
+        raise AssertionError("nobody was told")
 
 
 async def test_old_terms_change_nothing(single: Pair) -> None:

@@ -117,6 +117,13 @@ async def test_sync_by_parent(place: Site, admin: Client, acme: Client) -> None:
         assert deleted is not None
         response = await admin.sync("tenants/globex")
         assert not response.complete, "the port is still on a host that we can't ask"
+    gone = network_pb2.DeleteNetworkRequest(name="tenants/globex/networks/web")
+    await admin.networks.DeleteNetwork(gone)  # and with it what says where the port was
+    async with place.channel(place.ca.issue("tenant/globex/admin")) as channel:
+        response = await Client(channel).sync()
+        assert not response.complete and response.disconnected == ["hosts/h2"]
+        async with two.connected(place):
+            assert (await Client(channel).sync()).complete
     async with refused(grpc.StatusCode.NOT_FOUND):
         await acme.sync("tenants/globex")
     async with refused(grpc.StatusCode.NOT_FOUND):

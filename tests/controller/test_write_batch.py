@@ -58,6 +58,22 @@ async def test_each_item_has_its_own_result() -> None:
         assert len(await site.keys("k/q")) == 4  # a network and three ports
 
 
+async def test_a_name_that_is_taken_is_told_before_what_goes_with_it() -> None:
+    async with writing() as site:
+        one = site.one
+        await prepared(one)
+        await one.host("h1", vtep="192.0.2.1")
+        await one.port("acme/p0", host="hosts/h1")
+        assert (await refusal(one.port("acme/p0", host="hosts/h1"))).reason == "ALREADY_EXISTS"
+        request = batch(3)
+        for item in request.requests:
+            item.port.host = "hosts/h1"
+        request.requests[2].port_id = "p1"
+        answer = await one.ports.BatchCreatePorts(request, None)
+        exists = code_pb2.ALREADY_EXISTS
+        assert [r.error.code if r.HasField("error") else 0 for r in answer.results] == [exists, 0, exists]
+
+
 async def test_all_or_nothing() -> None:
     async with writing(max_ops=128) as site:
         one = site.one

@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,10 +288,24 @@ class Store:
         # It ends what it prints with a newline of its own.
         return self.ctl("get", "--print-value-only", self.root + key)[:-1]
 
-    def put(self, key: str, value: bytes) -> None:
-        """Set it."""
-        self.ctl("put", self.root + key, given=value)
+    def put(self, values: Mapping[str, bytes]) -> None:
+        """Set these keys, all at once."""
+        # As a Go string: any byte can be written in hexadecimal digits.
+        quoted = {key: "".join(f"\\x{byte:02x}" for byte in value) for key, value in values.items()}
+        self._transact(f'put {self.root}{key} "{value}"' for key, value in quoted.items())
 
-    def remove(self, key: str) -> None:
-        """Remove one key, and nothing that belongs to it."""
-        assert self.ctl("del", self.root + key).strip() == b"1", key
+    def count(self, prefix: str) -> int:
+        """How many keys begin so."""
+        return len(self.ctl("get", "--prefix", "--keys-only", self.root + prefix).split())
+
+    def remove(self, *keys: str) -> None:
+        """Remove keys, all at once, and nothing that belongs to them."""
+        answers = self._transact(f"del {self.root}{key}" for key in keys)
+        assert answers == ["1"] * len(keys), answers
+
+    def _transact(self, operations: Iterable[str]) -> list[str]:
+        """What each operation answers, in one transaction without conditions."""
+        script = "\n".join(["", *operations, "", "", ""])
+        first, *answers = self.ctl("txn", given=script.encode()).decode().split()
+        assert first == "SUCCESS", (first, answers)
+        return answers

@@ -97,7 +97,7 @@ def test_mistakes_are_told(lab: Lab) -> None:
         Lab.load("other")
     with pytest.raises(LabError, match="a lab has 0 to 240"):
         Lab.up("other", hosts=251)
-    with pytest.raises(LabError, match="agent is not running"):
+    with pytest.raises(LabError, match="h1 has no process 'agent'; there are: ovsdb-server"):
         lab.kill("h1", "agent")
 
 

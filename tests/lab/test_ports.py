@@ -337,11 +337,11 @@ def forged(stand: Stand, name: str, **attachment: Any) -> Iterator[None]:
     port = port_pb2.Port.FromString(row.message)
     port.attachment.CopyFrom(port_pb2.Attachment(**attachment))
     row.message = port.SerializeToString()
-    store.put(key, row.SerializeToString())
+    store.put({key: row.SerializeToString()})
     try:
         yield
     finally:
-        store.put(key, kept)
+        store.put({key: kept})
 
 
 def expect_refused(stand: Stand, name: str, *, reasons: set[str], text: str) -> None:
