@@ -65,6 +65,7 @@ class Agent:
             ovs=self.devices.ovsdb.facts,
             flush=self.devices.flush_zones,
             revalidate=self.devices.revalidated,
+            release=self.devices.release,
             made=self.devices.made,
         )
         self.reconciler = Reconciler(
