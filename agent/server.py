@@ -32,7 +32,7 @@ from agent.metrics import Status, StatusServer
 from agent.observe import Observer
 from agent.pipeline import Feature, narrows
 from agent.policy.counters import Counters
-from agent.policy.tell import RuleTeller
+from agent.tell import RuleTeller
 from agent.probe import Prober
 from agent.reconcile import Reconciler
 from agent.report import Reporter
