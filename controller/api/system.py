@@ -242,7 +242,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
         """
         if kind_of(name) == "split":
             name = network_of(name)
-        for table in (self.world.hosts, self.world.networks, self.world.routers, self.world.ports):
+        for table in (self.world.hosts, self.world.networks, self.world.routers, self.world.ports, self.world.rollouts):
             if row := table.rows.get(name):
                 return str(row.uid)
         return ""
