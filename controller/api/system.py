@@ -268,7 +268,9 @@ class System(system_pb2_grpc.SystemServiceServicer):
         if kind_of(name) == "split":
             name = network_of(name)
         world = self.world
-        for table in (world.hosts, world.networks, world.routers, world.ports, world.groups, world.tiers):
+        for table in (
+            world.hosts, world.networks, world.routers, world.ports, world.rollouts, world.groups, world.tiers,
+        ):  # fmt: skip
             if row := table.rows.get(name):
                 return str(row.uid)
         return ""

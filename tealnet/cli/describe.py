@@ -159,7 +159,7 @@ def _related(session: Session, target: Target) -> Rows:
     if kind is kinds.TENANT:
         found = {
             k.plural: [output.short(o.name) for o in client.list_all(k, parent=name)]
-            for k in (kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT)
+            for k in (kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT, kinds.ROLLOUT)
         }
     elif kind is kinds.NETWORK:
         parent, _, ident = name.partition("/networks/")

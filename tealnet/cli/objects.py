@@ -235,7 +235,7 @@ def _confirm_cascade(session: Session, targets: Sequence[Target]) -> None:
     held: list[str] = []
     for target in targets:
         if target.kind is kinds.TENANT:
-            of_kinds = (kinds.PORT, kinds.NETWORK, kinds.ROUTER, kinds.GROUP)
+            of_kinds = (kinds.ROLLOUT, kinds.PORT, kinds.NETWORK, kinds.ROUTER, kinds.GROUP)
             held += [item.name for kind in of_kinds for item in session.client.list_all(kind, parent=target.name)]
         elif target.kind is kinds.NETWORK:
             tenant, _, ident = target.name.partition("/networks/")

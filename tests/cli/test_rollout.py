@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,25 @@ def test_watch_in_lines(world: Fake, teal: Teal) -> None:
     ]
     assert lines[5].endswith("all hosts have it") and len(lines) == 6
     assert next(r for m, r in world.calls if m == "Watch").parent == NAME
+
+
+def test_watch_on_a_terminal(world: Fake, teal: Teal, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add(shifting())
+    world.watch = watched(shifting(), succeeded())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    done = teal("rollout", "watch", "acme/web-2")
+    plain = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", done.out)
+    assert done.code == 0 and "SUCCEEDED  acme/web-2: blue → green in web  step 2 of 2" in plain, done
+
+
+def test_all_changes(world: Fake, teal: Teal) -> None:
+    """`teal watch` tells transitions, not what hosts count meanwhile."""
+    counted, later = shifting(), succeeded()
+    counted.status.networks[0].colors[0].connections = 99
+    later.reason = "Done"
+    world.watch = watched(shifting(), counted, later)
+    lines = teal("watch", "rollouts", "--count", "3").out.splitlines()
+    assert len(lines) == 2 and "state SHIFTING → SUCCEEDED" in lines[1], lines
 
 
 def test_watch_of_one_that_is_rolled_back(world: Fake, teal: Teal) -> None:
