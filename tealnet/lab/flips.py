@@ -56,9 +56,9 @@ class Verdict:
     """What became of all connections.
 
     `wrong`: answered by a color that had weight at no instant of the connection's life (a change counts from its call
-    until Sync has returned); `judged` are those that no change fell into. `slow`: first packets that were lost, most likely. `apply` and `skew` in ms, one for each
-    change that gave weight to a color without: from the call to the last client's first answer of that color, and
-    from the first client's to the last's.
+    until Sync has returned); `judged` are those that no change fell into. `slow`: first packets that were lost, most
+    likely. `apply` and `skew` in ms, one for each change that gave weight to a color without: from the call to the last
+    client's first answer of that color, and from the first client's to the last's.
     """
 
     requests: int
