@@ -53,11 +53,14 @@ class Service:
             self._port(f"web-{color}-{host.number}", "web", host.name, color=color, addresses=addresses)
         self.synced()
 
-    def tester(self, color: str) -> Workload:
-        """One more workload of network `web`, in a color, on the first host; on all hosts at the end."""
+    @contextmanager
+    def tester(self, color: str) -> Iterator[Workload]:
+        """One more workload of network `web`, in a color, on the first host; gone afterwards."""
         self._port(f"tester-{color}", "web", self.lab.hosts[0].name, color=color)
         self.synced()
-        return self.workload(f"tester-{color}")
+        yield self.workload(f"tester-{color}")
+        self.client.delete(f"{self.parent}/ports/tester-{color}")
+        self.synced()
 
     def _port(self, ident: str, network: str, host: str, *, color: str = "", addresses: tuple[str, ...] = ()) -> None:
         body = port_pb2.Port(
