@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ import structlog
 
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.inputs import Inputs
-from agent.objects import Guard, OvsPort
+from agent.objects import Guard, Link, OvsPort
 
 log = structlog.get_logger()
 
@@ -30,6 +31,10 @@ FLUSH_PAUSE = 0.05  # seconds; the OpenFlow connection of a bridge that was just
 
 class NumbersExhausted(Exception):
     """Every OpenFlow port number is taken."""
+
+
+async def _nothing(devices: Collection[str]) -> None:
+    """There is nothing to wait for."""
 
 
 class OvsView(Protocol):
@@ -61,7 +66,8 @@ class Facts:
     """The reconciler's watcher (`agent.reconcile.Watcher`).
 
     `ovs()` is what OVSDB says now, `flush(zones)` empties conntrack zones, `revalidate()` returns when the datapath has
-    caught up with the flows; both raise DeviceUnavailable. `made(devices)` hears of plugged devices that were written.
+    caught up with the flows, `release(devices)` when Open vSwitch holds no device of these names; all raise
+    DeviceUnavailable. `made(devices)` hears of plugged devices that were written.
     """
 
     def __init__(
@@ -71,10 +77,12 @@ class Facts:
         ovs: Callable[[], OvsView],
         flush: Callable[[Collection[int]], Awaitable[None]],
         revalidate: Callable[[], Awaitable[None]],
+        release: Callable[[Collection[str]], Awaitable[None]] = _nothing,
         made: Callable[[Collection[str]], None] = lambda devices: None,
     ) -> None:
         self._inputs = inputs
-        self._ovs, self._flush, self._revalidate, self._made = ovs, flush, revalidate, made
+        self._ovs, self._flush, self._revalidate = ovs, flush, revalidate
+        self._release, self._made = release, made
         self._ports: dict[str, OvsPort] = {}  # by device: what is plugged
         self._adopted = False  # the numbers of a former process have been read back
         self._empty: set[int] = set()  # zones that hold nothing of a former port, or belong to a port in use
@@ -98,7 +106,7 @@ class Facts:
         for uid in self._leaving.keys() & ports.keys():  # it has come back
             del self._leaving[uid]
 
-    def _release(self) -> None:
+    def _free(self) -> None:
         """Numbers of ports that are neither wanted nor plugged are on their way out."""
         plugged = {port.port_uid for port in self._ports.values()}
         for uid, number in self._inputs.issued.rows.items():
@@ -126,6 +134,14 @@ class Facts:
                     self._inputs.issued.put(uid, None)
 
     # -- beside the reconciler
+
+    async def clear(self, layer: str, write: Mapping[Hashable, Any], there: Mapping[Hashable, Any]) -> None:
+        """A device is made when no former one of that name is held any more; what can't be told now, `made` finds."""
+        links = {key: value for key, value in write.items() if isinstance(value, Link)} if layer == "link" else {}
+        again = [link.device for key, link in links.items() if link.is_made_anew(there.get(key))]
+        if again:
+            with suppress(DeviceUnavailable):
+                await self._release(again)
 
     async def prepare(self, layer: str, write: Mapping[Hashable, Any]) -> Mapping[Hashable, Failure]:
         """Before a new port is known to be plugged, its zone is emptied: it may have been another port's."""
@@ -155,7 +171,7 @@ class Facts:
             if not self._adopted:
                 self._adopt()
             self._inputs.ofports.replace_all({p.device: p.ofport for p in self._ports.values() if p.ofport > 0})
-            self._release()
+            self._free()
             self.issue()
 
     async def revalidated(self) -> None:

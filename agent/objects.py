@@ -65,6 +65,10 @@ class Link:
     tenant: str = ""  # a namespace has interfaces of one tenant only
     flaw: str = ""  # as in Namespace
 
+    def is_made_anew(self, there: Link | None) -> bool:
+        """Whether what is there (None: nothing) can't be mended to be this, but has to be replaced."""
+        return there is None or there.netns != self.netns or (there.netns.kind is not NetnsKind.HOST and not there.mac)
+
 
 @dataclass(frozen=True, slots=True)
 class Guard:

@@ -47,6 +47,10 @@ class Applied:
 class Watcher(Protocol):
     """Who makes facts of what has been applied, and does what comes with it (`agent.facts`)."""
 
+    async def clear(self, layer: str, write: Mapping[Hashable, Any], there: Mapping[Hashable, Any]) -> None:
+        """About to be written, in place of what is there: what must be done first."""
+        ...
+
     async def prepare(self, layer: str, write: Mapping[Hashable, Any]) -> Mapping[Hashable, Failure]:
         """Just written, not yet told to anybody: what must be done first, by key what could not."""
         ...
@@ -269,9 +273,11 @@ class Reconciler:
             self._wake["devices"].set()  # devices may go now
 
     async def _write(self, layer: Layer) -> None:
-        blocked = self._without_support(layer) | self._without_place(layer)
-        layer.shelve(blocked)
-        due = layer.due(layer.delta.to_write - blocked)
+        due = self._due_to_write(layer)
+        if due:
+            desired, actual = layer.delta.desired, layer.delta.actual
+            await self._watcher.clear(layer.name, {key: desired[key] for key in due}, actual)
+            due &= self._due_to_write(layer)
         done = await layer.apply(due, ()) if due else None
         if done:
             written = {key: layer.written[key] for key in done}
@@ -283,6 +289,11 @@ class Reconciler:
             for other in ("guard", "address"):
                 self.layers[other].reread(done & self.layers[other].delta.actual.keys())
         self._finish(layer, done or set())
+
+    def _due_to_write(self, layer: Layer) -> set[Hashable]:
+        blocked = self._without_support(layer) | self._without_place(layer)
+        layer.shelve(blocked)
+        return layer.due(layer.delta.to_write - blocked)
 
     def _without_support(self, layer: Layer) -> set[Hashable]:
         """What has to wait until all of its owner is in place in the layers to the left.

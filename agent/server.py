@@ -32,13 +32,13 @@ from agent.metrics import Status, StatusServer
 from agent.observe import Observer
 from agent.pipeline import Feature, narrows
 from agent.policy.counters import Counters
-from agent.policy.tell import RuleTeller
 from agent.probe import Prober
 from agent.reconcile import Reconciler
 from agent.report import Reporter
 from agent.resources import Resources
 from agent.settings import Settings, SettingsError
 from agent.stream import Credentials, Stream
+from agent.tell import RuleTeller
 from tealnet.core.tables import Graph
 
 log = structlog.get_logger()
@@ -65,6 +65,7 @@ class Agent:
             ovs=self.devices.ovsdb.facts,
             flush=self.devices.flush_zones,
             revalidate=self.devices.revalidated,
+            release=self.devices.release,
             made=self.devices.made,
         )
         self.reconciler = Reconciler(

@@ -79,9 +79,9 @@ class Moves:
         except StoreError as error:
             log.warning("move not ended yet", port=row.port_name, error=str(error))
             await asyncio.sleep(1)
-            self._wake.set()
         finally:
             self._busy.discard(key)
+            self._wake.set()  # the port may have been moved once more meanwhile: that is another move
 
     def _domains(self, row: TombstoneRow) -> list[int]:
         scopes = self.sync.sessions.resources.of_hosts

@@ -155,10 +155,11 @@ def _without(table: Table[str, Any], objects: dict[Hashable, Any]) -> list[str]:
 
 
 async def mark_due(store: Store, term: Compare, row: TombstoneRow) -> None:
-    """A move is over: the old host's LocalPort is to go now."""
+    """A move is over: the old host's LocalPort is to go now. Returns when the tables say so, or what came before."""
     key = store.keys.tombstone(row.host_uid, row.port_uid)
     for kv in (await store.etcd.range(key)).kvs:
         message = store_pb2.Tombstone.FromString(kv.value)
         message.due = True
         write = put(key, message.SerializeToString())
-        await store.etcd.txn([term, created(key, row.revision), modified(key, kv.mod_revision)], [write])
+        result = await store.etcd.txn([term, created(key, row.revision), modified(key, kv.mod_revision)], [write])
+        await store.passed(result.revision if result.succeeded else kv.mod_revision)

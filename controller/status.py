@@ -229,8 +229,9 @@ def reserved_ranges(spec: NetworkSpec, cidr: Prefix) -> list[tuple[int, int]]:
 
 
 def _low(usage: network_pb2.AddressUsage) -> Iterable[common_pb2.Condition]:
-    free = usage.total - usage.reserved - usage.used - usage.quarantined
-    if free <= (1 - LOW) * (usage.total - usage.reserved):
+    room, taken = usage.total - usage.reserved, usage.used + usage.quarantined
+    free = room - taken
+    if 100 * taken >= LOW * room:
         of = f"{usage.cidr} in color {usage.color}" if usage.color else usage.cidr
         text = f"{usage.used} addresses of {of} are in use, {usage.quarantined} in quarantine, {free} are free"
         remedy = "add a CIDR to the network, or delete ports"

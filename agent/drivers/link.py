@@ -130,7 +130,7 @@ class LinkDriver:
 
     def _write_pair(self, kernel: Kernel, want: Link) -> None:
         pair = find_pair(kernel, want.device)
-        if pair is not None and pair.netns == want.netns and pair.workload is not None:
+        if pair is not None and pair.workload is not None and not want.is_made_anew(_value(pair)):
             with kernel.enter(want.netns.path) as inside:
                 _repair(inside, pair.workload, want)
                 self._offload(want)

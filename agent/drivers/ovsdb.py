@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,6 +66,7 @@ class OvsdbDriver:
         self._facts = OvsFacts()
         self._last_ofports: dict[str, int] = {}  # by uuid of the interface
         self._confirmed = (0, 0)  # the (connection, vswitchd) that an apply has waited for
+        self._leaving: dict[str, int] = {}  # ports deleted from the database → configuration without them
         self._changed: asyncio.Event = asyncio.Event()
 
     async def run(self) -> None:
@@ -126,6 +128,18 @@ class OvsdbDriver:
         """One transaction of somebody else's. Raises TransactionError, DeviceUnavailable."""
         await self._connected().transact(operations)
 
+    async def let_go(self, devices: Collection[str]) -> None:
+        """Return when vswitchd, if it runs, holds none of these devices of which the ports have been deleted.
+
+        Raises DeviceUnavailable.
+        """
+        target = max((self._leaving.get(device, 0) for device in devices), default=0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(APPLY_TIMEOUT):
+                while (event := self._changed) and self._vswitchd.up and self._number("cur_cfg") < target:
+                    await event.wait()
+        self._leaving = {name: number for name, number in self._leaving.items() if number > self._number("cur_cfg")}
+
     async def default(self, key: str, value: str) -> None:
         """Set other_config:`key` of Open vSwitch as a whole, unless somebody has set it (RFC 7047, 5.1, mutate)."""
         mutation = ["other_config", "insert", ["map", [[key, value]]]]
@@ -166,6 +180,7 @@ class OvsdbDriver:
         if planned.operations or (wanted and stale):
             results = await session.transact([*planned.operations, *reconfigure(seen.root)])
             target = results[-1]["rows"][0]["next_cfg"]
+            self._leaving |= {name: target for kind, name in delete if kind == "port"}
         if wanted and await self._settled(target, wanted):
             self._confirmed = parties
         return planned.failures

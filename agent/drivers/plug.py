@@ -4,6 +4,9 @@ vswitchd opens a device once. When the device is deleted and made again under it
 its ifindex is the new one, but not one packet passes until the port has been deleted and added again, in two
 transactions (measured on 3.1). What tells is the device's own flag IFF_PROMISC: vswitchd sets it on each device that it
 opens. (A capture does not: it asks for the mode, but does not set the flag.)
+
+When it lets go of a device, it writes back by name the flags that it remembers: a new device of that name goes down. So
+a device is released before it is made again; what is found not to be held has been made by others.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from agent.drivers.kernel import Kernel
 from agent.drivers.nsthread import NetnsThread
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.ovsdb_rows import Key, Value
-from agent.objects import Bridge, OvsPort
+from agent.objects import OvsPort
 
 log = structlog.get_logger()
 
@@ -66,11 +69,21 @@ class PlugDriver:
         loose = {key for key, value in write.items() if isinstance(value, OvsPort) and value.device in self._loose}
         if loose:
             log.info("plugging devices again that were made again", count=len(loose))
-            # A write makes it wait for vswitchd: in one step with what follows it would notice nothing.
-            bridges = {key: value for key, value in (await self._ovsdb.read()).items() if isinstance(value, Bridge)}
-            await self._ovsdb.apply(bridges, loose)
-            self._loose -= {key[1] for key in loose}
+            await self.release({key[1] for key in loose})
         return await self._ovsdb.apply(write, delete)
+
+    async def release(self, devices: Collection[str]) -> bool:
+        """Unplug what is plugged of these; returns, when vswitchd holds none of them, whether anything was.
+
+        In one step with what follows vswitchd would notice nothing. Raises DeviceUnavailable.
+        """
+        values = (await self._ovsdb.read()).items()
+        plugged = {key for key, value in values if isinstance(value, OvsPort) and value.device in devices}
+        if plugged:
+            await self._ovsdb.apply({}, plugged)
+        await self._ovsdb.let_go(devices)
+        self._loose -= set(devices)
+        return bool(plugged)
 
     async def _not_held(self, devices: Collection[str]) -> set[str]:
         def job(kernel: Kernel) -> set[str]:

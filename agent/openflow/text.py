@@ -28,7 +28,7 @@ _NAMES = {
     "vlan_vid": "vlan_tci",
 }
 _FLAGS = {"ct_state": CT_STATES, "tcp_flags": TCP_FLAGS}
-_PORTS = {0xFFFFFFF8: "IN_PORT", 0xFFFFFFFD: "CONTROLLER", 0xFFFFFFFE: "LOCAL"}
+_PORTS = {0xFFFFFFF8: "IN_PORT", 0xFFFFFFFE: "LOCAL"}
 _HEAD = Struct("!HH")
 
 
@@ -115,8 +115,8 @@ def _action(kind: int, raw: bytes) -> str:
     if kind == act.OFPAT_EXPERIMENTER:
         return _extension(raw)
     if kind == act.OFPAT_OUTPUT:
-        port: int = _unpack(act.OUTPUT, raw)[2]
-        return _PORTS.get(port, f"output:{port}")
+        port, max_len = _unpack(act.OUTPUT, raw)[2:4]
+        return f"CONTROLLER:{max_len}" if port == act.CONTROLLER else _PORTS.get(port, f"output:{port}")
     if kind == act.OFPAT_GROUP:
         return f"group:{_unpack(act.PLAIN, raw)[2]}"
     if kind == act.OFPAT_DEC_NW_TTL:

@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from controller import fields
+from controller.errors import Invalid
 from controller.features.colors_check import weight_fields
 from controller.fields import NAME, NAME_HELP, Violations, distinct
 from controller.names import kind_of
@@ -15,6 +16,7 @@ from controller.rollouts.external import is_allowed, problem
 from controller.rollouts.messages import plan_of, seconds
 from controller.rollouts.plan import Plan
 from controller.rows import OnOpen
+from controller.selectors import parse_filter
 from tealnet.v1 import rollout_pb2, split_pb2
 
 MOST_NETWORKS, MOST_STEPS, MOST_GATES = 16, 32, 16
@@ -149,6 +151,10 @@ def _probe(probe: rollout_pb2.ProbeGate, path: str, found: Violations) -> None:
             found.add(f"{path}.{field}", "at most 1024 visible ASCII characters without spaces")
     if probe.path and not probe.path.startswith("/"):
         found.add(f"{path}.path", "begins with /")
+    try:
+        parse_filter(probe.ports)
+    except Invalid as error:
+        found.add(f"{path}.ports", error.violations[0].text)
     _statuses(probe, path, found)
     _span(probe, "interval", f"{path}.interval", (0.2, 60), found)
     _span(probe, "timeout", f"{path}.timeout", (0.1, 30), found)

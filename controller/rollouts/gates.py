@@ -100,7 +100,8 @@ def title(gate: Gate, plan: Plan) -> str:
             what = "" if gate.kind is ProbeKind.ICMP else f" :{gate.port}"
             path = gate.path if gate.kind is ProbeKind.HTTP else ""
             where = f" of {short(gate.network)}" if gate.network else ""
-            return f"{gate.kind.value}{what}{path} in {plan.target}{where}"
+            which = f" ({gate.ports})" if gate.ports else ""
+            return f"{gate.kind.value}{what}{path} in {plan.target}{where}{which}"
         case FailedConnections():
             return f"failed connections to {plan.target}"
         case External():

@@ -95,6 +95,7 @@ def gate_of(message: rollout_pb2.RolloutGate) -> Gate:
                 timeout=_given(probe, "timeout", TIMEOUT),
                 failures=probe.failures or FAILURES,
                 network=probe.network,
+                ports=probe.ports,
             )
         case "failed_connections":
             failed = message.failed_connections

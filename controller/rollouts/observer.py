@@ -22,6 +22,7 @@ from controller.observing import Counters
 from controller.replica import Replica
 from controller.rollouts.plan import Probe, ProbeKind, RolloutSpec, State
 from controller.rows import Intent
+from controller.selectors import selector
 from controller.session import Session
 from controller.sessions import Sessions
 from controller.store import Change, Store
@@ -156,12 +157,13 @@ class Observer:
         plan, world = watched.row.spec.plan, self.store.world
         for ident, (i, j) in sorted(watched.probes.items()):
             gate, network = plan.gates[i], world.networks.rows.get(plan.networks[j])
-            vni = next((s.vni for s in network.spec.segments if s.color == plan.target), 0) if network else 0
-            if isinstance(gate, Probe) and vni:
+            segment = next((s for s in network.spec.segments if s.color == plan.target), None) if network else None
+            if isinstance(gate, Probe) and segment and (not gate.ports or self._selected(gate, segment.uid)):
                 yield pb.Probe(
                     id=ident,
                     kind=_KINDS[gate.kind],
-                    vni=vni,
+                    vni=segment.vni,
+                    addresses=self._selected(gate, segment.uid),
                     port=gate.port,
                     interval_ms=int(gate.interval * 1000),
                     timeout_ms=int(gate.timeout * 1000),
@@ -170,6 +172,14 @@ class Observer:
                     status_from=gate.status.first if gate.kind is ProbeKind.HTTP else 0,
                     status_to=gate.status.last if gate.kind is ProbeKind.HTTP else 0,
                 )
+
+    def _selected(self, gate: Probe, segment_uid: str) -> list[bytes]:
+        """The addresses that are asked; none: all."""
+        if not gate.ports:
+            return []
+        matches, ports = selector(gate.ports), self.store.world.ports
+        found = (ports.rows[name] for name in self.store.world.ports_by_segment.keys(segment_uid))
+        return sorted(address.packed for port in found if matches(port.labels) for address in port.spec.addresses)
 
     # ---- collecting
 

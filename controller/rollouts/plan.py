@@ -77,7 +77,7 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Every port of the target answers, asked from inside it. `network` "": of all networks."""
+    """Ports of the target answer, asked from inside it. `network` "": of all networks; `ports`: a label selector."""
 
     kind: ProbeKind
     port: int
@@ -88,6 +88,7 @@ class Probe:
     timeout: float
     failures: int
     network: str
+    ports: str
 
 
 @dataclass(frozen=True, slots=True)

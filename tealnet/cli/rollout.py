@@ -17,9 +17,9 @@ from tealnet.cli.targets import complete_names
 
 _DAY = 86_400.0
 _STEP = re.compile(r"(?P<percent>\d{1,3})%?(?::(?P<hold>.+))?")
-_PROBE = re.compile(r"(?P<kind>icmp|tcp|http)(?::(?P<port>\d{1,5}))?(?P<path>/\S*)?")
+_PROBE = re.compile(r"(?P<kind>icmp|tcp|http)(?::(?P<port>\d{1,5}))?(?P<path>/[^@\s]*)?(?:@(?P<ports>\S+))?")
 _FAILED = re.compile(r"failed[:=](?P<percent>\d+(?:\.\d+)?)%?(?::(?P<samples>\d+))?")
-_GATES = "endpoints, icmp, tcp:80, http:8080/healthz, failed:1%:50 (of at least 50), or an URL"
+_GATES = "endpoints, icmp, tcp:80, http:8080/healthz@app=web, failed:1%:50 (of at least 50), or an URL"
 
 
 @click.group(cls=Suggesting)
@@ -84,8 +84,8 @@ def start(session: Session, /, *, name: str, tenant: str, dry_run: bool, watch: 
           --gate http:8080/healthz --gate failed:1%
 
     Gates: `endpoints` (all ports of the target ACTIVE; the default), `icmp`, `tcp:PORT`, `http:PORT/PATH` (asked by the
-    hosts, from inside the target), `failed:PERCENT[:SAMPLES]` (new connections that fail), an URL (asked by the
-    controller, if its admin allows it).
+    hosts, from inside the target; `@app=web` behind it: only ports with these labels), `failed:PERCENT[:SAMPLES]` (new
+    connections that fail), an URL (asked by the controller, if its admin allows it).
 
     Exit codes with --watch: 0 it succeeded, 1 it was rolled back.
     """
@@ -157,8 +157,6 @@ def _add_step(body: Any, word: str) -> None:
 
 
 def _add_gate(body: Any, word: str) -> None:
-    from tealnet.v1 import rollout_pb2
-
     if word == "endpoints":
         body.gates.add().endpoints.SetInParent()
     elif "://" in word:
@@ -168,8 +166,9 @@ def _add_gate(body: Any, word: str) -> None:
         gate.max_percent = float(match["percent"])
         gate.min_samples = int(match["samples"] or 0)
     elif match := _PROBE.fullmatch(word):
-        kind, port, path = f"KIND_{match['kind'].upper()}", int(match["port"] or 0), match["path"] or ""
-        body.gates.add().probe.CopyFrom(rollout_pb2.ProbeGate(kind=kind, port=port, path=path))
+        probe = body.gates.add().probe
+        probe.kind, probe.port = f"KIND_{match['kind'].upper()}", int(match["port"] or 0)
+        probe.path, probe.ports = match["path"] or "", match["ports"] or ""
     else:
         raise click.BadParameter(f"{word!r} is none of: {_GATES}", param_hint="--gate")
 

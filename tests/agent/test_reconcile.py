@@ -69,6 +69,7 @@ class Machine:
             device.before = lambda verb, key, layer=layer: self.check(layer, verb, key)  # type: ignore[misc]
         self.flushed: list[int] = []
         self.no_flush = False
+        self.released: set[str] = set()  # to be made and plugged again; their numbers are still their own
         self.violations: list[str] = []
         self.crash_at = -1  # number of the change before which the process ends
 
@@ -93,15 +94,20 @@ class Machine:
             self.violations.append(f"{layer} {key}: {error}")
 
     def _check_write(self, layer: str, key: Any) -> None:
+        if layer == "link" and key not in self.content("link"):
+            assert ("port", key) not in self.content("ovsdb"), "made while a former one of that name is held"
         if layer in ("guard", "address"):
             assert key in self.content("link"), "there is no such device"
         if layer == "ovsdb":
             assert key[1] in self.content("guard"), "plugged before it is guarded"
+            self.released.discard(key[1])
         if layer == "address":
             assert key in self.content("guard"), "up before it is guarded"
         if layer == "flow":
             assert f"tn-{key}" in self.content("guard"), "opened without a guard"
-            assert ("port", f"tn-{key}") in self.content("ovsdb"), "opened before it is plugged"
+            device = f"tn-{key}"
+            plugged = ("port", device) in self.content("ovsdb") or device in self.released
+            assert plugged, "opened before it is plugged"
 
     def _check_delete(self, layer: str, key: Any) -> None:
         if layer == "ovsdb":
@@ -125,7 +131,9 @@ class Process:
         self.now = 0.0
         self.graph = Graph()
         self.inputs = Inputs(self.graph)
-        self.facts = Facts(self.inputs, ovs=self._ovs, flush=self._flush, revalidate=self._revalidate)
+        self.facts = Facts(
+            self.inputs, ovs=self._ovs, flush=self._flush, revalidate=self._revalidate, release=self._release
+        )
         self.desired = Desired(self._declare(), {"link": link_place})
         self.reconciler = Reconciler(
             graph=self.graph,
@@ -147,6 +155,13 @@ class Process:
         if self.machine.no_flush:
             raise DeviceUnavailable("no connection")
         self.machine.flushed += zones
+
+    async def _release(self, devices: Collection[str]) -> None:
+        await asyncio.sleep(0)
+        for device in devices:
+            if self.machine.content("ovsdb").pop(("port", device), None) is not None:
+                self.machine.released.add(device)
+                self.reconciler.reread("ovsdb")
 
     async def _revalidate(self) -> None:
         await asyncio.sleep(0)
@@ -388,8 +403,11 @@ async def test_what_somebody_deletes_is_repaired_alone_and_counted(layer: str, h
         process.reconciler.reread_key(layer, key)
     await process.steps()
     assert machine.content(layer)[key] == lost
-    assert machine.log[before:] == [(layer, "write", key)]
-    assert process.reconciler.layers[layer].repairs == 1
+    again = [(layer, "write", key)]
+    if layer == "link":  # which is held under its name no more
+        again.append(("ovsdb", "write", ("port", key)))
+    assert machine.log[before:] == again
+    assert [process.reconciler.layers[name].repairs for name, _, _ in again] == [1] * len(again)
     assert process.reconciler.applied() == Applied(1, {})
 
 
@@ -404,7 +422,7 @@ async def test_a_device_made_again_is_guarded_before_it_is_up() -> None:
     process.reconciler.reread_key("link", "tn-a")
     process.reconciler.reread_key("address", "tn-a")
     await process.steps()  # which checks each step
-    assert [layer for layer, _, _ in machine.log[before:]] == ["link", "guard", "address"]
+    assert [layer for layer, _, _ in machine.log[before:]] == ["link", "guard", "address", "ovsdb"]
 
 
 async def test_what_takes_the_place_of_another_waits_until_that_is_gone() -> None:

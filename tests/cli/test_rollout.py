@@ -80,8 +80,9 @@ def succeeded() -> rollout_pb2.Rollout:
 
 def test_start(world: Fake, teal: Teal) -> None:
     words = (
-        "--network web --to green --step 10:60s --step 100 --gate http:8080/healthz --gate failed:0.5%:50 "
-        "--gate https://c.example/x --gate icmp --confirm-within 5m --on-lost proceed --on-open drain --at-once"
+        "--network web --to green --step 10:60s --step 100 --gate http:8080/healthz@app=web,tier=1 "
+        "--gate failed:0.5%:50 --gate https://c.example/x --gate icmp --confirm-within 5m "
+        "--on-lost proceed --on-open drain --at-once"
     )
     done = teal("rollout", "start", "acme/web-2", *words.split())
     assert done.code == 0 and "acme/web-2: blue → green in web begins" in done.out, done
@@ -92,10 +93,8 @@ def test_start(world: Fake, teal: Teal) -> None:
     assert [dict(step.weights) for step in made.steps] == [{"blue": 90, "green": 10}, {"green": 100}]
     assert [step.hold.seconds for step in made.steps] == [60, 0]
     http, failed, external, icmp = made.gates
-    assert (http.probe.port, http.probe.path) == (
-        8080,
-        "/healthz",
-    ) and icmp.probe.kind == rollout_pb2.ProbeGate.KIND_ICMP
+    assert (http.probe.port, http.probe.path, http.probe.ports) == (8080, "/healthz", "app=web,tier=1")
+    assert icmp.probe.kind == rollout_pb2.ProbeGate.KIND_ICMP
     assert (failed.failed_connections.max_percent, failed.failed_connections.min_samples) == (0.5, 50)
     assert external.external.url == "https://c.example/x"
     assert (made.confirm_within.seconds, made.drain_timeout.seconds) == (300, 300) and made.HasField("apply_at")

@@ -64,6 +64,8 @@ BODIES: dict[str, dict[str, list[Any]]] = {
         "quota.networks": [10_000_001, 2**32 - 1],
         "quota.routers": [10_000_001],
         "quota.ports": [2**32 - 1],
+        "quota.rollouts": [2**32 - 1],
+        "quota.security_groups": [2**32 - 1],
         "revoked_before": TIMES,
     },
     "host": {
@@ -111,7 +113,7 @@ BODIES: dict[str, dict[str, list[Any]]] = {
         "dns.servers": [*([v] for v in NO_ADDRESS), ["10.0.0.53", "10.0.0.53"]],
         "dns": [{"servers": [f"10.0.0.{n}" for n in range(9)]}, {"search_domains": [f"a{n}" for n in range(9)]}],
         "dns.search_domains": [["-a"], [""], ["a b"], [f"{LONG}.org"], ["a" * 254], ["a.org", "a.org"]],
-        "policy": [2, 9],  # 2: not yet
+        "policy": [9],
         "address_quarantine": [Duration(seconds=-1), Duration(nanos=5), Duration(seconds=30 * 86400 + 1)],
     },
     "port": {

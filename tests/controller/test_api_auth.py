@@ -108,13 +108,21 @@ async def test_hosts_and_strangers() -> None:
         code, _, _ = await refused(host.networks.ListNetworks(network_pb2.ListNetworksRequest(parent="tenants/-")))
         assert code is grpc.StatusCode.PERMISSION_DENIED
         csr = host_pb2.RenewCertificateRequest(csr_pem=make_csr("host/other", "tealnet.local").csr_pem)
-        renewed = await host.hosts.RenewCertificate(csr)  # for whoever asks, whatever the request says
-        named = uri_names(load_certificate(renewed.certificate_pem, "the answer"))
-        assert named == ["spiffe://tealnet.local/host/h1"]
+        code, _, status = await refused(host.hosts.RenewCertificate(csr))
+        assert (code, reason_of(status)) == (grpc.StatusCode.FAILED_PRECONDITION, "PKI_EXTERNAL")
         nobody = party(place, "tenant/nobody/admin")
         code, _, status = await refused(nobody.tenants.ListTenants(tenant_pb2.ListTenantsRequest()))
         assert code is grpc.StatusCode.UNAUTHENTICATED
         assert reason_of(status) == "UNKNOWN_PARTY"
+
+
+async def test_a_renewal_is_for_whoever_asks_whatever_the_request_says() -> None:
+    async with site() as place:
+        await party(place, "admin").hosts.CreateHost(host_pb2.CreateHostRequest(host_id="h1"))
+        csr = host_pb2.RenewCertificateRequest(csr_pem=make_csr("host/other", "tealnet.local").csr_pem)
+        renewed = await party(place, "host/h1").hosts.RenewCertificate(csr)
+        named = uri_names(load_certificate(renewed.certificate_pem, "the answer"))
+        assert named == ["spiffe://tealnet.local/host/h1"]
 
 
 async def test_revocation_and_old_certificates_of_a_name() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from controller.caller import current_caller
 from controller.errors import ApiError, FailedPrecondition, Invalid, NotFound
 from controller.features.colors_check import numbered
-from tealnet.v1 import network_pb2, port_pb2
+from controller.watch import Interest, Watches
+from tealnet.v1 import network_pb2, port_pb2, system_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.writing import Replicated, Writing, refusal, writing
 
@@ -272,6 +274,37 @@ async def test_vnis_are_issued_and_released() -> None:
         released = await site.keys("k/u/vni")
         assert len(released) == 3
         assert not await site.keys("w/o/split")
+
+
+async def test_watchers_hear_of_it() -> None:
+    """A port's color is its segment's, and a split shows all colors: both are told when the network changes."""
+    async with writing() as site:
+        one = await acme(site)
+        await one.network("acme/web", cidrs=["10.0.0.0/24"])
+        await one.port("acme/p")
+        watches, caller = Watches(one.store), current_caller()
+        interest = Interest("tenants/acme", frozenset(), lambda _: True, lambda *_: True, spec_only=False)
+        stream = watches.watch(interest, 0, lambda kind, row: one.api.presenter.render(kind, row, caller))
+        kind = system_pb2.WatchResponse
+        while (await anext(stream)).type != kind.TYPE_SYNCED:
+            pass
+
+        async def told(count: int) -> dict[str, Any]:
+            found = [await anext(stream) for _ in range(count)]
+            return {str(r.object.WhichOneof("object")): (r.type, r.object) for r in found}
+
+        await one.colors("acme/web", "blue")
+        heard = await told(3)
+        assert {what: change for what, (change, _) in heard.items()} == {
+            "network": kind.TYPE_MODIFIED, "split": kind.TYPE_ADDED, "port": kind.TYPE_MODIFIED,
+        }  # fmt: skip
+        assert heard["port"][1].port.color == "blue"
+        await one.colors("acme/web", "blue", "green")
+        heard = await told(2)
+        assert dict(heard["split"][1].split.weights) == {"blue": 100, "green": 0}
+        await one.weights("acme/web blue=1 green=1", force=True)
+        assert dict((await told(1))["split"][1].split.weights) == {"blue": 1, "green": 1}
+        await stream.aclose()
 
 
 async def test_delete_with_everything() -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tealnet import kinds
 from tealnet.cli.main import run
 from tealnet.client import ApiError
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
+from tealnet.v1 import host_pb2, port_pb2
 from tests.lab.stand import Stand, expect_out_of_reach, expect_reached, full, pinging, standing
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
@@ -222,6 +224,41 @@ def test_a_live_network_gets_colors_and_loses_them(stand: Stand) -> None:
             assert "COLOR" in refused or "set-weights" in refused
         for held, name in ((from_ops, "app-2"), (inside, "app-2"), (to_ops, "ops-2")):
             expect_held(held, name)
+
+
+def test_a_thousand_ports_are_named_at_once(stand: Stand) -> None:
+    """Every flow of the network changes, no port does, and no packet is lost. Most ports are on a host that is away."""
+    far = stand.client.create(kinds.HOST, ident="far", body=host_pb2.Host(vtep="192.0.2.99"))
+    stand.network("acme/app", "10.3.0.0/20", "fd03::/64", router="main")
+    request = port_pb2.BatchCreatePortsRequest(parent="tenants/acme")
+    for number in range(1000):
+        host = f"hosts/h{number % 2 + 1}" if number < 4 else far.name
+        port = port_pb2.Port(network=full("networks", "acme/app"), host=host)
+        request.requests.add(port_id=f"app-{number}", port=port)
+    made = stand.client.call(stand.client.ports.BatchCreatePorts, request, timeout=60)
+    assert all(result.HasField("port") for result in made.results)
+    settle(stand)
+    one, two, ops = stand.workloads("acme/app-0", "acme/app-1", "acme/ops-1")
+    before = {port.name: port.revision for port in stand.client.list_all(kinds.PORT, parent="tenants/acme")}
+    with serving(stand, "app-1"):
+        with pinging((one, two.v4), (two, one.v6), (ops, two.v6)), hold(ops, two.v4) as held:
+            for _ in range(2):
+                teal("color", "add", "acme/app", "blue")
+                settle(stand)
+                expect_all(ops, two.v4, "app-1")
+                teal("color", "remove", "acme/app", "blue")
+                settle(stand)
+        expect_held(held, "app-1")
+    after = {port.name: port.revision for port in stand.client.list_all(kinds.PORT, parent="tenants/acme")}
+    assert before == after
+    stand.client.delete(full("networks", "acme/app"), force=True)
+    stand.client.delete(far.name)
+
+
+def settle(stand: Stand) -> None:
+    """All hosts that are there have everything."""
+    answer = stand.client.sync(timeout=60)
+    assert not answer.behind and not answer.failed and answer.synced == 3, str(answer)
 
 
 def test_a_colored_network_comes_to_a_router_and_leaves_it(stand: Stand) -> None:

@@ -302,3 +302,31 @@ def test_no_packet_passes_that_neither_policy_lets_through(truth: Truth, policy:
     truth.renumber()
     truth.apply(before)
     truth.check()
+
+
+def test_rules_count_what_they_let_in_and_denials_are_told(truth: Truth) -> None:
+    web = Group((Rule("ingress", "tcp", ("80",), ""), Rule("egress", "any", (), "")), is_shadow=False)
+    nothing = Group((), is_shadow=False)
+    policy = Policy(
+        groups=dict.fromkeys(TENANTS, (web, *[nothing] * (GROUPS - 1))), members=dict.fromkeys(NAMES, (0,)), tiers=()
+    )
+    truth.renumber()
+    truth.apply(policy)
+    client = truth.stand.client
+
+    def counted() -> dict[str, Any]:
+        answer = client.rules("tenants/acme", counters=True)
+        assert not answer.silent_hosts
+        return {rule.origin.text: rule for rule in answer.rules if rule.connections or rule.ports}
+
+    before = counted()
+    truth.check()
+    let_in = sum(t.protocol == "tcp" and t.port == 80 and t.source.tenant == "acme" for t in truth.tries())
+    after = counted()
+    rule = after["tcp 80 from anyone"]
+    assert (rule.ports, rule.hosts) == (6, 3)
+    assert rule.flows >= 3 and rule.packets > before["tcp 80 from anyone"].packets
+    assert rule.connections - before["tcp 80 from anyone"].connections == let_in
+    denials = client.denials(security_pb2.ListDenialsRequest(parent="tenants/acme", page_size=1000)).denials
+    assert any(d.protocol == "tcp" and d.target_port == 8081 and d.remote_port for d in denials)
+    assert all(d.port.startswith("tenants/acme/") and not d.HasField("rule") for d in denials[-20:])

@@ -143,6 +143,22 @@ GOLDEN: list[tuple[Flow, str]] = [
     (flow(25, 100, match(ct_state="+trk+inv")), "table=25,priority=100,ct_state=+trk+inv actions=drop"),
     (
         flow(
+            71, 9, match(ct_state="+trk-inv", ip=True, ct_nw_src="10.0.0.0/29", ct_nw_proto=6, ct_tp_dst=(80, 0xFFF0)),
+            act.conjunction(1001, 1, 2), act.conjunction(1002, 2, 2),
+        ),
+        "table=71,priority=9,ct_state=+trk-inv,ip,ct_nw_src=10.0.0.0/29,ct_nw_proto=6,ct_tp_dst=0x50/0xfff0 "
+        "actions=conjunction(1001,1/2),conjunction(1002,2/2)",
+    ),
+    (
+        flow(
+            71, 9, match(ct_state="+trk-inv", ipv6=True, ct_ipv6_dst="fd00::/64", ct_nw_proto=58, ct_tp_src=128),
+            act.to_controller(128),
+        ),
+        "table=71,priority=9,ct_state=+trk-inv,ipv6,ct_ipv6_dst=fd00::/64,ct_nw_proto=58,ct_tp_src=128 "
+        "actions=controller(max_len=128)",
+    ),
+    (
+        flow(
             25, 90, match(ct_state="+trk-new", metadata=(0, COLOR)), act.move("ct_mark[0..7]", "metadata[32..39]"),
             act.resubmit(30),
         ),

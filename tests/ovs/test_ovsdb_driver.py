@@ -80,6 +80,36 @@ async def test_a_batch_is_one_transaction_and_exactly_applied(private_ovs: Any) 
         assert await driver.read() == {}
 
 
+async def test_a_device_is_let_go_of_and_may_then_be_made_again(private_ovs: Any) -> None:
+    """vswitchd sets IFF_PROMISC on what it opens; when it closes it, it writes back by name the flags it remembers."""
+
+    def flags(device: str) -> list[str]:
+        line: str = private_ovs.namespace.run("ip", "-o", "link", "show", device)
+        return line.split("<")[1].split(">")[0].split(",")
+
+    many = ports(*range(100, 130))
+    devices = [key[1] for key in many]
+    private_ovs.add_devices(*devices)
+    async with running(private_ovs) as driver:
+        assert await driver.apply({**BRIDGE, **many}, ()) == {}
+        assert all("PROMISC" in flags(device) for device in devices)
+        for _ in range(3):
+            assert await driver.apply({}, list(many)) == {}  # which does not wait
+            await driver.let_go(devices)
+            assert not any("PROMISC" in flags(device) for device in devices)
+            for device in devices:
+                private_ovs.namespace.run("ip", "link", "delete", device)
+            private_ovs.add_devices(*devices)
+            for device in devices:
+                private_ovs.namespace.run("ip", "link", "set", device, "up")
+            assert await driver.apply(many, ()) == {}
+            assert all({"PROMISC", "UP"} <= set(flags(device)) for device in devices)
+        private_ovs.kill("ovs-vswitchd")
+        await facts_when(driver, lambda facts: not facts.vswitchd_up)
+        assert await driver.apply({}, list(many)) == {}
+        await driver.let_go(devices)  # nobody holds anything
+
+
 async def test_a_port_that_cannot_be_opened_fails_alone_until_it_can(private_ovs: Any) -> None:
     private_ovs.add_devices("tn5")
     async with running(private_ovs) as driver:

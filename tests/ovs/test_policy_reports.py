@@ -11,7 +11,7 @@ import pytest
 
 from agent.pipeline import Feature
 from agent.policy.counters import Counters
-from agent.policy.tell import RuleTeller
+from agent.tell import RuleTeller
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.security import Action, Direction, Mode, Ports, Position, Remote, Tier
 from tests.ovs import datagrams

@@ -29,7 +29,7 @@ from tealnet.store.v1 import store_pb2
 from tests.controller.rollouts.simulated import plan
 
 SHIFTING, VERIFYING = Run(State.SHIFTING, step=1, applied=True), Run(State.VERIFYING)
-PROBE = Probe(ProbeKind.TCP, 80, "/", "", Span(200, 399), 1.0, 1.0, 3, "")
+PROBE = Probe(ProbeKind.TCP, 80, "/", "", Span(200, 399), 1.0, 1.0, 3, "", "")
 
 
 def verdict(gate: Gate, run: Run, evidence: Evidence) -> tuple[Verdict, str]:

@@ -444,6 +444,29 @@ async def test_connections_are_drained_then_cut() -> None:
         assert acme.closed == ("blue",) and acme.weights == {"green": 100}
 
 
+async def test_all_hosts_hold_a_step_until_its_instant() -> None:
+    async with stage() as acme:
+        at_once = rollout_pb2.ApplyAt(lead=seconds(2.5))
+        await acme.start(step(1.5, blue=90, green=10), step(1.5, green=100), apply_at=at_once)
+        got = await until_shown(acme, lambda rollout: sum(host.armed for host in rollout.status.hosts) == 2)
+        assert got.step == 1
+        await acme.reaches("SUCCEEDED", seconds=20)
+        assert not any(entry.reason == "NotArmed" for entry in (await acme.ask("Get")).history)
+        got = await until_shown(acme, lambda rollout: all(len(one.hosts) == 2 for one in rollout.status.steps))
+        assert [one.skew.ToNanoseconds() for one in got.status.steps] == [0, 0]
+
+
+async def test_a_clock_that_is_off_makes_them_switch_at_once() -> None:
+    async with stage() as acme:
+        acme.agents[1].offset = 300_000_000
+        await acme.start(
+            step(0.2, blue=90, green=10), step(0, green=100), apply_at=rollout_pb2.ApplyAt(lead=seconds(3))
+        )
+        await acme.reaches("SUCCEEDED", seconds=20)
+        entries = [entry for entry in (await acme.ask("Get")).history if entry.reason == "NotArmed"]
+        assert [entry.step for entry in entries] == [1, 2] and "h2 would not be in time" in entries[0].text
+
+
 async def test_watchers_see_it_move() -> None:
     async with stage() as acme:
         watch = acme.api.system.Watch(system_pb2.WatchRequest(parent=NAME, kinds=["rollout"]))
