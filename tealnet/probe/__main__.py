@@ -18,7 +18,7 @@ import sys
 import time
 from ipaddress import ip_address
 
-from tealnet.probe import twins
+from tealnet.probe import load, twins
 
 ETH_P_ALL = 3
 
@@ -256,6 +256,10 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("--count", type=int, default=10)
     word.add_argument("--interval", type=float, default=0.05)
+    word = words.add_parser("load")
+    word.add_argument("port", type=int)
+    word.add_argument("addresses", nargs="+")
+    word.add_argument("--rate", type=float, default=100.0)
     word = words.add_parser("table")
     word.add_argument("name")
     word.add_argument("--tcp", type=int, nargs="*", default=[])
@@ -279,6 +283,8 @@ def main() -> None:
         result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
     elif given.word == "hold":
         result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
+    elif given.word == "load":
+        result = load.load(given.addresses, port=given.port, rate=given.rate)
     elif given.word == "table":
         from tealnet.probe.truth import Table
 
