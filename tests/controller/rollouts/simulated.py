@@ -43,7 +43,6 @@ _NEXT = {
     State.SUCCEEDED: {State.SUCCEEDED},
     State.ROLLED_BACK: {State.ROLLED_BACK},
 }
-_EARLY = {State.PENDING, State.PREPARING, State.VERIFYING}
 
 
 def plan(**changes: object) -> Plan:
