@@ -16,6 +16,7 @@ from controller.etcd import OutcomeUnknown, StoreError, StoreUnavailable
 from controller.etcd.types import Page, Put, delete, get, modified, prefix_end, put, value_is
 from controller.hosts import clear_conditions, edit_host_status, set_condition, timestamp
 from controller.outbox import Unit
+from controller.rows import Intent, PortSpec
 from controller.store import Store
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.stream import endpoint_key
@@ -105,7 +106,7 @@ class Report:
         if not key.startswith(_LOCALPORT):
             return len(key) <= _LONGEST_KEY
         uid, world = key.removeprefix(_LOCALPORT), self.store.world
-        if uid in self._sent or self._is_bound(uid):
+        if uid in self._sent or self._bound(uid) is not None:
             return True
         return any(place[0] == self.host_uid for place in world.tombstones_by_port.keys(uid))
 
@@ -136,7 +137,7 @@ class Report:
             self._told.pop(uid, None)
             self._queue.pop(uid, None)
             after = None
-        elif not self._is_bound(uid):
+        elif self._bound(uid) is None:
             return
         else:
             policy = self._policy_of(uid)
@@ -154,7 +155,7 @@ class Report:
         world, number = self.store.world, key.removeprefix(_RULES)
         for name in world.ports_by_identity.keys(int(number) if number.isdecimal() else 0):
             uid = world.ports.rows[name].uid
-            if uid in self._sent and self._is_bound(uid):
+            if uid in self._sent and self._bound(uid) is not None:
                 yield uid
 
     def _policy_of(self, uid: str) -> str:
@@ -167,10 +168,14 @@ class Report:
                 return f"{failure.reason or 'FAILED'}: {failure.text}"
         return ""
 
-    def _is_bound(self, uid: str) -> bool:
+    def _bound(self, uid: str) -> Intent[PortSpec] | None:
+        """The port, if it is bound to this host."""
         ports, hosts = self.store.world.ports, self.store.world.hosts
-        found = (ports.rows[name].spec.host for name in self.store.world.ports_by_uid.keys(uid))
-        return any((host := hosts.rows.get(name)) and host.uid == self.host_uid for name in found)
+        for name in self.store.world.ports_by_uid.keys(uid):
+            host = hosts.rows.get(ports.rows[name].spec.host)
+            if host is not None and host.uid == self.host_uid:
+                return ports.rows[name]
+        return None
 
     def _known(self, uid: str) -> Result | None:
         """What was said last of this port on this host."""
@@ -210,15 +215,27 @@ class Report:
     async def _write(self, batch: dict[str, Result | None]) -> None:
         for uid in (uid for uid, result in batch.items() if result is None):
             await self._forget(uid)
-        puts = [self._put(uid, result) for uid, result in batch.items() if result]
+        # On condition that the ports are still bound to this host: a word that comes late must not stand in place of
+        # that of the host which has the port now.
+        bound = {uid: port for uid, result in batch.items() if result and (port := self._bound(uid))}
+        puts = [self._put(uid, result) for uid, result in batch.items() if result and uid in bound]
+        for uid in (uid for uid, result in batch.items() if result and uid not in bound):
+            self._told.pop(uid, None)
         if not puts:
             return
-        result = await self.store.etcd.txn([self._mine], puts, [get(self._mine.key)])
+        unmoved = [modified(self.store.keys.intent(port.name), port.mod_revision) for port in bound.values()]
+        result = await self.store.etcd.txn([self._mine, *unmoved], puts, [get(self._mine.key)])
         if result.succeeded:
             await self.store.passed(result.revision)
-        else:
-            found = result.responses[0]
-            raise _Replaced if isinstance(found, Page) and found.kvs else _KeyGone("the lease was lost")
+            return
+        found = result.responses[0]
+        if not isinstance(found, Page) or not found.kvs:
+            raise _KeyGone("the lease was lost")
+        if found.kvs[0].value != self._mine.operand:
+            raise _Replaced
+        await self.store.barrier()
+        again: dict[str, Result | None] = {uid: batch[uid] for uid in bound}
+        self._queue = again | self._queue
 
     async def _forget(self, uid: str) -> None:
         """The port lives and left this host; its status row goes unless another host has spoken since."""

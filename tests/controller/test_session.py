@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from controller.etcd.types import Op, delete, put
+from controller.etcd.types import Op, Put, delete, put
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import host_pb2, port_pb2
@@ -378,6 +379,40 @@ async def test_sync_of_all_names_a_stopped_host_without_ports(place: Site, write
         assert (await sync.ask(revision=0, domains=frozenset({1001}), timeout=2)).complete  # it need not know
         await write(write.make.host("h3", 3, vtep="192.0.2.3", fenced=True))
         assert (await sync.ask(revision=0, domains=None, timeout=2)).complete
+
+
+async def test_a_late_word_never_stands_in_place_of_the_ports_own_host(
+    place: Site, write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port that goes there and back at once: what the other host said meanwhile comes last."""
+    etcd, status = place.controller.store.etcd, place.controller.status
+    txn, held, go_on = etcd.txn, asyncio.Event(), asyncio.Event()
+
+    async def gated(conditions: Any = (), ops: Any = (), *otherwise: Any) -> Any:
+        rows = [
+            store_pb2.PortStatusRow.FromString(op.value) for op in ops if isinstance(op, Put) and b"/s/port/" in op.key
+        ]
+        if any(row.host_uid == uid_of("hosts/h2") for row in rows) and not held.is_set():
+            held.set()
+            await go_on.wait()
+        return await txn(conditions, ops, *otherwise)
+
+    async with one().connected(place) as agent, two().connected(place) as other:
+        await synced(place, agent, place.controller.store.revision)
+        await synced(place, other, place.controller.store.revision)
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE)
+        monkeypatch.setattr(etcd, "txn", gated)
+        there = write.make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h2")
+        await write(there, write.make.tombstone("h1", P1, moved_to="h2", network=NET))
+        await asyncio.wait_for(held.wait(), 10)
+        back = write.make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h1")
+        gone = write.make.tombstone("h2", P1, moved_to="h1", network=NET)
+        await write(back, delete(write.make.tombstone("h1", P1).key), gone)
+        go_on.set()
+        await until(lambda: status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE, "ACTIVE on its own host")
+        await until(lambda: LOCAL1 not in other.scopes[OWN], "h2 is told that it is gone")
+        await until(lambda: all(session.report.is_written for session in place.controller.sessions.by_host.values()))
+        assert status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE
 
 
 async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
