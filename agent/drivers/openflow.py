@@ -8,13 +8,14 @@ hash of its content, so `read` finds out without any memory when somebody has ch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import structlog
 
+from agent.connections import FLUSHED, Connection, as_v6
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.drivers.openflow_session import Encode, RefusedError, Session
 from agent.drivers.unixctl import unixctl
@@ -233,6 +234,23 @@ class FlowDriver:
     async def flush_zone(self, zone: int) -> None:
         """Forget all connections of a conntrack zone; returns when it is done. Raises RefusedError."""
         await self._one(partial(of.flush_zone, zone=zone))
+
+    async def forget(self, connections: Sequence[Connection]) -> None:
+        """Forget these TCP and UDP connections; others are left. Raises RefusedError."""
+        encoders = [
+            partial(
+                of.flush_connection,
+                zone=found.zone,
+                protocol=FLUSHED[found.protocol],
+                ends=(as_v6(found.source), as_v6(found.target)),
+                ports=found.ports,
+            )
+            for found in connections
+            if found.protocol in FLUSHED
+        ]
+        outcome = await self._connected().each(encoders)
+        for why in outcome.refused.values():
+            raise why if isinstance(why, ProtocolError) else RefusedError(why)
 
     async def packet_out(self, *, actions: bytes, packet: bytes, match: bytes = b"") -> None:
         """Run actions on a packet of ours (an Ethernet frame). `match` sets in_port, metadata and registers.

@@ -19,6 +19,7 @@ import time
 from ipaddress import ip_address
 
 from tealnet.probe import twins
+from tealnet.probe.load import load, talk
 
 ETH_P_ALL = 3
 
@@ -227,6 +228,16 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("--count", type=int, default=10)
     word.add_argument("--interval", type=float, default=0.05)
+    word = words.add_parser("load")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("record")
+    word.add_argument("--rate", type=float, default=100.0)
+    word.add_argument("--kind", choices=("tcp", "udp"), default="tcp")
+    word = words.add_parser("talk")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("--interval", type=float, default=0.05)
     given = parser.parse_args()
     if given.word == "ping":
         result = ping(given.address, interval=given.interval, count=given.count)
@@ -244,6 +255,10 @@ def main() -> None:
         result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
     elif given.word == "hold":
         result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
+    elif given.word == "talk":
+        result = talk(given.address, port=given.port, interval=given.interval)
+    elif given.word == "load":
+        result = load(given.address, port=given.port, rate=given.rate, record=given.record, kind=given.kind)
     else:
         result = reach(given.targets, port=given.port, wait=given.wait)
     print(json.dumps(result), flush=True)
