@@ -35,6 +35,7 @@ from agent.drivers.vswitchd import control_socket
 from agent.drivers.zone import ZoneDriver
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
+from agent.pipeline import PULSE
 from agent.reconcile import Actual, Reconciler
 from agent.settings import Settings
 
@@ -77,7 +78,7 @@ class Devices:
     def __init__(self, settings: Settings, *, datapath: str) -> None:
         self.run_dir = run_dir = str(settings.ovs_run_dir)
         self.ovsdb = OvsdbDriver(settings.ovsdb, run_dir=run_dir)
-        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir)
+        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir, pulse=PULSE)
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)
