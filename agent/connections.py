@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 Address = IPv4Address | IPv6Address
 
-# Of TCP in conntrack: asked, not taken yet; and on its way out or over.
+# What can be forgotten one by one, with its number: see `flush_connection` in agent/openflow/message.py.
+FLUSHED = {"tcp": 6, "udp": 17}
+# Of TCP in conntrack: asked, not taken yet; and taken.
 OPENING = frozenset({"SYN_SENT", "SYN_SENT2", "SYN_RECV"})
 OPEN = frozenset({"ESTABLISHED", "CLOSE_WAIT"})
 
@@ -62,17 +64,6 @@ def _connection(found: re.Match[str]) -> Connection:
     )
 
 
-_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "icmpv6": 58}
-
-
-def tuple_of(connection: Connection) -> str:
-    """The connection as `dpctl flush-conntrack` takes it."""
-    family = "nw" if connection.source.version == 4 else "ipv6"
-    number = _PROTOCOLS.get(connection.protocol, 0)
-    words = [f"ct_{family}_src={connection.source}", f"ct_{family}_dst={connection.target}", f"ct_nw_proto={number}"]
-    if connection.protocol in ("icmp", "icmpv6"):
-        kind, code = divmod(connection.ports[1], 256)
-        words += [f"icmp_id={connection.ports[0]}", f"icmp_type={kind}", f"icmp_code={code}"]
-    else:
-        words += [f"ct_tp_src={connection.ports[0]}", f"ct_tp_dst={connection.ports[1]}"]
-    return ",".join(words)
+def as_v6(address: Address) -> int:
+    """The number of a v6 address; v4 as v4-mapped v6 (RFC 4291, 2.5.5.2)."""
+    return int(address) | 0xFFFF << 32 if address.version == 4 else int(address)

@@ -127,7 +127,7 @@ def _policy_from() -> Iterator[Flow]:
     pinned = act.move(MARK, Reg.COLOR)
     yield _flow(stage, 90, pinned + on, ct_state=known, metadata=NO_COLOR)
     yield _flow(stage, 80, on, ct_state=known)
-    # The kernel's conntrack calls a connection new until it is answered.
+    # Conntrack calls a connection new until it is answered: the kernel's any, Open vSwitch's own those of UDP and ICMP.
     for color in range(1, COLORS + 1):
         again: dict[str, Value] = {"ct_mark": (color, 0xFF), "metadata": NO_COLOR}
         yield _flow(stage, 78, pinned + new, ct_state="+trk+new", **again)

@@ -5,7 +5,7 @@ connection gets there and old ones are denied all but resets. Then, on every hos
 
     sockets of local workloads are closed (agent/drivers/sockdiag.py): while the connection is still pinned, so that the
     reset finds the other end; one round trip later the connections are flushed, so that UDP and what virtual machines
-    send again is new and goes by weight.
+    send again is new and goes by weight. Echo requests go by weight at once (agent/features/colors.py).
 
 What is to be done follows from what conntrack holds, so it can be done again at any time: a new process does it once.
 """
@@ -21,9 +21,8 @@ from typing import Protocol
 import structlog
 
 from agent import names
-from agent.connections import Address, Connection
+from agent.connections import FLUSHED, Address, Connection
 from agent.drivers.base import DeviceUnavailable, Failure
-from agent.drivers.unixctl import UnixctlError
 from agent.epochs import Epochs
 from agent.inputs import Inputs
 from agent.objects import NetnsKind
@@ -49,14 +48,14 @@ class Sockets(Protocol):
 
 
 class Conntrack(Protocol):
-    """The datapath's connections (`agent.drivers.zone.ZoneDriver`)."""
+    """The datapath's connections (`agent.devices.Devices`)."""
 
     async def connections(self) -> list[Connection]:
-        """All. Raises UnixctlError, DeviceUnavailable."""
+        """All. Raises DeviceUnavailable."""
         ...
 
     async def forget(self, connections: list[Connection]) -> None:
-        """Flush these. Raises UnixctlError, DeviceUnavailable."""
+        """Flush these. Raises DeviceUnavailable."""
         ...
 
 
@@ -128,11 +127,14 @@ class Cutter:
             self._wake.clear()
             for uid in self._done.keys() - self._inputs.weights.rows.keys():
                 del self._done[uid]
+                self.failures.pop(weights_key(uid), None)
             for uid, epoch in list(self._epochs.in_force.items()):
                 closed = frozenset(epoch.weights.closed)
                 self._done[uid] = self._done.get(uid, frozenset()) & closed  # open again: to be closed anew
                 if todo := self._todo(uid, closed):
                     await self._cut(uid, todo)
+                elif self.failures.pop(weights_key(uid), None):  # open again
+                    self.on_done()
 
     def _todo(self, uid: str, closed: Iterable[int]) -> frozenset[int]:
         return frozenset(closed) - self._done.get(uid, frozenset())
@@ -141,7 +143,7 @@ class Cutter:
         key = weights_key(uid)
         try:
             await self._leave(opened_to(self._inputs, self._inputs.weights.rows[uid], colors))
-        except (DeviceUnavailable, UnixctlError, OSError) as error:
+        except (DeviceUnavailable, OSError) as error:
             if key not in self.failures:
                 log.warning("connections not closed", network=uid, colors=sorted(colors), error=str(error))
             self.failures[key] = Failure("NotClosed", f"connections of a closed color: {error}")
@@ -154,7 +156,8 @@ class Cutter:
     async def _leave(self, what: Opened) -> None:
         for _ in range(ROUNDS):
             ports = self._ports()
-            found = [row for row in await self._conntrack.connections() if row.zone in ports and what.concerns(row)]
+            rows = await self._conntrack.connections()
+            found = [row for row in rows if row.zone in ports and row.protocol in FLUSHED and what.concerns(row)]
             if not found:
                 return
             closed = 0
@@ -164,6 +167,7 @@ class Cutter:
             log.info("connections leave a color", network=what.uid, connections=len(found), sockets=closed)
             await asyncio.sleep(ROUND_TRIP)
             await self._conntrack.forget(found)
+        log.warning("connections go on being opened to a color that is closed", network=what.uid)
 
     def _ports(self) -> dict[int, LocalPort]:
         """Local ports by their zone."""

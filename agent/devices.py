@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from agent.connections import Connection
 from agent.desired import PlaceOf
 from agent.drivers.address import AddressDriver
 from agent.drivers.allow import Allowed, PlacementRefused
@@ -34,6 +35,7 @@ from agent.drivers.vswitchd import control_socket
 from agent.drivers.zone import ZoneDriver
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
+from agent.pipeline import PULSE
 from agent.reconcile import Actual, Reconciler
 from agent.settings import Settings
 
@@ -76,7 +78,7 @@ class Devices:
     def __init__(self, settings: Settings, *, datapath: str) -> None:
         self.run_dir = run_dir = str(settings.ovs_run_dir)
         self.ovsdb = OvsdbDriver(settings.ovsdb, run_dir=run_dir)
-        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir)
+        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir, pulse=PULSE)
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)
@@ -126,6 +128,20 @@ class Devices:
             tasks.create_task(self.ovsdb.run(), name="ovsdb")
             tasks.create_task(self.flow.run(), name="openflow")
             tasks.create_task(self._events.run(), name="netlink-events")
+
+    async def connections(self) -> list[Connection]:
+        """All connections that the datapath's conntrack knows. Raises DeviceUnavailable."""
+        try:
+            return await self.zone.connections()
+        except UnixctlError as error:
+            raise DeviceUnavailable(f"connections not told: {error}") from error
+
+    async def forget(self, connections: Sequence[Connection]) -> None:
+        """Have conntrack forget these TCP and UDP connections. Raises DeviceUnavailable."""
+        try:
+            await self.flow.forget(connections)
+        except RefusedError as error:
+            raise DeviceUnavailable(f"connections not forgotten: {error}") from error
 
     async def close_connections(self, path: str, ends: Collection[Ends]) -> int:
         """Close TCP connections of a workload namespace; returns how many there were."""

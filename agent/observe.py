@@ -18,7 +18,6 @@ from agent.core import Core
 from agent.counting import Counted
 from agent.cut import Conntrack, opened_to
 from agent.drivers.base import DeviceUnavailable
-from agent.drivers.unixctl import UnixctlError
 from agent.epochs import Epochs
 from agent.inputs import Inputs
 from tealnet.agent.v1 import agent_pb2 as pb
@@ -109,7 +108,7 @@ class Observer:
             return
         try:
             found = await self._conntrack.connections()
-        except (DeviceUnavailable, UnixctlError) as error:
+        except DeviceUnavailable as error:
             log.debug("connections not counted", error=str(error))
             return
         self._at, now = time.time_ns(), time.monotonic()

@@ -178,9 +178,14 @@ def load_key_v4(field: str) -> bytes:
     return act.set_field("xxreg0", 0xFFFF << 32) + act.move(field, Reg.KEY_V4)
 
 
+# In a table that is only asked about hosts, below all of them: see `FlowDriver`.
+PULSE = flow(stage=Stage.VTEP, priority=0, match_=match(), actions=b"", feature=Feature.BASE)
+
+
 def base_flows() -> Iterator[Flow]:
     """What does not depend on any tenant."""
     base = Feature.BASE
+    yield PULSE
     yield from _never(base)
     yield from _service(base)
     for miss, then in (

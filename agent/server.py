@@ -87,7 +87,7 @@ class Agent:
             issue=self.facts.issue,
         )
         self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
-        self.cutter = Cutter(self.inputs, self.epochs, self.devices.zone, self.devices)
+        self.cutter = Cutter(self.inputs, self.epochs, self.devices, self.devices)
         self.core.on_progress = self.epochs.kick
         self.core.before_ack.append(self.cutter.settled)
         self.core.more_failures = lambda: self.cutter.failures
@@ -100,7 +100,7 @@ class Agent:
             self.core,
             self.inputs,
             self.epochs,
-            self.devices.zone,
+            self.devices,
             Prober(self.inputs, self.devices),
             offset=self.stream.offset,
         )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from agent.connections import Connection, parse, tuple_of
+from agent.connections import Connection, parse
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.ovsdb_rpc import Json, Replica, TransactionError
-from agent.drivers.unixctl import UnixctlError, unixctl, unixctl_each
+from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
 from agent.objects import Marks, Zone
 
@@ -87,21 +87,12 @@ class ZoneDriver:
         """All connections of the datapath, whosever; 50,000 take 0.2 s of vswitchd. Raises UnixctlError."""
         return await asyncio.to_thread(parse, await self._dpctl("dump-conntrack"))
 
-    async def forget(self, connections: Sequence[Connection]) -> None:
-        """Flush these connections. One that is gone is no error. Raises UnixctlError."""
-        each = [(self._name, f"zone={found.zone}", tuple_of(found)) for found in connections]
-        for answer in await unixctl_each(self._path(), "dpctl/flush-conntrack", each):
-            if isinstance(answer, UnixctlError) and "No such file" not in str(answer):
-                raise answer
-
     async def _dpctl(self, command: str, *arguments: str) -> str:
-        return await unixctl(self._path(), f"dpctl/{command}", self._name, *arguments)
-
-    def _path(self) -> str:
         try:
-            return control_socket(self._run_dir)
+            path = control_socket(self._run_dir)
         except (OSError, ValueError) as error:
             raise DeviceUnavailable(f"ovs-vswitchd is down: {error}") from error
+        return await unixctl(path, f"dpctl/{command}", self._name, *arguments)
 
 
 def _parts(words: list[str]) -> list[list[str]]:

@@ -167,7 +167,7 @@ def _network(network: Network) -> Iterator[Flow]:
 
 def _deny(pinned: dict[str, Value], go_on: bytes) -> Iterator[Flow]:
     """Connections must leave this color: nothing but the resets by which their ends are told (agent/cut.py)."""
-    opened = "+trk-new-rpl"
+    opened = "+trk-rpl"
     yield _flow(Stage.COLOR, 85, b"", **pinned, ct_state=opened)
     for family in ("tcp", "tcp6"):
         yield _flow(Stage.COLOR, 86, go_on, **pinned, ct_state=opened, tcp_flags=RST, **{family: True})
@@ -228,7 +228,16 @@ def _weights(weights: Weights, network: Network) -> Pairs:
         whole: dict[str, Value] = {"nw_frag": "yes", "ip" if prefix.version == 4 else "ipv6": True}
         flows.append(_flow(Stage.COLOR, 76, flags + slot, **none | {"reg13": new} | whole))
         flows += _slots(shares, none)
+        for color in set(network.colors) - set(network.open):
+            flows += _leave(_of(network, prefix) | {"metadata": _in_color(network, color)}, flags + _remarked() + pick)
     return (*out, *_pairs(flows))
+
+
+def _leave(fields: dict[str, Value], actions: bytes) -> Iterator[Flow]:
+    """Echo requests to a color that is closed: there is nobody to tell, and conntrack can't be made to forget them."""
+    for family in ("icmp", "icmp6"):
+        state: dict[str, Value] = {"reg13": UNCOLORED, "ct_state": "+trk-rpl", family: True}
+        yield _flow(Stage.COLOR, 87, actions, **fields, **state)
 
 
 def group_of(number: int, shares: dict[int, int]) -> Group:

@@ -19,6 +19,7 @@ import time
 from ipaddress import ip_address
 
 from tealnet.probe import load, twins
+from tealnet.probe.steady import steady, talk
 
 ETH_P_ALL = 3
 
@@ -264,6 +265,16 @@ def main() -> None:
     word.add_argument("name")
     word.add_argument("--tcp", type=int, nargs="*", default=[])
     word.add_argument("--udp", type=int, nargs="*", default=[])
+    word = words.add_parser("steady")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("record")
+    word.add_argument("--rate", type=float, default=100.0)
+    word.add_argument("--kind", choices=("tcp", "udp"), default="tcp")
+    word = words.add_parser("talk")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("--interval", type=float, default=0.05)
     given = parser.parse_args()
     if given.word == "ping":
         result = ping(given.address, interval=given.interval, count=given.count)
@@ -289,6 +300,10 @@ def main() -> None:
         from tealnet.probe.truth import Table
 
         result = Table(given.name, tcp=given.tcp, udp=given.udp).run()
+    elif given.word == "talk":
+        result = talk(given.address, port=given.port, interval=given.interval)
+    elif given.word == "steady":
+        result = steady(given.address, port=given.port, rate=given.rate, record=given.record, kind=given.kind)
     else:
         result = reach(given.targets, port=given.port, wait=given.wait)
     print(json.dumps(result), flush=True)

@@ -69,6 +69,7 @@ NUMBERS = {
     FieldDescriptor.TYPE_INT64: st.sampled_from([0, 1, -1, 5, 2**62, 2**63 - 1, -(2**63)]),
     FieldDescriptor.TYPE_UINT32: st.sampled_from([0, 1, 2, 1300, 2**32 - 1]),
     FieldDescriptor.TYPE_UINT64: st.sampled_from([0, 1, 2**64 - 1]),
+    FieldDescriptor.TYPE_DOUBLE: st.floats(),
 }
 
 

@@ -228,11 +228,26 @@ def test_a_live_network_gets_colors_and_loses_them(stand: Stand) -> None:
 
 def test_a_thousand_ports_are_named_at_once(stand: Stand) -> None:
     """Every flow of the network changes, no port does, and no packet is lost. Most ports are on a host that is away."""
+    with away(stand) as far:
+        _name_a_thousand(stand, far)
+
+
+@contextmanager
+def away(stand: Stand) -> Iterator[str]:
+    """A host that never comes; with its ports it goes again."""
     far = stand.client.create(kinds.HOST, ident="far", body=host_pb2.Host(vtep="192.0.2.99"))
+    try:
+        yield far.name
+    finally:
+        stand.client.delete(full("networks", "acme/app"), force=True)
+        stand.client.delete(far.name)
+
+
+def _name_a_thousand(stand: Stand, far: str) -> None:
     stand.network("acme/app", "10.3.0.0/20", "fd03::/64", router="main")
     request = port_pb2.BatchCreatePortsRequest(parent="tenants/acme")
     for number in range(1000):
-        host = f"hosts/h{number % 2 + 1}" if number < 4 else far.name
+        host = f"hosts/h{number % 2 + 1}" if number < 4 else far
         port = port_pb2.Port(network=full("networks", "acme/app"), host=host)
         request.requests.add(port_id=f"app-{number}", port=port)
     made = stand.client.call(stand.client.ports.BatchCreatePorts, request, timeout=60)
@@ -251,8 +266,6 @@ def test_a_thousand_ports_are_named_at_once(stand: Stand) -> None:
         expect_held(held, "app-1")
     after = {port.name: port.revision for port in stand.client.list_all(kinds.PORT, parent="tenants/acme")}
     assert before == after
-    stand.client.delete(full("networks", "acme/app"), force=True)
-    stand.client.delete(far.name)
 
 
 def settle(stand: Stand) -> None:

@@ -18,6 +18,7 @@ import asyncio
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -44,6 +45,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
+def listens(path: str) -> bool:
+    """Whether somebody takes connections there; the socket is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
 class CommandError(Exception):
     """A command failed; with what it said."""
 
@@ -66,7 +73,7 @@ class Sandbox:
         try:
             self._run("ovsdb-tool", "create", f"{self.run_dir}/conf.db", SCHEMA)
             self._start("ovsdb-server", f"{self.run_dir}/conf.db", f"--remote=p{self.db}")
-            wait_until(lambda: os.path.exists(f"{self.run_dir}/db.sock"), "ovsdb-server")
+            wait_until(lambda: listens(f"{self.run_dir}/db.sock"), "ovsdb-server")
             self.vsctl("--no-wait", "init")
             self.start_vswitchd()
         except BaseException:
@@ -91,7 +98,7 @@ class Sandbox:
         """Start it and wait until it answers; bridges are those that the database knows."""
         options = [self._dummy, "--disable-system", "--disable-system-route", "--no-chdir"]
         self._start("ovs-vswitchd", self.db, *options)
-        wait_until(lambda: os.path.exists(self.vswitchd_ctl()), "ovs-vswitchd")
+        wait_until(lambda: listens(self.vswitchd_ctl()), "ovs-vswitchd")
         self.vsctl(
             "set", "Open_vSwitch", ".", f"external-ids:starts={time.monotonic_ns()}"
         )  # returns when it is applied

@@ -4,7 +4,8 @@ get, lose or renumber their colors. Real packets through real conntrack.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -27,8 +28,8 @@ from tests.ovs.colors import (
     ZONE,
     ColorWire,
 )
-from tests.ovs.packets import ACK, RST, SYN, tcp
-from tests.ovs.sandbox import Sandbox
+from tests.ovs.packets import ACK, RST, SYN, Address, tcp
+from tests.ovs.sandbox import Sandbox, connected
 from tests.ovs.test_colors import BACK, PORTS, B, C, on_wire, v4, v6
 
 pytestmark = pytest.mark.ovs
@@ -129,6 +130,37 @@ def test_a_connection_to_a_closed_color_is_denied_but_what_it_opened_itself_goes
     assert set(a.send("ops1", tcp(v4(OPS1), v4(BLUE5), opened, RST))) == {"blue5"}, "how its end is told"
     assert set(a.send("ops1", tcp(v4(OPS1), v4(BLUE5), (8000, 50000), ACK))) == {"blue5"}
     assert set(a.send("blue5", tcp(v4(BLUE5), v4(OPS1), own, ACK))) == {"ops1"}
+
+
+@pytest.mark.parametrize("end", [v4, v6])
+def test_echo_requests_leave_a_closed_color_by_weight(a: ColorWire, end: Callable[[object], Address]) -> None:
+    ping = packets.echo(end(OPS1), end(BLUE7), 7)
+    assert on_wire(a.send("ops1", ping)) == [(WEB_BLUE, B)]
+    a.split(WEB, 0, 100)
+    assert on_wire(a.send("ops1", ping)) == [(WEB_BLUE, B)]
+    a.split(WEB, 0, 100, closed=[BLUE])
+    assert on_wire(a.send("ops1", ping)) == [(WEB_GREEN, C)]
+    assert a.marks(ZONE["ops1"]) == [GREEN]
+
+
+@pytest.mark.parametrize("end", [v4, v6])
+def test_single_connections_are_forgotten(a: ColorWire, end: Callable[[object], Address]) -> None:
+    sent = [packets.udp(end(OPS1), end(BLUE7), (port, 80)) for port in (1, 2)]
+    sent += [tcp(end(OPS1), end(BLUE7), (port, 80), SYN) for port in (1, 2)]
+    for packet in (*sent, packets.echo(end(OPS1), end(BLUE7), 7)):
+        a.send("ops1", packet)
+    rows = a.connections(ZONE["ops1"])
+    gone = [row for row in rows if row.ports[0] == 1 or row.protocol.startswith("icmp")]
+    assert len(rows) == 5 and len(gone) == 3
+
+    async def forget() -> None:
+        async with connected(a.ovs.mgmt("br-int"), run_dir=a.ovs.run_dir) as driver:
+            for _ in range(2):  # what is gone is no error
+                await driver.forget(gone)
+
+    asyncio.run(forget())
+    left = {(row.protocol, row.ports[0]) for row in a.connections(ZONE["ops1"])}
+    assert left == {("udp", 2), ("tcp", 2), ("icmp" if end is v4 else "icmpv6", 7)}
 
 
 def test_without_a_color_on_either_side_nobody_is_asked(a: ColorWire) -> None:

@@ -15,7 +15,7 @@ from controller.rollouts.machine import expected
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.v1 import network_pb2, port_pb2, rollout_pb2
 from tests.controller.consistent import inconsistencies
-from tests.controller.rollouts.test_running import Stage, seconds, stage, step
+from tests.controller.rollouts.stage import Stage, seconds, stage, step
 from tests.controller.running import until
 
 NETWORKS = [f"tenants/acme/networks/n{i}" for i in range(3)]

@@ -17,7 +17,7 @@ import yaml
 
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from tealnet.v1 import rollout_pb2, system_pb2
-from tests.controller.rollouts.test_running import NAME, WEB, Api, seconds, step
+from tests.controller.rollouts.stage import NAME, WEB, Api, seconds, step
 from tests.controller.running import FakeAgent, Site, prepare
 
 STATE = rollout_pb2.Rollout
