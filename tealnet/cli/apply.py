@@ -240,6 +240,7 @@ def _absent(session: Session, documents: Sequence[Document], set_name: str) -> l
     return [
         item
         for kind in reversed(kinds.KINDS)
+        if kind.written
         for item in session.client.list_all(kind, filter_=f"{SET_LABEL}={set_name}")
         if item.name not in named
     ]
