@@ -1,9 +1,9 @@
 # `sudo make demo` and `sudo make test` are all a newcomer needs: both set up what is missing first.
 PYTHON_ENV := .venv/bin/python
-BENCHES := attach bulk dataplane
+BENCHES := attach bulk dataplane rollout
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts protos clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo test lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ contracts: setup ## who may import whom
 protos: setup ## lint the protos and generate their modules
 	@.venv/bin/buf lint
 	@$(PYTHON_ENV) hatch_build.py
+
+FUZZ_LIB := build/fuzz/lib
+fuzz: setup ## coverage-guided fuzzing of all decoders for SECONDS=60 (installs atheris below build/)
+	@[ -d $(FUZZ_LIB)/atheris ] || $(PYTHON_ENV) -m pip install --disable-pip-version-check --root-user-action=ignore \
+	  --no-input --quiet --no-deps --target $(FUZZ_LIB) -r tests/fuzz/requirements.txt
+	@PYTHONPATH=$(FUZZ_LIB) $(PYTHON_ENV) -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 $(addprefix bench-,$(BENCHES)): bench-%: setup
 	@$(PYTHON_ENV) -m bench.$*

@@ -7,9 +7,11 @@ stream ←─────────── Ack, Facts ←───────�
 from __future__ import annotations
 
 import asyncio
+import math
 import platform
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
@@ -28,6 +30,9 @@ from tealnet.core.rows.stream import Row
 
 log = structlog.get_logger()
 
+AWAKE = 0.005  # seconds before an instant from which on nobody sleeps
+LOOK_AGAIN = 1.0  # seconds: the clock may be set while something is held
+
 
 def agent_version() -> str:
     """The version of the installed package."""
@@ -35,10 +40,6 @@ def agent_version() -> str:
         return version("tealnet")
     except PackageNotFoundError:
         return "0"
-
-
-async def _nothing() -> None:
-    """Nothing is to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Local:
     tunnel: str
     tunnel_ofport: int
     tunnel_port: int
+    zone_limit: int = 20_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -88,7 +90,12 @@ class Core:
         self.local, self.resources, self.checkpoint = local, resources, checkpoint
         self.sender: Sender | None = None
         self.on_resources: Callable[[], None] = lambda: None
-        self.before_ack: Callable[[], Awaitable[None]] = _nothing
+        self.on_observe: Callable[[pb.Observe | None], None] = lambda wanted: None
+        self.on_want_rules: Callable[[pb.WantRuleReport | None], None] = lambda wanted: None
+        self.on_armed: Callable[[], None] = lambda: None
+        self.on_progress: Callable[[], None] = lambda: None
+        self.before_ack: list[Callable[[], Awaitable[None]]] = []  # what an Ack waits for beside the devices
+        self.more_failures: Callable[[], Mapping[str, Failure]] = dict
         self.server = ""  # in session with
         self.problem: SessionOver | None = None
         self.mismatches = 0  # digests that did not match; a bug if not 0
@@ -98,7 +105,13 @@ class Core:
         self._whole = False  # the inputs are a complete cut of the resources
         self._repeat = False  # say the Ack again, even if it is the same
         self._progress = asyncio.Event()
-        reconciler.on_progress = self._progress.set
+        self._armed = asyncio.Event()  # what is held may have changed
+        reconciler.on_progress = self.progressed
+
+    def progressed(self) -> None:
+        """More may be true than was said."""
+        self._progress.set()
+        self.on_progress()
 
     # -- beginning
 
@@ -129,6 +142,7 @@ class Core:
             tunnel=local.tunnel,
             tunnel_ofport=local.tunnel_ofport,
             tunnel_port=local.tunnel_port,
+            zone_limit=local.zone_limit,
         )
         self._inputs.this.put(THIS, this)
         self._reconciler.take(self.resources.revision)
@@ -179,6 +193,7 @@ class Core:
     async def take(self, unit: Unit) -> pb.Taken:
         """See `agent.stream.Core`. On disk before anything is changed by it."""
         began = time.monotonic()
+        armed = dict(self.resources.armed)
         merged = self.resources.merge(unit.parts)
         if merged.mismatched:
             self.mismatches += 1
@@ -194,10 +209,29 @@ class Core:
         self._reconciler.take(self.resources.revision)
         if first:  # what is there may have to go, even if nothing is wanted
             self._reconciler.kick()
+        self._armed.set()
+        if armed != self.resources.armed:
+            self.on_armed()
         self.on_resources()
         took = 1000 * (time.monotonic() - began)
         log.debug("unit taken", unit=unit.number, began=round(began, 6), ms=round(took, 2))
         return pb.Taken(unit=unit.number, mismatched=merged.mismatched)
+
+    async def switch(self) -> None:
+        """Apply what is held when its instant has come; for ever."""
+        while True:
+            self._armed.clear()
+            left = (min(self.resources.armed.values(), default=math.inf) - time.time_ns()) / 1e9
+            if left > AWAKE:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if left == math.inf else min(left - AWAKE, LOOK_AGAIN)):
+                        await self._armed.wait()
+            elif left > 0:
+                await asyncio.sleep(0)  # a timer may be late by some milliseconds, all hosts switch at one instant
+            else:
+                self._put(self.resources.release())
+                self._reconciler.take(self.resources.revision)
+                self.on_resources()
 
     def versions(self, scope: str) -> pb.Versions:
         """See `agent.stream.Core`."""
@@ -213,12 +247,28 @@ class Core:
             out["ack"] = pb.FromAgent(ack=self._ack)
         return out
 
+    def want_rule_report(self, wanted: pb.WantRuleReport) -> None:
+        """See `agent.stream.Core`."""
+        self.on_want_rules(wanted)
+
+    def observe(self, wanted: pb.Observe) -> None:
+        """See `agent.stream.Core`."""
+        self.on_observe(wanted)
+
+    def armed_epoch(self, key: str) -> int:
+        """The epoch of weights that are held until their instant; 0: none."""
+        held = self.resources.find(key) if key in self.resources.armed else None
+        return pb.Weights.FromString(held.body).epoch if held else 0
+
     def session_changed(self, *, server: str, problem: SessionOver | None) -> None:
         """See `agent.stream.Core`."""
         if problem is not None and (self.problem is None or self.problem.reason != problem.reason or self.server):
             log.warning("no session with a controller", reason=problem.reason, text=problem.text)
         if server:
             log.info("in session with a controller", server=server, revision=self.resources.revision)
+        if not server:
+            self.on_observe(None)
+            self.on_want_rules(None)
         self.server, self.problem = server, problem
 
     def _put(self, rows: Mapping[str, Row | None]) -> None:
@@ -250,20 +300,23 @@ class Core:
             if applied is None or (self._ack is not None and applied.revision < self._ack.revision):
                 continue  # at work on something that was said to be done or to have failed: say nothing until it is so
             repeat, self._repeat = self._repeat, False
+            failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
                 await self._reconciler.revalidated()
-            await self.before_ack()
-            self._say(applied, repeat=repeat)
+            for wait in self.before_ack:
+                await wait()
+            self._say(applied.revision, {**self.more_failures(), **failures}, repeat=repeat)
 
     def failures(self, applied: Applied) -> dict[str, Failure]:
         """By resource key: what is not on the devices as it is wanted, the full current set."""
         problems = self.resources.problems.items()
-        return {**applied.failures, **{key: Failure(p.reason, p.text, retriable=False) for key, p in problems}}
+        held = {key: Failure(p.reason, p.text, retriable=False) for key, p in problems}
+        return {**self.more_failures(), **applied.failures, **held}
 
-    def _say(self, applied: Applied, *, repeat: bool) -> None:
+    def _say(self, revision: int, failures: Mapping[str, Failure], *, repeat: bool) -> None:
         last = self._ack
         ack = pb.Ack(
-            revision=applied.revision,
+            revision=revision,
             failures=[
                 pb.KeyFailure(
                     key=key,
@@ -272,7 +325,7 @@ class Core:
                     text=failure.text,
                     retriable=failure.retriable,
                 )
-                for key, failure in sorted(self.failures(applied).items())
+                for key, failure in sorted(failures.items())
             ],
             unaccounted=self.resources.unaccounted(),
         )

@@ -18,7 +18,7 @@ from tealnet.core.tables import Derived
 Pairs = tuple[tuple[Hashable, Any], ...]  # (device key, device object)
 PlaceOf = Callable[[Hashable, Any], Hashable]
 
-LAYERS = ("netns", "link", "guard", "ovsdb", "address", "flow")  # create left to right, delete right to left
+LAYERS = ("netns", "link", "guard", "ovsdb", "address", "zone", "flow")  # create left to right, delete right to left
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Mapping
+import socket
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from os.path import basename, exists
 from typing import Any
 
 import structlog
 
+from agent.connections import Connection
 from agent.desired import PlaceOf
 from agent.drivers.address import AddressDriver
-from agent.drivers.allow import Allowed
+from agent.drivers.allow import Allowed, PlacementRefused
 from agent.drivers.base import DeviceUnavailable, Driver
 from agent.drivers.guard import GuardDriver
+from agent.drivers.kernel import NetnsMissing
 from agent.drivers.link import LinkDriver
 from agent.drivers.netlinkevents import NetlinkEvents
 from agent.drivers.netns import NetnsDriver
+from agent.drivers.nssocket import Speaks, open_inside
 from agent.drivers.nsthread import NetnsThread
 from agent.drivers.openflow import FlowDriver
 from agent.drivers.openflow_session import RefusedError
 from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.plug import PlugDriver
+from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
+from agent.drivers.zone import ZoneDriver
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
+from agent.pipeline import PULSE
 from agent.reconcile import Actual, Reconciler
 from agent.settings import Settings
 
@@ -69,7 +78,7 @@ class Devices:
     def __init__(self, settings: Settings, *, datapath: str) -> None:
         self.run_dir = run_dir = str(settings.ovs_run_dir)
         self.ovsdb = OvsdbDriver(settings.ovsdb, run_dir=run_dir)
-        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir)
+        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir, pulse=PULSE)
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)
@@ -86,6 +95,7 @@ class Devices:
         self._events = NetlinkEvents(
             self._thread, self._changed, netns=self._netns, link=self._link, guard=self._guard, address=self._address
         )
+        self.zone = ZoneDriver(self.ovsdb, run_dir=run_dir, datapath=datapath)
         # The kernel's datapath notices by itself that a device was made again.
         self._plug = PlugDriver(self.ovsdb, self._thread) if datapath == "netdev" else None
         self.drivers: Mapping[str, Driver[Any, Any]] = {
@@ -94,6 +104,7 @@ class Devices:
             "guard": self._guard,
             "ovsdb": self._plug or self.ovsdb,
             "address": self._address,
+            "zone": self.zone,
             "flow": self.flow,
         }
         self.places: Mapping[str, PlaceOf] = {"link": link_place, "flow": flow_place}
@@ -117,6 +128,31 @@ class Devices:
             tasks.create_task(self.ovsdb.run(), name="ovsdb")
             tasks.create_task(self.flow.run(), name="openflow")
             tasks.create_task(self._events.run(), name="netlink-events")
+
+    async def connections(self) -> list[Connection]:
+        """All connections that the datapath's conntrack knows. Raises DeviceUnavailable."""
+        try:
+            return await self.zone.connections()
+        except UnixctlError as error:
+            raise DeviceUnavailable(f"connections not told: {error}") from error
+
+    async def forget(self, connections: Sequence[Connection]) -> None:
+        """Have conntrack forget these TCP and UDP connections. Raises DeviceUnavailable."""
+        try:
+            await self.flow.forget(connections)
+        except RefusedError as error:
+            raise DeviceUnavailable(f"connections not forgotten: {error}") from error
+
+    async def close_connections(self, path: str, ends: Collection[Ends]) -> int:
+        """Close TCP connections of a workload namespace; returns how many there were."""
+        return await self._thread.run(partial(close_connections, path=path, wanted=ends))
+
+    async def open_inside(self, path: str, *, speaks: Speaks, source: IPv4Address | IPv6Address) -> socket.socket:
+        """A socket in a workload namespace. Raises OSError, DeviceUnavailable (also: no such namespace)."""
+        try:
+            return await self._thread.run(partial(open_inside, path=path, speaks=speaks, source=source))
+        except (NetnsMissing, PlacementRefused) as error:
+            raise DeviceUnavailable(str(error)) from error
 
     def _foreign_ports(self) -> Collection[str] | None:
         facts = self.ovsdb.facts()
@@ -168,7 +204,7 @@ class Devices:
             seen = (facts.connected, facts.vswitchd_starts, facts.generation)
             if seen != last:
                 last = seen
-                reconciler.reread("ovsdb")
+                reconciler.reread("ovsdb", "zone")
                 self.on_ovs()
 
     async def _set_defaults(self) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from tealnet.core.rows.colors import Weights
+from tealnet.core.rows.security import Rules
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
 from tealnet.core.tables import Graph, Index, Table
 
-VNI_DIGITS = 8  # 2^24 - 1 has as many
+_DIGITS = 10  # of 2^32 - 1, the largest number there is
 THIS = "this"  # the only key of the table `this`
 
 
@@ -29,6 +31,7 @@ class This:
     tunnel: str  # name of the tunnel port
     tunnel_ofport: int
     tunnel_port: int  # UDP
+    zone_limit: int = 20_000  # connections that a port's conntrack zone may hold
 
 
 class Inputs:
@@ -42,6 +45,8 @@ class Inputs:
         self.hostpeers: Table[str, HostPeer] = graph.table()  # by host uid
         self.localports: Table[str, LocalPort] = graph.table()  # by port uid
         self.routes: Table[str, Route] = graph.table()  # by "<domain>/<prefix>"
+        self.weights: Table[str, Weights] = graph.table()  # by network uid
+        self.rules: Table[int, Rules] = graph.table()  # by identity
         # Facts.
         self.ofports: Table[str, int] = graph.table()  # by device: what OVS reports
         self.issued: Table[str, int] = graph.table()  # by port uid: ofport and ct zone that this agent issued
@@ -52,23 +57,27 @@ class Inputs:
             "hostpeer": self.hostpeers,
             "localport": self.localports,
             "route": self.routes,
+            "weights": self.weights,
         }
+        self._by_number: dict[str, Table[int, Any]] = {"segment": self.segments, "rules": self.rules}
         # By property.
         self.segments_of_domain: Index[Segment] = self.segments.index(lambda row: (row.domain,))
+        self.segments_of_network: Index[Segment] = self.segments.index(lambda row: (row.network_number,))
         self.endpoints_of_segment: Index[Endpoint] = self.endpoints.index(lambda row: (row.vni,))
         self.endpoints_of_host: Index[Endpoint] = self.endpoints.index(lambda row: (row.host_uid,))
         self.localports_of_segment: Index[LocalPort] = self.localports.index(lambda row: (row.vni,))
         self.localports_of_namespace: Index[LocalPort] = self.localports.index(
             lambda row: ((row.kind, row.tenant, row.where),)
         )
+        self.weights_of_network: Index[Weights] = self.weights.index(lambda row: (row.network_number,))
         self.routes_of_domain: Index[Route] = self.routes.index(lambda row: (row.domain,))
 
     def put(self, key: str, row: Row | None) -> None:
         """Set or remove the row of a resource, by its resource key. A key of no kind we know has no row."""
         kind, _, ident = key.partition("/")
-        if kind == "segment":
+        if kind in self._by_number:
             # Nothing but a number as it is written stands for a row; 05 would be that of 5.
-            if len(ident) <= VNI_DIGITS and ident.isdecimal() and str(int(ident)) == ident:
-                self.segments.put(int(ident), row)  # type: ignore[arg-type]
+            if len(ident) <= _DIGITS and ident.isdecimal() and str(int(ident)) == ident:
+                self._by_number[kind].put(int(ident), row)
         elif (table := self._by_kind.get(kind)) is not None:
             table.put(ident, row)

@@ -1,6 +1,6 @@
 """Device objects: what this agent can want on its host, one frozen row per thing, by layer.
 
-    netns → link → guard → ovsdb → address → flow        create left to right, delete right to left
+    netns → link → guard → ovsdb → address → zone → flow        create left to right, delete right to left
 
 A value holds all that its driver compares, so "equal" means "nothing to do". Every object is made recognisable as
 ours by a process without memory (the `Marks` below); nothing without such a mark is ever read back, changed or
@@ -125,3 +125,12 @@ class Addressing:
     addresses: tuple[str, ...] = ()  # "10.0.0.5/24", sorted
     routes: tuple[Route, ...] = field(default=())  # sorted by prefix
     flaw: str = ""  # as in Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A conntrack zone: a port's, with its ofport as its number. Layer zone, key: the number."""
+
+    number: int
+    limit: int  # connections; what comes after that many passes, but is not remembered
+    udp_timeout: int = 0  # seconds of silence after which UDP is forgotten; 0: as Open vSwitch has it

@@ -5,7 +5,10 @@ drops on a miss unless a flow here sends on. A packet has one color, its connect
 
     CLASSIFY ─ port ──→ PORT_SECURITY → SERVICE → CT_FROM → POLICY_FROM ─→ ROUTE → COLOR → RESOLVE ─┐
         └── tunnel → OUTER_SOURCE, WIRE, TUNNEL_SOURCE ───────────────────┘                          │
-                     OUTPUT ← POLICY_TO ← CT_TO ← (ENDPOINT: a pure look-up) ←───────────────────────┘
+        OUTPUT ← COMMIT_TO ← INGRESS ← POLICY_TO ← CT_TO ← EGRESS ← (ENDPOINT: a pure look-up) ←─────┘
+
+The stages around conntrack are in agent/conntrack.py; OPENED to DENIED, which both EGRESS and INGRESS ask about packets
+of guarded ports, in agent/policy/stages.py.
 """
 
 from __future__ import annotations
@@ -38,15 +41,32 @@ class Stage(IntEnum):
     ROUTE = 30
     COLOR = 35
     RESOLVE = 36
+    SLOT = 37
     ENDPOINT = 40
+    EGRESS = 42
     CT_TO = 45
+    COMMITTED_FROM = 46
     POLICY_TO = 50
+    ADOPTED_TO = 51
+    INGRESS = 52
+    COMMIT_TO = 55
+    COMMITTED_TO = 56
     OUTPUT = 60
     VTEP = 62
+    OPENED = 70
+    JUDGE = 71
+    PASSED = 72
+    SETTLED = 73
+    ONWARD = 74
+    DENIED = 75
 
 
 class Reg:
-    """Registers. metadata[0..31] = routing domain, [32..39] = color of the connection."""
+    """Registers. metadata: routing domain, color of the connection, VNI of the local sender (below)."""
+
+    DOMAIN = "metadata[0..31]"
+    COLOR = "metadata[32..39]"
+    VNI_FROM = "metadata[40..63]"
 
     KEY = "xxreg0"  # address to look up: v6, or v4 as v4-mapped v6 (::ffff:a.b.c.d)
     KEY_V4 = "xxreg0[0..31]"
@@ -57,9 +77,16 @@ class Reg:
     MAC = "xreg4"  # of the result, low 48 bits (reg8, reg9)
     IDENTITY_FROM = "reg10"
     ZONES = "reg11"  # [0..15] conntrack zone FROM, [16..31] zone TO
-    OUTER_HOST = "reg12"  # host number of the outer source
+    OUTER_HOST = "reg12"  # host number of the outer source; of what a local port sent:
+    SLOT = "reg12[0..7]"  # of 256, by source address
     FLAGS = "reg13"
     NETWORK = "reg14"  # network number of the local sender
+    RULE = "reg15"  # the rule that let a new connection pass; a commit writes it down
+    # While a verdict is found, in place of the key:
+    OWN = "reg0"  # identity of the port whose rules are asked
+    REMOTE = "reg1"  # … of the other end
+    STEP = "reg2"  # [31] which rules: 0 egress, 1 ingress; [0..15] how far
+    SHADOW = "reg3"  # the SHADOW rule that would have denied it; NOT_DENIED: one would have let it pass; 0: no word yet
 
 
 class Flag(IntEnum):
@@ -69,8 +96,23 @@ class Flag(IntEnum):
     TARGET_COLORED = 2
     CT_FROM = 4
     CT_TO = 8
-    NEW_FROM = 16
-    MID_STREAM = 32
+    NEW_FROM = 16  # to be committed in the sender's zone
+    MID_STREAM = 32  # of a TCP connection whose color is not known: all colors are asked
+    SOURCE_COLORED = 64
+    MANY_COLORS = 128  # the target network has more than one that is open
+    REMARK_FROM = 256  # the connection gets another color in the sender's zone
+    POLICY_FROM = 1 << 16  # rules guard the sender
+    POLICY_TO = 1 << 17  # … the target
+    AT_TARGET = 1 << 18  # the verdict is the target's, else the sender's
+    SHADOW_PASSED = 1 << 19  # a SHADOW rule would have gone on to the next position
+
+
+class Bits:
+    """Slices of registers and of what a connection remembers."""
+
+    ON_CHANGE = "reg13[28..29]"  # what becomes of the connection when its rule goes; a commit writes it down
+    CT_RULE = "ct_label[0..31]"
+    CT_ON_CHANGE = "ct_label[32..33]"
 
 
 class Feature(IntEnum):
@@ -79,6 +121,8 @@ class Feature(IntEnum):
     BASE = 1
     L2 = 2
     ROUTER = 3
+    COLORS = 4
+    SECURITY = 5
 
 
 ROUTER_MAC = "02:74:6e:00:00:01"  # one for all networks
@@ -87,8 +131,12 @@ ROUTER_LINK_LOCAL = IPv6Address("fe80::1")
 GATEWAY_HOST = 0xFFFF
 DOMAIN_MASK = 0xFFFFFFFF
 DOMAIN_COLOR_MASK = 0xFFFFFFFFFF
+FROM_FLAGS = Flag.CT_FROM | Flag.POLICY_FROM  # of a local port, where it sends
+TO_FLAGS = Flag.CT_TO | Flag.POLICY_TO  # … and where it receives
 FROM_TUNNEL: Mask = (Flag.FROM_TUNNEL, Flag.FROM_TUNNEL)
 FROM_PORT: Mask = (0, Flag.FROM_TUNNEL)
+COLOR_MASK = 0xFF00000000
+TARGET_COLORED: Mask = (Flag.TARGET_COLORED, Flag.TARGET_COLORED)
 UNICAST: Mask = (0, 0x010000000000)  # of an Ethernet address: the group bit is clear
 ND_SOLICITATION, ND_ADVERTISEMENT = 135, 136
 _NEIGHBOUR = (133, 134, ND_SOLICITATION, ND_ADVERTISEMENT, 137)  # RS, RA, NS, NA, redirect (RFC 4861)
@@ -98,6 +146,11 @@ _MULTICAST_LISTENER = (130, 131, 132, 143)  # RFC 2710, RFC 3810
 def flow(*, stage: Stage, priority: int, match_: bytes, actions: bytes, feature: Feature) -> Flow:
     """One flow; no actions = drop."""
     return Flow(table=int(stage), priority=priority, match=match_, actions=actions, feature=int(feature))
+
+
+def narrows(value: object) -> bool:
+    """Whether a flow, when it is new, may stand in the way of what passed before."""
+    return isinstance(value, Flow) and value.feature in (Feature.COLORS, Feature.SECURITY)
 
 
 def goto(stage: Stage) -> bytes:
@@ -125,17 +178,20 @@ def load_key_v4(field: str) -> bytes:
     return act.set_field("xxreg0", 0xFFFF << 32) + act.move(field, Reg.KEY_V4)
 
 
+# In a table that is only asked about hosts, below all of them: see `FlowDriver`.
+PULSE = flow(stage=Stage.VTEP, priority=0, match_=match(), actions=b"", feature=Feature.BASE)
+
+
 def base_flows() -> Iterator[Flow]:
     """What does not depend on any tenant."""
     base = Feature.BASE
+    yield PULSE
     yield from _never(base)
     yield from _service(base)
     for miss, then in (
         (Stage.SERVICE, Stage.CT_FROM),
-        (Stage.CT_FROM, Stage.POLICY_FROM),
-        (Stage.POLICY_FROM, Stage.ROUTE),
-        (Stage.COLOR, Stage.RESOLVE),
-        (Stage.POLICY_TO, Stage.OUTPUT),
+        (Stage.EGRESS, Stage.CT_TO),
+        (Stage.INGRESS, Stage.COMMIT_TO),
     ):
         yield flow(stage=miss, priority=0, match_=match(), actions=goto(then), feature=base)
     # Routed with no hop left: dropped here, so that dec_ttl makes no upcall of it; below the router's own answers.
@@ -144,33 +200,34 @@ def base_flows() -> Iterator[Flow]:
             expired = match(reg13=FROM_PORT, eth_dst=ROUTER_MAC_INT, nw_ttl=ttl, **{family: True})
             yield flow(stage=Stage.ROUTE, priority=900, match_=expired, actions=b"", feature=base)
     yield flow(
-        stage=Stage.RESOLVE, priority=0, match_=match(), actions=goto(Stage.ENDPOINT) + goto(Stage.CT_TO), feature=base
+        stage=Stage.RESOLVE, priority=0, match_=match(), actions=goto(Stage.ENDPOINT) + goto(Stage.EGRESS), feature=base
     )
     yield from _ct_to(base)
-    to_mac = act.move("xreg4[0..47]", "eth_dst")
-    yield flow(
-        stage=Stage.OUTPUT,
-        priority=10,
-        match_=match(reg4=0),
-        actions=to_mac + act.output_reg(Reg.OFPORT),
-        feature=base,
-    )
-    yield flow(
-        stage=Stage.OUTPUT,
-        priority=0,
-        match_=match(),
-        actions=to_mac + act.move(Reg.VNI, "tun_id[0..31]") + goto(Stage.VTEP),
-        feature=base,
-    )
+    yield from _output(base)
 
 
 def _ct_to(base: Feature) -> Iterator[Flow]:
     """After the look-up: nobody there, the router itself, a local port, or (never from a tunnel) another host."""
-    for priority, fields in ((95, {"reg4": GATEWAY_HOST}), (90, {"reg4": 0, "reg5": 0})):
-        yield flow(stage=Stage.CT_TO, priority=priority, match_=match(**fields), actions=b"", feature=base)
-    yield flow(stage=Stage.CT_TO, priority=70, match_=match(reg4=0), actions=goto(Stage.POLICY_TO), feature=base)
+    for priority, fields in ((1010, {"reg4": GATEWAY_HOST}), (1000, {"reg4": 0, "reg5": 0})):
+        yield flow(stage=Stage.EGRESS, priority=priority, match_=match(**fields), actions=b"", feature=base)
+    yield flow(stage=Stage.CT_TO, priority=70, match_=match(reg4=0), actions=goto(Stage.OUTPUT), feature=base)
     yield flow(stage=Stage.CT_TO, priority=60, match_=match(reg13=FROM_TUNNEL), actions=b"", feature=base)
-    yield flow(stage=Stage.CT_TO, priority=50, match_=match(), actions=goto(Stage.POLICY_TO), feature=base)
+    yield flow(stage=Stage.CT_TO, priority=50, match_=match(), actions=goto(Stage.OUTPUT), feature=base)
+
+
+def _output(base: Feature) -> Iterator[Flow]:
+    """To a local port, or on the wire. The VNI says (domain, color): the target's if it is colored or nobody is."""
+    to_mac = act.move("xreg4[0..47]", "eth_dst")
+    local, theirs = to_mac + act.output_reg(Reg.OFPORT), act.move(Reg.VNI, "tun_id[0..31]")
+    # Colored to shared: what the target's host sees must say which of the twins has sent it.
+    ours = act.set_field("tun_id", 0) + act.move(Reg.VNI_FROM, "tun_id[0..23]")
+    only_source: Mask = (Flag.SOURCE_COLORED, Flag.SOURCE_COLORED | Flag.TARGET_COLORED)
+    for priority, fields, actions in (
+        (10, match(reg4=0), local),
+        (5, match(reg13=only_source), to_mac + ours + goto(Stage.VTEP)),
+        (0, match(), to_mac + theirs + goto(Stage.VTEP)),
+    ):
+        yield flow(stage=Stage.OUTPUT, priority=priority, match_=fields, actions=actions, feature=base)
 
 
 def _never(base: Feature) -> Iterator[Flow]:

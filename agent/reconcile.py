@@ -1,6 +1,6 @@
 """The loop that brings devices to what is wanted, in an order that never opens a port early or leaves one open late.
 
-    netns → link → guard → ovsdb, address      flow      address ← ovsdb ← guard ← link ← netns
+    netns → link → guard → ovsdb, address → zone      flow      zone ← address ← ovsdb ← guard ← link ← netns
               create, left to right         one bundle          delete, right to left
 
 Two lanes run side by side: `devices` for all layers but the last, `flow` for the last one, so that a slow bridge never
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
 # A link that is up and guarded may be plugged while it gets its addresses: they wait for different devices.
-STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"))
+STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"), ("zone",))
 SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
@@ -67,7 +67,8 @@ class Watcher(Protocol):
 class Reconciler:
     """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole.
 
-    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers.
+    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers. `narrows`:
+    packets may take another path than before because of this flow, although it takes nobody's place.
     """
 
     def __init__(
@@ -80,12 +81,17 @@ class Reconciler:
         ready: Callable[[], bool],
         clock: Callable[[], float],
         in_use: Mapping[str, Callable[[Mapping[str, Actual]], Collection[Hashable]]] | None = None,
+        narrows: Callable[[Any], bool] = lambda value: False,
     ) -> None:
         self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
         self.revision = 0  # of the inputs
         self.on_progress: Callable[[], None] = lambda: None
+        self.on_committed: Callable[[Collection[Hashable]], None] = lambda keys: (
+            None
+        )  # flows, before they are forgotten
         self._graph, self._desired, self._watcher = graph, desired, watcher
         self._ready, self._clock, self._in_use = ready, clock, in_use or {}
+        self._narrows = narrows
         self._devices = [self.layers[name] for name in DEVICE_LAYERS]
         self._flow = self.layers[FLOW]
         self._deriving = 0  # how many are deriving in slices
@@ -184,6 +190,12 @@ class Reconciler:
                     oldest = min(oldest, layer.since.get(key, oldest))
         return Applied(oldest - 1, failures)
 
+    def in_place(self, resource: str) -> bool:
+        """Whether the flows that this resource wants are on the switch."""
+        if not self._ready() or not self._devices_passed or not self._flow.usable() or self._deriving:
+            return False
+        return not any(resource in self._desired.resources(FLOW, key) for key in self._flow.pending())
+
     def take_narrowed(self) -> bool:
         """Have flows gone since the last call?"""
         narrowed, self._narrowed = self._narrowed, False
@@ -250,9 +262,12 @@ class Reconciler:
         write, delete = self._flow.due(self._flow.delta.to_write), self._flow.due(self._flow.delta.to_delete)
         if not write and not delete:
             return
-        narrowed = bool(delete) or any(key in self._flow.delta.actual for key in write)
+        narrowed = bool(delete) or any(
+            key in self._flow.delta.actual or self._narrows(self._flow.delta.desired[key]) for key in write
+        )
         done = await self._flow.apply(write, delete)
         self._narrowed = self._narrowed or narrowed
+        self.on_committed(done or ())
         self._finish(self._flow, done or set())
         if delete:
             self._wake["devices"].set()  # devices may go now

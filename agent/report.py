@@ -35,7 +35,7 @@ class Reporter:
         devices.on_underlay = self._note_underlay
         self._changed = asyncio.Event()
         core.on_resources = devices.on_ovs = self._changed.set
-        core.before_ack = self.reachable
+        core.before_ack.append(self.reachable)
         self._keeper: TunnelNeighbours | None = None
         self._tried: frozenset[str] = frozenset()  # VTEPs that an Ack needs not wait for any more
 

@@ -1,22 +1,27 @@
 """What the controller has said, as received: bytes by scope and key, and what this build makes of them.
 
 Pure: units in, records for the checkpoint and rows for the inputs out. After any unit the resources equal the
-controller's derivation at that unit's revision, but for two things. What this build cannot interpret stays as it was
-(absent if it is new). A local port that is gone without proof is kept, with what it needs to work, until proof comes:
-a store that has lost something must not take workloads with it.
+controller's derivation at that unit's revision, but for three things. What this build cannot interpret stays as it
+was (absent if it is new). Weights that are to be applied at an instant stay as they were until then. A local port that
+is gone without proof is kept, with what it needs to work, until proof comes: a store that has lost something must not
+take workloads with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import Digest, version
-from tealnet.core.rows.stream import BadResource, LocalPort, Row, decode, endpoint_key, segment_key
+from tealnet.core.rows.colors import Weights
+from tealnet.core.rows.parse import BadResource
+from tealnet.core.rows.stream import LocalPort, Row, decode, endpoint_key, segment_key
 
-FEATURES: frozenset[str] = frozenset()  # features of resources that this build understands
+FEATURES = frozenset({"colors", "security"})  # features of resources that this build understands
+ARMED = "Armed"  # reason of a problem that is none: held until its instant
 KEPT = ""  # the scope of what is kept without proof; outside all digests
 # Losing the row of one of these would unplug workloads, so a body that can't be read leaves the old one in place.
 _STAYS = ("localport", "segment")
@@ -71,12 +76,14 @@ class Merged:
 class Resources:
     """Everything received, by scope. `complete` once a whole unit (or a checkpoint with one) has been taken."""
 
-    def __init__(self, features: frozenset[str] = FEATURES) -> None:
+    def __init__(self, features: frozenset[str] = FEATURES, *, clock: Callable[[], int] = time.time_ns) -> None:
         self.origin = Origin()
         self.revision = 0
         self.complete = False
         self.problems: dict[str, Problem] = {}  # by resource key
-        self._features = features
+        self.armed: dict[str, int] = {}  # by resource key: Unix time in ns at which it is applied
+        self.late: set[str] = set()  # keys whose body came after the instant at which it was to be applied
+        self._features, self._clock = features, clock
         self._scopes: dict[str, Scope] = {}
         self._decoded: dict[str, tuple[bytes, Row]] = {}  # while a unit is merged
         self._where: dict[str, str] = {}  # resource key → scope whose copy counts
@@ -188,24 +195,55 @@ class Resources:
         """The keys of one scope."""
         return list(self._scopes[scope_name].held) if scope_name in self._scopes else []
 
+    def release(self) -> dict[str, Row | None]:
+        """What was held and is due now; returns the rows. The checkpoint need not know: it would be due again."""
+        due = [key for key, at in self.armed.items() if at <= self._clock()]
+        for key in due:
+            held = self.find(key)
+            if held is not None:
+                scope = self._scopes[self._where[key]]
+                scope.held[key] = self._judged(key, held)
+                self.late.discard(key)
+        rows = {key: self._row(key) for key in due}
+        self._decoded.clear()
+        return rows
+
     def _judged(self, key: str, held: Held) -> Held:
         """The resource with what is to be used of it; notes the problem if that is not its own body."""
+        self.armed.pop(key, None)
         missing = [name for name in held.requires if name not in self._features]
         if missing:
             self.problems[key] = Problem("Unsupported", f"this agent does not know: {', '.join(missing)}")
             return held
         try:
-            self._decoded[key] = held.body, decode(key, held.body)
+            row = decode(key, held.body)
         except BadResource as error:
             self.problems[key] = Problem("BadResource", str(error))
             return held if key.startswith(_STAYS) else replace(held, used=None)
+        if isinstance(row, Weights) and self._is_held(key, held, row.apply_at):
+            return held
+        self._decoded[key] = held.body, row
         self.problems.pop(key, None)
         return replace(held, used=held.body)
+
+    def _is_held(self, key: str, held: Held, apply_at: int) -> bool:
+        """Whether the body in use stays until the instant. Where nothing is in use nobody gains by waiting."""
+        ahead = apply_at > self._clock()
+        self.late.discard(key)
+        if not ahead and apply_at and held.used != held.body:
+            self.late.add(key)
+        if not ahead or held.used is None or held.used == held.body:
+            return False
+        self.armed[key] = apply_at
+        self.problems[key] = Problem(ARMED, "held until the instant at which it is to be applied")
+        return True
 
     def _row(self, key: str) -> Row | None:
         held = self.find(key)
         if held is None:
             self.problems.pop(key, None)
+            self.armed.pop(key, None)
+            self.late.discard(key)
         if held is None or held.used is None:
             return None
         decoded = self._decoded.get(key)

@@ -21,17 +21,24 @@ import structlog
 
 from agent.checkpoint import Checkpoint
 from agent.core import Core, Local
+from agent.cut import Cutter
 from agent.desired import Desired
 from agent.devices import Devices, find_datapath
+from agent.epochs import Epochs
 from agent.facts import Facts
 from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.metrics import Status, StatusServer
+from agent.observe import Observer
+from agent.pipeline import Feature, narrows
+from agent.policy.counters import Counters
+from agent.probe import Prober
 from agent.reconcile import Reconciler
 from agent.report import Reporter
 from agent.resources import Resources
 from agent.settings import Settings, SettingsError
 from agent.stream import Credentials, Stream
+from agent.tell import RuleTeller
 from tealnet.core.tables import Graph
 
 log = structlog.get_logger()
@@ -69,6 +76,7 @@ class Agent:
             ready=lambda: self.core.ready(),
             clock=asyncio.get_running_loop().time,
             in_use=self.devices.in_use,
+            narrows=narrows,
         )
         self.core = Core(
             local=_local(settings, datapath=datapath),
@@ -78,10 +86,30 @@ class Agent:
             reconciler=self.reconciler,
             issue=self.facts.issue,
         )
+        self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
+        self.cutter = Cutter(self.inputs, self.epochs, self.devices, self.devices)
+        self.core.on_progress = self.epochs.kick
+        self.core.before_ack.append(self.cutter.settled)
+        self.core.more_failures = lambda: self.cutter.failures
+        self.cutter.on_done = self.core.progressed
         self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs)
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
+        self.observer = Observer(
+            self.core,
+            self.inputs,
+            self.epochs,
+            self.devices,
+            Prober(self.inputs, self.devices),
+            offset=self.stream.offset,
+        )
+        counters = Counters(settings.state_dir / "rule-counters")
+        self.rules = RuleTeller(
+            self.inputs, counters, stats=lambda: self.devices.flow.counts(Feature.SECURITY), send=self.stream.send
+        )
+        self.core.on_want_rules, self.devices.flow.on_packet = self.rules.want, self.rules.shown
+        self.core.on_observe, self.core.on_armed = self.observer.want, self.observer.kick
 
     async def run(self) -> None:
         """Serve what was wanted last, then follow the controller."""
@@ -97,6 +125,11 @@ class Agent:
             "reconcile": self.reconciler.run,
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
+            "switch": self.core.switch,
+            "epochs": lambda: self.epochs.run(self.facts.revalidated),
+            "cut": self.cutter.run,
+            "observe": self.observer.run,
+            "rules": self.rules.run,
             "report": self.reporter.run,
             "stream": self._talk,
             "status": status.run,
@@ -151,6 +184,7 @@ def _local(settings: Settings, *, datapath: str) -> Local:
         tunnel=settings.tunnel,
         tunnel_ofport=settings.tunnel_ofport,
         tunnel_port=settings.tunnel_port,
+        zone_limit=settings.ct_zone_limit,
     )
 
 

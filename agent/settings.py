@@ -43,6 +43,9 @@ class Settings:
     tunnel: str = "vxlan0"
     tunnel_ofport: int = 1
     tunnel_port: int = 4789
+    ct_zone_limit: int = (
+        20_000  # connections of one port that are remembered; more pass, but have no color of their own
+    )
     allow_netns: tuple[str, ...] = ()  # globs of namespace paths that ports may name, e.g. /run/netns/cni-*
     allow_device: tuple[str, ...] = ()  # globs of devices that ports may take, e.g. tap*
     log_level: str = "info"
@@ -56,6 +59,7 @@ class Settings:
 
 
 _KEYS = {field.name: field for field in fields(Settings)}
+_MOST = {"ct_zone_limit": 3_000_000}  # what Open vSwitch's table holds in all
 _CHOICES = {
     "datapath": ("auto", "netdev", "system"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -108,8 +112,9 @@ def _parsed(key: str, value: Any) -> Any:
         return tuple(str(item).strip() for item in items if str(item).strip())
     if isinstance(default, int):
         number = int(value)
-        if not 1 <= number <= 65535:
-            raise ValueError("not within 1…65535")
+        most = _MOST.get(key, 65535)
+        if not 1 <= number <= most:
+            raise ValueError(f"not within 1…{most}")
         return number
     if value is None or isinstance(value, (list, dict)):
         raise ValueError("a text is expected")

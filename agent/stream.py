@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Never, Protocol
@@ -17,6 +17,7 @@ from typing import Never, Protocol
 import grpc
 import structlog
 
+from agent.clock import Clock, Offset
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import agent_pb2_grpc
 
@@ -50,11 +51,15 @@ class Unit:
 class Conversation:
     """What the other side has said in this session so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, now: Callable[[], int] = time.time_ns) -> None:
         self.welcome: pb.Welcome | None = None
+        self.clock = Clock()
+        self._now = now  # Unix time in ns
         self._staged: list[pb.Update] = []
 
-    def receive(self, message: pb.ToAgent) -> pb.Welcome | Unit | pb.WantVersions | None:
+    def receive(
+        self, message: pb.ToAgent
+    ) -> pb.Welcome | Unit | pb.WantVersions | pb.Observe | pb.WantRuleReport | None:
         """Take one message; returns what there is to do, if anything. Raises SessionOver."""
         kind = message.WhichOneof("message")
         if kind == "refused":
@@ -64,11 +69,23 @@ class Conversation:
             # Of another cluster or history than ours only after an admin has accepted that (see agent.proto).
             self.welcome = message.welcome
             return self.welcome
+        if kind == "ping":
+            self._hear(message.ping)
         if kind == "ping" or kind is None:  # None: a message of a later version
             return None
         if self.welcome is None:
             raise SessionOver("ProtocolError", f"{kind} before welcome")
+        if kind == "observe":
+            return message.observe
+        if kind == "want_rule_report":
+            return message.want_rule_report
         return self._stage(message.update) if kind == "update" else message.want_versions
+
+    def _hear(self, ping: pb.Ping) -> None:
+        if ping.echo_sent_at and ping.echo_received_at and ping.sent_at:
+            self.clock.heard(
+                sent=ping.echo_sent_at, received=ping.echo_received_at, answered=ping.sent_at, now=self._now()
+            )
 
     def _stage(self, update: pb.Update) -> Unit | None:
         follows = self._staged[-1] if self._staged else None
@@ -99,6 +116,14 @@ class Core(Protocol):
 
     def versions(self, scope: str) -> pb.Versions:
         """What is held of a scope."""
+        ...
+
+    def want_rule_report(self, wanted: pb.WantRuleReport) -> None:
+        """Tell of rules, for a while."""
+        ...
+
+    def observe(self, wanted: pb.Observe) -> None:
+        """What the controller wants to hear from now on in this session."""
         ...
 
     def latest(self) -> dict[str, pb.FromAgent]:
@@ -150,11 +175,16 @@ class Stream:
         self._credentials = credentials
         self._outbox: Outbox | None = None  # of the running session, once it is accepted
         self._accepted = 0.0  # when the last session was, monotonic
+        self._clock = Clock()
 
     def send(self, name: str, message: pb.FromAgent) -> None:
         """Tell the controller, if there is one; a new session starts with `core.latest()` anyway."""
         if self._outbox is not None:
             self._outbox.put(name, message)
+
+    def offset(self) -> Offset:
+        """How far our clock is ahead of that of the replica that we are in session with."""
+        return self._clock.offset()
 
     async def run(self) -> None:
         """Connect, talk, start over; cancel to stop."""
@@ -202,6 +232,7 @@ class Stream:
             await _connect(channel, server)
         call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
         conversation = Conversation()
+        self._clock = conversation.clock
         outbox = Outbox()
         outbox.put("hello", pb.FromAgent(hello=self._core.hello()))
         helpers += [asyncio.create_task(_write(call, outbox)), asyncio.create_task(_ping(outbox))]
@@ -212,7 +243,13 @@ class Stream:
                 raise SessionOver("Closed", f"{server} closed the session")
             await self._handle(conversation.receive(message), outbox, server=server)
 
-    async def _handle(self, item: pb.Welcome | Unit | pb.WantVersions | None, outbox: Outbox, *, server: str) -> None:
+    async def _handle(
+        self,
+        item: pb.Welcome | Unit | pb.WantVersions | pb.Observe | pb.WantRuleReport | None,
+        outbox: Outbox,
+        *,
+        server: str,
+    ) -> None:
         if isinstance(item, pb.Welcome):
             await self._core.greeted(item)
             self._accepted = time.monotonic()
@@ -223,6 +260,10 @@ class Stream:
         elif isinstance(item, Unit):
             # Nothing cancels this but the end of the process: a unit is not merged by half when its session ends.
             outbox.put("taken", pb.FromAgent(taken=await self._core.take(item)))
+        elif isinstance(item, pb.Observe):
+            self._core.observe(item)
+        elif isinstance(item, pb.WantRuleReport):
+            self._core.want_rule_report(item)
         elif item is not None:
             outbox.put(f"versions {item.scope}", pb.FromAgent(versions=self._core.versions(item.scope)))
 
@@ -262,4 +303,4 @@ async def _ping(outbox: Outbox) -> None:
     while True:
         await asyncio.sleep(PING_EVERY)
         number += 1
-        outbox.put("ping", pb.FromAgent(ping=pb.Ping(number=number)))
+        outbox.put("ping", pb.FromAgent(ping=pb.Ping(number=number, sent_at=time.time_ns())))

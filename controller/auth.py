@@ -20,7 +20,7 @@ from controller.errors import NotFound, PermissionDenied, Unauthenticated
 from controller.names import kind_of, tenant_of
 from controller.store import Store
 from tealnet.core.identity import Identity, IdentityError, Kind, parse_identity
-from tealnet.core.pki import SKEW, PkiError, load_certificate, uri_names
+from tealnet.core.pki import SKEW, PkiError, is_strong, load_certificate, uri_names
 
 if TYPE_CHECKING:
     Interceptor = grpc.aio.ServerInterceptor[Any, Any]
@@ -64,7 +64,15 @@ def _rules() -> dict[str, Rule]:
         f"{v1}HostService/GetHost": Rule(_READERS),
         f"{v1}HostService/ListHosts": Rule(_READERS),
         f"{v1}HostService/RenewCertificate": Rule(frozenset({Kind.HOST})),
+        f"{v1}PolicyTierService/GetPolicyTier": Rule(_READERS),
+        f"{v1}PolicyTierService/ListPolicyTiers": Rule(_READERS),
+        f"{v1}PolicyService/TestPolicy": Rule(_READERS, lambda request: str(request.source)),
+        f"{v1}PolicyService/ListRules": Rule(_READERS, _parent),
+        f"{v1}PolicyService/ListDenials": Rule(_READERS, _parent),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
+        f"{v1}TrafficSplitService/GetTrafficSplit": Rule(_READERS, _name),
+        f"{v1}TrafficSplitService/ListTrafficSplits": Rule(_READERS, _parent),
+        f"{v1}TrafficSplitService/SetWeights": Rule(_WRITERS, _parent),
         f"{v1}SystemService/Sync": Rule(_READERS, _parent),
         f"{v1}SystemService/Watch": Rule(_READERS, _parent),
         f"{v1}SystemService/GetStatus": Rule(_READERS),
@@ -75,10 +83,18 @@ def _rules() -> dict[str, Rule]:
     for verb in ("Create", "Update", "Delete"):
         rules[f"{v1}TenantService/{verb}Tenant"] = Rule(_ADMIN)
         rules[f"{v1}HostService/{verb}Host"] = Rule(_ADMIN)
+    for method in ("Backup", "Defragment", "ListAlarms", "DisarmAlarms"):
+        rules[f"{v1}AdminService/{method}"] = Rule(_ADMIN)
     for method in ("AcceptHost", "FenceHost", "DrainHost", "CreateJoinToken"):
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)
-    for kind in ("Network", "Router", "Port"):
-        field = kind.lower()
+    for verb in ("Pause", "Resume", "Advance", "Confirm", "Rollback"):
+        rules[f"{v1}RolloutService/{verb}Rollout"] = Rule(_WRITERS, _name)
+    for verb in ("Create", "Update", "Delete"):
+        rules[f"{v1}PolicyTierService/{verb}PolicyTier"] = Rule(_ADMIN)
+    for kind, field in (
+        ("Network", "network"), ("Router", "router"), ("Port", "port"), ("Rollout", "rollout"),
+        ("SecurityGroup", "security_group"),
+    ):  # fmt: skip
         service = f"{v1}{kind}Service/"
         rules[f"{service}Create{kind}"] = Rule(_WRITERS, _parent)
         rules[f"{service}Get{kind}"] = Rule(_READERS, _name)
@@ -108,10 +124,11 @@ def allow(rule: Rule | None, caller: Caller, request: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """What a certificate says: who, and when it was issued (Unix time)."""
+    """What a certificate says: who, when it was issued and when it ends (Unix time)."""
 
     identity: Identity
     issued: float
+    ends: float
 
 
 @lru_cache(maxsize=1024)
@@ -122,11 +139,13 @@ def party_of(pem: bytes, trust_domain: str) -> Party:
         uris = uri_names(cert)
         if len(uris) != 1:
             raise IdentityError(f"the certificate has {len(uris)} URI names, not one")
+        if not is_strong(cert.public_key()):
+            raise IdentityError("its key is too weak")
         identity = parse_identity(uris[0], trust_domain)
     except (PkiError, IdentityError) as error:
         raise Unauthenticated(f"this certificate does not count: {error}") from error
     # Our CA lets certificates begin a little before they are issued, for hosts whose clocks are behind.
-    return Party(identity, (cert.not_valid_before_utc + SKEW).timestamp())
+    return Party(identity, (cert.not_valid_before_utc + SKEW).timestamp(), cert.not_valid_after_utc.timestamp())
 
 
 class Auth(Interceptor):
@@ -143,9 +162,9 @@ class Auth(Interceptor):
             return handler
         rule = RULES.get(method)
         if method.startswith(OPEN):
-            if handler.request_streaming:  # reflection: shows the API's description only
-                return handler
             rule = Rule(_ALL)
+            if handler.request_streaming and handler.response_streaming:
+                return self._talking(handler, rule)
         if handler.request_streaming:
             return None
         return self._streaming(handler, rule) if handler.response_streaming else self._unary(handler, rule)
@@ -169,13 +188,27 @@ class Auth(Interceptor):
             call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
 
+    def _talking(self, handler: Any, rule: Rule) -> Any:
+        """Reflection: it shows the API's description only, so that what it is asked does not matter."""
+
+        async def call(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            await self._enter(rule, None, context)
+            async for response in self._while_valid(handler.stream_stream(requests, context)):
+                yield response
+
+        return grpc.stream_stream_rpc_method_handler(
+            call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+
     async def _enter(self, rule: Rule | None, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         pem = b"".join((context.auth_context() or {}).get("x509_pem_cert", ()))
         if not pem:
             raise Unauthenticated("a client certificate is needed")
         party = party_of(pem, self.trust_domain)
         left = context.time_remaining()
-        caller = Caller(party.identity, party.issued, time.monotonic() + (PATIENCE if left is None else left))
+        caller = Caller(
+            party.identity, party.issued, party.ends, time.monotonic() + (PATIENCE if left is None else left)
+        )
         set_caller(caller)
         await self._check_revoked(caller)
         allow(rule, caller, request)
@@ -183,12 +216,16 @@ class Auth(Interceptor):
     async def _check_revoked(self, caller: Caller) -> None:
         """Tenants and hosts must exist, and their certificates be newer than `revoked_before`."""
         if (name := _subject_name(caller)) is None:
+            self._check_now(caller)
             return
         if self._revoked_before(name) is None:
             await self.store.barrier()  # this replica may be behind the one that created it
         self._check_now(caller)
 
     def _check_now(self, caller: Caller) -> None:
+        """As at the handshake, which may be long ago."""
+        if time.time() > caller.ends:
+            raise Unauthenticated(f"the certificate of {caller.role} has ended", reason="EXPIRED")
         if (name := _subject_name(caller)) is None:
             return
         since = self._revoked_before(name)

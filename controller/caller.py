@@ -14,10 +14,11 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One call's party. `issued`: Unix time of its certificate; `deadline`: of the call, on the monotonic clock."""
+    """One call's party. `issued`, `ends`: Unix times of its certificate; `deadline`: of the call, monotonic."""
 
     identity: Identity
     issued: float
+    ends: float
     deadline: float
 
     @property

@@ -14,18 +14,20 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from controller.admission import FOREIGN_HISTORY, LOST
+from controller.drains import Drains
 from controller.etcd import StoreError
 from controller.etcd.embedded import QUOTA as EMBEDDED_QUOTA
 from controller.etcd.types import Compare, absent, created, delete, put
-from controller.events import Events
 from controller.hosts import edit_host_status, timestamp
+from controller.intents.group import ensure_default
 from controller.liveness import Liveness
 from controller.moves import Moves
+from controller.names import default_group
 from controller.release import Release
 from controller.replica import Replica
+from controller.rollouts.leader import Leader, Tools
 from controller.settings import Settings
-from controller.store import Change, Store
-from controller.sync import Sync
+from controller.store import Change
 from tealnet.store.v1 import store_pb2
 
 log = structlog.get_logger()
@@ -43,18 +45,24 @@ class TermOver(Exception):
 class Chores:
     """`run` as long as the process lives."""
 
-    def __init__(self, store: Store, sync: Sync, *, replica: Replica, events: Events, settings: Settings) -> None:
-        self.store, self.sync, self.replica, self.events = store, sync, replica, events
-        self.settings = settings
+    def __init__(self, rollouts: Tools, *, replica: Replica, settings: Settings) -> None:
+        self.rollouts, self.replica, self.settings = rollouts, replica, settings
+        self.store, self.sync, self.events = rollouts.store, rollouts.sync, rollouts.events
         self.moves: Moves | None = None
+        self.release: Release | None = None
+        self.leader: Leader | None = None
         self._moved = asyncio.Event()  # the term row changed
-        store.subscribe(self._follow)
+        self.store.subscribe(self._follow)
 
     def _follow(self, revision: int, changes: list[Change]) -> None:
         if any(change.table == "terms" for change in changes):
             self._moved.set()
         if self.moves is not None:
             self.moves.follow(revision, changes)
+        if self.release is not None:
+            self.release.idle.follow(revision, changes)
+        if self.leader is not None:
+            self.leader.follow(revision, changes)
 
     async def run(self) -> None:
         """Stand for election; when elected, do the chores until the term is over."""
@@ -88,28 +96,40 @@ class Chores:
             await self._moved.wait()
 
     async def _term(self, term: Compare) -> None:
-        release = Release(self.store, term)
-        self.moves = Moves(self.store, self.sync, term)
+        release, drains = Release(self.store, term), Drains(self.store, term, self.events)
+        self.release = release
+        self.moves, self.leader = Moves(self.store, self.sync, term), Leader(self.rollouts, term)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._end(term))
                 group.create_task(self.moves.run())
+                group.create_task(self.leader.run())
                 group.create_task(self._liveness(term))
                 group.create_task(_every(_LINEAGE, lambda: self._lineage(term)))
+                group.create_task(_every(1, drains.step))
                 group.create_task(_every(5, release.tombstones))
                 group.create_task(_every(60, release.numbers))
                 group.create_task(_every(30, release.orphans))
                 group.create_task(_every(_ROOM, self._room))
+                group.create_task(_every(60, lambda: self._default_groups(term)))
                 if not self.settings.is_embedded and self.settings.compact == "on":
                     group.create_task(self._compact())
         finally:
-            self.moves = None
+            self.moves = self.release = self.leader = None
 
     async def _end(self, term: Compare) -> None:
         while (row := self.store.world.terms.rows.get("chores")) and row.create_revision == term.operand:
             self._moved.clear()
             await self._moved.wait()
         raise TermOver
+
+    # ---- what earlier versions did not have
+
+    async def _default_groups(self, term: Compare) -> None:
+        """Tenants of before there were security groups get their default one."""
+        world = self.store.world
+        for name in [name for name in world.tenants.rows if default_group(name) not in world.groups.rows]:
+            await ensure_default(self.store, name, term)
 
     # ---- lineage and compaction
 

@@ -28,6 +28,8 @@ log = structlog.get_logger()
 TRIES = 8
 _COLLISIONS = 200
 _BLOCKERS = 10  # names shown
+_COMEBACK = 1.5  # seconds that a write waits for a silent store
+_CLEAR = 1.9  # seconds after which an unanswered write is said to be unclear
 _PAUSE = 0.1  # seconds between looks at a store that does not answer
 
 
@@ -116,6 +118,7 @@ class Committer:
         Raises Aborted, Unavailable, Ambiguous, ResourceExhausted.
         """
         run = _Run(items, asyncio.get_running_loop().time() + patience)
+        await self._heard()
         try:
             while True:
                 await self._prepare(run)
@@ -134,6 +137,16 @@ class Committer:
             if run.ambiguous:
                 raise Ambiguous("the store does not answer; the write may have been done") from error
             raise Unavailable(f"the store does not answer, nothing was written: {error}") from error
+
+    async def _heard(self) -> None:
+        """Begin nothing while the store is silent; it may be about to come back. Raises Unavailable."""
+        if self.store.stale_since is None:
+            return
+        try:
+            async with asyncio.timeout(_COMEBACK):
+                await self.store.passed(self.store.revision + 1)
+        except TimeoutError:
+            raise Unavailable("the store does not answer, nothing was written; try again when it does") from None
 
     # ---- building
 
@@ -182,16 +195,17 @@ class Committer:
         checks, writes = _checks(drafts), _writes(drafts)
         written = tuple(obj for draft in drafts for obj in draft.objects)
         then = [] if effect is Effect.VALIDATE else self._grouped(writes)
+        clear_by = min(run.deadline, asyncio.get_running_loop().time() + _CLEAR)
         try:
             result = await self.store.etcd.txn(checks, then, [_look(check) for check in checks])
         except OutcomeUnknown:
             run.ambiguous = True
-            if (revision := await self._settled(run, drafts[0])) is None:
+            if (revision := await self._settled(drafts[0], clear_by=clear_by)) is None:
                 return None
             return await self._done(revision, written)
         if result.succeeded:
             return await self._done(result.revision, written) if then else Committed(0, written)
-        if run.ambiguous and (revision := await self._settled(run, drafts[0])) is not None:
+        if run.ambiguous and (revision := await self._settled(drafts[0], clear_by=clear_by)) is not None:
             return await self._done(revision, written)
         await self._failed(run, drafts, checks, result)
         return None
@@ -203,18 +217,22 @@ class Committer:
         return [Nested((), tuple(writes[i : i + self.max_ops])) for i in range(0, len(writes), self.max_ops)]
 
     async def _done(self, revision: int, written: tuple[Written, ...]) -> Committed:
-        await self.store.passed(revision)
+        await self.store.committed(revision)
         return Committed(revision, written)
 
-    async def _settled(self, run: _Run, draft: Draft) -> int | None:
-        """After an answer that never came: the revision if the write was done, None if it is to be tried again."""
+    async def _settled(self, draft: Draft, *, clear_by: float) -> int | None:
+        """After an answer that never came: the revision if the write was done, None if it is to be tried again.
+
+        Raises Ambiguous when the store has not said so until `clear_by` (of the loop's clock).
+        """
         first = draft.objects[0]
         while True:
             try:
-                page = await self.store.etcd.range(first.key)
+                async with asyncio.timeout_at(clear_by):
+                    page = await self.store.etcd.range(first.key)
                 break
-            except StoreUnavailable as error:
-                if asyncio.get_running_loop().time() > run.deadline:
+            except (StoreUnavailable, TimeoutError) as error:
+                if asyncio.get_running_loop().time() >= clear_by:
                     raise Ambiguous("the store does not answer; the write may have been done") from error
                 await asyncio.sleep(_PAUSE)
         found = page.kvs[0] if page.kvs else None
@@ -241,7 +259,7 @@ class Committer:
                 item.draft = None
                 item.proposals.release()
                 continue
-            errors = [*_taken(item, draft, pages, run), *_occupied(draft.emptiness, pages)]
+            errors = [*_occupied(draft.emptiness, pages), *_taken(item, draft, pages, run)]
             if errors:
                 item.error = foremost(errors)
                 item.proposals.release()

@@ -12,12 +12,15 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from controller.decode_policy import group_of, tier_of
 from controller.decode_status import intent_name
 from controller.etcd.types import KeyValue
 from controller.keys import Keys
+from controller.rollouts.messages import spec_of as rollout_spec
 from controller.rows import (
     Address,
     Attach,
+    Drain,
     HostSpec,
     Intent,
     Labels,
@@ -26,11 +29,24 @@ from controller.rows import (
     Prefix,
     RouterSpec,
     Segment,
+    SplitSpec,
     StaticRoute,
     TenantSpec,
 )
+from controller.rows_policy import GroupSpec, TierSpec
+from tealnet.core.rows.colors import Affinity
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import (
+    common_pb2,
+    host_pb2,
+    network_pb2,
+    port_pb2,
+    rollout_pb2,
+    router_pb2,
+    security_pb2,
+    split_pb2,
+    tenant_pb2,
+)
 
 QUARANTINE = 300
 """Seconds that a released address stays unused where the network does not say."""
@@ -43,18 +59,28 @@ ATTACH: dict[int, Attach] = {
     common_pb2.ATTACHMENT_KIND_DEVICE: Attach.DEVICE,
 }
 
+AFFINITY: dict[int, Affinity] = {
+    split_pb2.AFFINITY_UNSPECIFIED: Affinity.CONNECTION,
+    split_pb2.AFFINITY_CONNECTION: Affinity.CONNECTION,
+    split_pb2.AFFINITY_SOURCE: Affinity.SOURCE,
+}
+
 MESSAGES: dict[str, type[Any]] = {
     "tenant": tenant_pb2.Tenant,
     "host": host_pb2.Host,
     "router": router_pb2.Router,
     "network": network_pb2.Network,
     "port": port_pb2.Port,
+    "split": split_pb2.TrafficSplit,
+    "rollout": rollout_pb2.Rollout,
+    "group": security_pb2.SecurityGroup,
+    "tier": security_pb2.PolicyTier,
 }
 """The API message of each kind of intent."""
 
 
 def intent(kind: str, kv: KeyValue, keys: Keys) -> Intent[Any]:
-    """The row of an intent; `kind` is tenant, host, router, network or port. Raises ValueError, DecodeError."""
+    """The row of an intent; `kind` is one of MESSAGES. Raises ValueError, DecodeError."""
     parts = keys.relative(kv.key).split("/")
     name = intent_name(kind, tuple(parts[3:]))
     stored = store_pb2.Stored.FromString(kv.value)
@@ -62,7 +88,7 @@ def intent(kind: str, kv: KeyValue, keys: Keys) -> Intent[Any]:
     return Intent(
         name=name,
         uid=stored.uid,
-        labels=labels(message.labels),
+        labels=labels(getattr(message, "labels", {})),
         spec=_SPECS[kind](name, message, stored.issued),
         stored=kv.value,
         create_revision=kv.create_revision,
@@ -113,6 +139,8 @@ def _tenant(_: str, message: tenant_pb2.Tenant, __: store_pb2.Issued) -> TenantS
         max_networks=message.quota.networks,
         max_routers=message.quota.routers,
         max_ports=message.quota.ports,
+        max_rollouts=message.quota.rollouts,
+        max_groups=message.quota.security_groups,
         deleting=message.state == tenant_pb2.Tenant.STATE_DELETING,
         revoked_before=_time(message.revoked_before),
     )
@@ -146,8 +174,10 @@ def _network(name: str, message: network_pb2.Network, issued: store_pb2.Issued) 
         mtu=message.mtu,
         number=issued.network_number,
         own_domain=issued.domain,
-        segments=tuple(Segment(s.color, s.uid, s.vni, s.color_number) for s in issued.segments),
+        segments=tuple(Segment(s.color, s.uid, s.vni, s.color_number, s.was_base) for s in issued.segments),
         quarantine=quarantine.seconds if message.HasField("address_quarantine") else QUARANTINE,
+        # Written at every creation. One that only a newer build knows is not less strict than ENFORCE.
+        guarded=message.policy not in (network_pb2.Network.POLICY_UNSPECIFIED, network_pb2.Network.POLICY_OFF),
     )
 
 
@@ -176,7 +206,37 @@ def _port(name: str, message: port_pb2.Port, issued: store_pb2.Issued) -> PortSp
         mac=message.mac,
         allowed=tuple(ip_network(prefix) for prefix in message.allowed_addresses),
         identity=issued.identity,
+        groups=tuple(message.security_groups),
     )
+
+
+def _split(name: str, message: split_pb2.TrafficSplit, issued: store_pb2.Issued) -> SplitSpec:
+    if message.affinity not in AFFINITY:
+        raise ValueError(f"affinity {message.affinity} is not known")
+    weights = {color: weight for color, weight in message.weights.items() if weight}
+    closed = set(message.closed) - weights.keys()
+    return SplitSpec(
+        tenant=tenant_of(name),
+        network=name.rpartition("/")[0],
+        network_uid=issued.network_uid,
+        weights=tuple(sorted(weights.items())),
+        affinity=AFFINITY[message.affinity],
+        closed=tuple(sorted(closed)),
+        drains=tuple(
+            Drain(d.color, d.timeout.seconds + d.timeout.nanos / 1e9, _time(d.begin))
+            for d in message.drains
+            if d.color not in weights.keys() | closed
+        ),
+        apply_at=message.apply_at.ToNanoseconds() if message.HasField("apply_at") else 0,
+    )
+
+
+def _group(name: str, message: security_pb2.SecurityGroup, _: store_pb2.Issued) -> GroupSpec:
+    return group_of(tenant_of(name), message)
+
+
+def _tier(_: str, message: security_pb2.PolicyTier, __: store_pb2.Issued) -> TierSpec:
+    return tier_of(message, labels(message.tenant_selector))
 
 
 _SPECS: dict[str, Callable[[str, Any, store_pb2.Issued], Any]] = {
@@ -185,4 +245,8 @@ _SPECS: dict[str, Callable[[str, Any, store_pb2.Issued], Any]] = {
     "router": _router,
     "network": _network,
     "port": _port,
+    "split": _split,
+    "rollout": rollout_spec,
+    "group": _group,
+    "tier": _tier,
 }

@@ -9,21 +9,25 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from controller.etcd.types import KeyValue
+from controller.keys import COLLECTIONS, OWNED
 from controller.rows import IdentityRow, PortStatusEntry, SessionEntry, Term, TombstoneRow
 from tealnet.store.v1 import store_pb2
 
 Place = tuple[str, Hashable]  # (name of a table of World, key in it)
 
-INTENTS = {"tenant": "tenants", "host": "hosts", "router": "routers", "network": "networks", "port": "ports"}
+INTENTS = {kind: f"{kind}s" for kind in (*COLLECTIONS, "split")}
+"""The table of each kind of intent."""
 
 
 def intent_name(kind: str, parts: tuple[str, ...]) -> str:
     """The resource name of an intent's key: ("port", ("acme", "p")) → tenants/acme/ports/p."""
-    if kind in ("tenant", "host"):
+    if kind not in (*OWNED, "split"):
         (own,) = parts
-        return f"{kind}s/{own}"
+        return f"{COLLECTIONS[kind]}/{own}"
     tenant, own = parts
-    return f"tenants/{tenant}/{kind}s/{own}"
+    if kind == "split":
+        return f"tenants/{tenant}/networks/{own}/trafficSplit"
+    return f"tenants/{tenant}/{COLLECTIONS[kind]}/{own}"
 
 
 def place(relative: str) -> Place | None:
@@ -43,6 +47,10 @@ def place(relative: str) -> Place | None:
             return "port_status", uid
         case ("s", "host", uid):
             return "host_status", uid
+        case ("s", "rollout", uid, replica):
+            return "rollout_reports", (uid, replica)
+        case ("s", "step", uid, step):
+            return "rollout_steps", (uid, int(step))
         case ("s", "replica", replica):
             return "replicas", replica
         case ("h", host_uid):
@@ -53,6 +61,8 @@ def place(relative: str) -> Place | None:
             return "barriers", barrier
         case ("b", barrier, replica):
             return "answers", (barrier, replica)
+        case ("l", "confirm", uid):
+            return "confirmations", uid
         case ("l", "chores"):
             return "terms", "chores"
         case ("m", "lineage", number):
@@ -95,6 +105,7 @@ def _port_status(kv: KeyValue, _: Any) -> PortStatusEntry:
         reason=message.reason,
         text=message.text,
         since=message.since.seconds + message.since.nanos / 1e9,
+        policy=message.policy,
     )
 
 
@@ -109,6 +120,9 @@ _ROWS: dict[str, Callable[[KeyValue, Any], Any]] = {
     "tombstones": _tombstone,
     "port_status": _port_status,
     "host_status": lambda kv, _: store_pb2.HostStatusRow.FromString(kv.value),
+    "rollout_reports": lambda kv, _: store_pb2.RolloutReport.FromString(kv.value),
+    "rollout_steps": lambda kv, _: store_pb2.RolloutStepRow.FromString(kv.value),
+    "confirmations": lambda kv, _: kv.create_revision,
     "replicas": lambda kv, _: store_pb2.ReplicaRow.FromString(kv.value),
     "sessions": _session,
     "barriers": lambda kv, _: store_pb2.Barrier.FromString(kv.value),

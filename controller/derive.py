@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from controller.features.colors import Colors
 from controller.features.l2 import L2
 from controller.features.router import Router
+from controller.features.security import Security
 from controller.resources import Resources
 from controller.scopes import Scopes
 from controller.world import World
@@ -14,10 +16,12 @@ def declare(world: World, *, default_mtu: int) -> Resources:
     graph = world.graph
     scopes = Scopes(graph, world)
     l2 = L2(graph, world, scopes, default_mtu=default_mtu)
-    router = Router(graph, world)
+    router, security = Router(graph, world), Security(graph, world, scopes)
+    colors = Colors(graph, world, scopes)
     return Resources(
         world,
         scopes,
         hostpeers=l2.hostpeers,
-        tables=(l2.segments, l2.endpoints, l2.localports, router.routes),
+        tables=(l2.segments, l2.endpoints, l2.localports, router.routes, colors.weights, security.rules),
+        security=security,
     )

@@ -199,6 +199,14 @@ class Draft:
         self.claim(key, value, refuse=lambda _: AlreadyExists(name))
         self.objects.append(Written(kind, name, stored.uid, key, value, 0))
 
+    def put_object(self, kind: str, name: str, stored: store_pb2.Stored) -> None:
+        """A new object under a name that has been read: whatever was seen there it takes the place of."""
+        key = self.keys.intent(name)
+        stored.write_id = self.write_id
+        value = stored.SerializeToString()
+        self.put(key, value)
+        self.objects.append(Written(kind, name, stored.uid, key, value, 0))
+
     def replace(self, kind: str, row: Intent[Any], *, message: Message, issued: store_pb2.Issued | None = None) -> None:
         """An object with another message (and issued numbers); unknown fields of the stored value stay."""
         key = self.keys.intent(row.name)

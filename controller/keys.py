@@ -15,6 +15,22 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
+COLLECTIONS = {
+    "tenant": "tenants",
+    "host": "hosts",
+    "network": "networks",
+    "router": "routers",
+    "port": "ports",
+    "rollout": "rollouts",
+    "group": "securityGroups",
+    "tier": "policyTiers",
+}
+"""The kinds of intents, and how each is called in resource names; a split's name is its network's and one part more."""
+OWNED = ("network", "router", "port", "rollout", "group")
+"""Kinds that belong to a tenant."""
+_KINDS = {collection: kind for kind, collection in COLLECTIONS.items()}
+
+
 def mapped(address: Address) -> int:
     """The 128-bit number of an address; v4 as v4-mapped v6 (RFC 4291, 2.5.5.2)."""
     return int(address) | (0xFFFF << 32) if address.version == 4 else int(address)
@@ -51,13 +67,18 @@ class Keys:
     # --- w/: tables ---
 
     def intent(self, name: str) -> bytes:
-        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p."""
+        """An intent by resource name: tenants/acme → w/o/tenant/acme, tenants/acme/ports/p → w/o/port/acme/p.
+
+        A split's is tenants/acme/networks/web/trafficSplit → w/o/split/acme/web.
+        """
         parts = name.split("/")
-        kind = {"networks": "network", "routers": "router", "ports": "port"}
-        if parts[0] == "tenants" and len(parts) == 4:
-            return self._key(f"w/o/{kind[parts[2]]}/{parts[1]}/{parts[3]}")
-        if parts[0] in ("tenants", "hosts") and len(parts) == 2:
-            return self._key(f"w/o/{parts[0][:-1]}/{parts[1]}")
+        if parts[0] == "tenants" and len(parts) == 5 and (parts[2], parts[4]) == ("networks", "trafficSplit"):
+            return self._key(f"w/o/split/{parts[1]}/{parts[3]}")
+        kind = _KINDS.get(parts[-2], "") if len(parts) in (2, 4) else ""
+        if kind in OWNED and parts[0] == "tenants" and len(parts) == 4:
+            return self._key(f"w/o/{kind}/{parts[1]}/{parts[3]}")
+        if kind and kind not in OWNED and len(parts) == 2:
+            return self._key(f"w/o/{kind}/{parts[1]}")
         raise ValueError(f"not a resource name: {name}")
 
     def identity(self, number: int) -> bytes:
@@ -87,6 +108,18 @@ class Keys:
     def replica(self, replica: str) -> bytes:
         """One controller process."""
         return self._key(f"w/s/replica/{replica}")
+
+    def rollout_report(self, uid: str, replica: str) -> bytes:
+        """What the hosts in session with a replica report for a rollout."""
+        return self._key(f"w/s/rollout/{uid}/{replica}")
+
+    def rollout_step(self, uid: str, step: int) -> bytes:
+        """Who had a step of a rollout when."""
+        return self._key(f"w/s/step/{uid}/{step}")
+
+    def confirmation(self, uid: str) -> bytes:
+        """A rollout can be confirmed as long as this is there; on a lease that nobody renews."""
+        return self._key(f"w/l/confirm/{uid}")
 
     def session(self, host_uid: str) -> bytes:
         """The live stream of a host."""
@@ -124,7 +157,12 @@ class Keys:
 
     def lineage(self, number: int) -> bytes:
         """One id of the store's history."""
-        return self._key(f"w/m/lineage/{number}")
+        return self.lineage_prefix + str(number).encode()
+
+    @property
+    def lineage_prefix(self) -> bytes:
+        """Prefix of all ids of the history."""
+        return self._key("w/m/lineage/")
 
     # --- k/: compared only ---
 
@@ -187,6 +225,10 @@ class Keys:
     def device(self, host_uid: str, device: str) -> bytes:
         """An existing device of a host."""
         return self._key(f"k/u/dev/{host_uid}/{device}")
+
+    def rollout_of(self, network_uid: str) -> bytes:
+        """The unfinished rollout that a network's weights belong to."""
+        return self._key(f"k/u/rollout/{network_uid}")
 
     def references(self, kind: str, uid: str) -> bytes:
         """Prefix of all that refer to an object."""

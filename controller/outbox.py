@@ -45,6 +45,7 @@ class Outbox:
         self.dirty: dict[str, set[str]] = {}
         self.whole: set[str] = set()
         self.dropped: set[str] = set()
+        self.is_urgent = False  # traffic is to move: the next unit is cut before others'
         self.since = 0  # revision at which the oldest dirty key became so; 0: nothing is dirty
         self.in_flight = 0  # number of the unit that is not taken yet
         self.unacked: deque[Unit] = deque()
@@ -97,9 +98,9 @@ class Outbox:
         unit = Unit(self._number, revision, self.since, [], whole=sorted(self.whole))
         touched = self.dirty.keys() | self.whole | self.dropped
         names = self.scopes | self.dropped if unit.number == 1 else touched
-        deltas = [(name, self._delta(name, unit)) for name in sorted(names)]
-        unit.parts = list(self._parts(unit, lineage, deltas))
-        self.dirty, self.whole, self.dropped, self.since = {}, set(), set(), 0
+        pieces = list(chain.from_iterable(self._encoded(name, unit) for name in sorted(names)))
+        unit.parts = list(self._parts(unit, lineage, pieces))
+        self.dirty, self.whole, self.dropped, self.since, self.is_urgent = {}, set(), set(), 0, False
         self.in_flight = unit.number
         self.unacked.append(unit)
         return unit
@@ -122,6 +123,16 @@ class Outbox:
         return oldest - 1 if oldest else settled
 
     # ---- encoding
+
+    def _encoded(self, name: str, unit: Unit) -> list[bytes]:
+        """A scope's delta. One of a domain is the same for all hosts that are owed the same, and encoded once."""
+        if name == self.own or name in self.dropped:
+            return list(self._pieces(name, self._delta(name, unit)))
+        what = name, None if name in self.whole else frozenset(self.dirty.get(name, ()))
+        found = self.resources.encoded.get(what)
+        if found is None:
+            found = self.resources.encoded[what] = list(self._pieces(name, self._delta(name, unit)))
+        return found
 
     def _delta(self, name: str, unit: Unit) -> list[bytes]:
         """The encoded fields of one scope's delta, without name and digest."""
@@ -161,9 +172,8 @@ class Outbox:
         uid = key.removeprefix(_LOCALPORT)
         return self.resources.proof(self.host_uid, uid) or (self.accepted if uid in self.forgiven else 0)
 
-    def _parts(self, unit: Unit, lineage: tuple[int, str], deltas: list[tuple[str, list[bytes]]]) -> Iterable[bytes]:
+    def _parts(self, unit: Unit, lineage: tuple[int, str], pieces: list[bytes]) -> Iterable[bytes]:
         """Parts of at most a mebibyte: ToAgent messages joined from pieces that are encoded already."""
-        pieces = list(chain.from_iterable(self._pieces(name, fields) for name, fields in deltas))
         groups: list[list[bytes]] = [[]]
         size = 0
         for piece in pieces:

@@ -13,6 +13,8 @@ from typing import Any
 import structlog
 
 from controller.etcd.types import Compare, KeyValue, Page, created, delete, empty, get, modified, prefix_end, put
+from controller.idle import Idle
+from controller.intents.base import identity_digest
 from controller.rows import IdentityRow, TombstoneRow
 from controller.store import Store
 from tealnet.core.tables import Table
@@ -32,7 +34,7 @@ class Release:
         self._first: dict[tuple[str, str, str], tuple[int, float]] = {}  # a tombstone's revision, and when it was seen
         self._orphans: dict[bytes, float] = {}  # when a row was first seen without its object
         self._candidates: dict[bytes, int] = {}  # number's key → revision of its release, at the last check
-        self._unused: dict[int, int] = {}  # identity of nobody → revision when that was first seen
+        self.idle = Idle(store)
 
     # ---- tombstones and addresses
 
@@ -97,21 +99,12 @@ class Release:
                     free[kv.key] = kv.mod_revision
                     if self._candidates.get(kv.key) == kv.mod_revision and await self._delete([kv]):
                         log.info("number freed", key=self.store.keys.relative(kv.key))
-        for number, since in self._of_nobody().items():
+        for number, since in self.idle.expired(low).items():
             key = self.store.keys.identity(number)
-            if since < low:
-                free[key] = since
-                if self._candidates.get(key) == since:
-                    await self._free_identity(number)
+            free[key] = since
+            if self._candidates.get(key) == since:
+                await self._free_identity(number)
         self._candidates = free
-
-    def _of_nobody(self) -> dict[int, int]:
-        """Identities whose tenant is no more, and since which revision; a tenant that lives keeps its own."""
-        world = self.store.world
-        living = {tenant.uid for tenant in world.tenants.rows.values()}
-        gone = (number for number, row in world.identities.rows.items() if row.members[0] not in living)
-        self._unused = {number: self._unused.get(number, self.store.revision) for number in gone}
-        return self._unused
 
     async def _free_identity(self, number: int) -> None:
         """Unless a port has it after all: then one of the two transactions fails."""
@@ -121,7 +114,7 @@ class Release:
             return
         key, references = keys.identity(number), keys.references("identity", str(number))
         unused = [self.term, created(key, row.create_revision), empty(references, prefix_end(references))]
-        by_set = (await etcd.range(keys.identity_set(row.members[0]))).kvs if len(row.members) == 1 else ()
+        by_set = (await etcd.range(keys.identity_set(identity_digest(row.members)))).kvs
         own = [kv for kv in by_set if kv.value == str(number).encode()]
         compares = [*unused, *(modified(kv.key, kv.mod_revision) for kv in own)]
         if (await etcd.txn(compares, [delete(key), *(delete(kv.key) for kv in own)])).succeeded:
@@ -140,13 +133,16 @@ class Release:
     # ---- orphans
 
     async def orphans(self) -> None:
-        """Delete status of ports and hosts that are gone, and the marks of replicas that are."""
+        """Delete status of ports, hosts and rollouts that are gone, and the marks of replicas that are."""
         store, world, now = self.store, self.store.world, self.clock()
+        living = world.rollouts_by_uid.buckets
         marks = [b for b, row in world.barriers.rows.items() if row.mark and b not in world.replicas.rows]
         found: set[bytes] = {
             *map(store.keys.port_status, _without(world.port_status, world.ports_by_uid.buckets)),
             *map(store.keys.host_status, _without(world.host_status, world.hosts_by_uid.buckets)),
             *map(store.keys.barrier, marks),
+            *(store.keys.rollout_step(*key) for key in world.rollout_steps.rows if key[0] not in living),
+            *(store.keys.confirmation(uid) for uid in world.confirmations.rows if uid not in living),
         }
         self._orphans = {key: self._orphans.get(key, now) for key in found}
         for key, first in self._orphans.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -24,6 +24,10 @@ _BEAT = 1.0  # seconds
 _PAUSE = 0.5  # seconds between attempts to get a lease
 
 
+async def _at_once(_: int) -> None:
+    """Nobody follows."""
+
+
 class Replica:
     """`run` for as long as the process lives. `lease_id` is 0 until the first lease is there."""
 
@@ -31,6 +35,7 @@ class Replica:
         self.etcd, self.keys, self.id = etcd, keys, replica_id
         self.lease_id = 0
         self.ready = asyncio.Event()
+        self.seen: Callable[[int], Awaitable[None]] = _at_once  # `Store.committed`
         self.describe: Callable[[], store_pb2.ReplicaRow] = store_pb2.ReplicaRow
         self.renewed: list[Callable[[], None]] = []  # called when there is a new lease
 
@@ -56,9 +61,12 @@ class Replica:
         beat, row = self.keys.beat(self.id), self.keys.replica(self.id)
         while not lease.lost.is_set():
             try:
-                await self.etcd.txn(
+                written = await self.etcd.txn(
                     (), [put(beat, b"", lease.id), put(row, self.describe().SerializeToString(), lease.id)]
                 )
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_BEAT):
+                        await self.seen(written.revision)
             except StoreError as error:
                 log.warning("heartbeat not written", error=str(error))
             with contextlib.suppress(TimeoutError):

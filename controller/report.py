@@ -28,7 +28,15 @@ _DELAY = 0.05  # seconds
 _AGAIN = 0.5  # seconds until a write that failed is tried again
 _BATCH = 100  # puts per transaction
 _LOCALPORT = "localport/"
+_RULES = "rules/"
 _UNACCOUNTED = "Unaccounted"
+_OURS = (_UNACCOUNTED, "VtepMismatch", "ForeignHistory")
+"""Conditions that the controller finds and a host can't set."""
+# What a host says is stored, so it has an end, whoever has taken the host over.
+_LONGEST_KEY = 200
+_LONGEST_TEXT = 1000
+_MOST_CONDITIONS = 32
+_MOST_UNACCOUNTED = 5000
 
 
 class _Replaced(Exception):
@@ -40,12 +48,16 @@ class _KeyGone(Exception):
 
 
 class Result(NamedTuple):
-    """The last word on a port: the versions applied and tried, and why the try failed ("" = it did not)."""
+    """The last word on a port: the versions applied and tried, and why the try failed ("" = it did not).
+
+    `policy` is what went wrong with the rules of its identity: then it is closed, in one direction or both.
+    """
 
     applied: bytes
     tried: bytes
     reason: str
     text: str
+    policy: str = ""
 
 
 class Report:
@@ -74,10 +86,11 @@ class Report:
 
     def acked(self, units: Iterable[Unit], ack: pb.Ack) -> None:
         """An Ack: the units it is the first about, and the full set of failures."""
-        failures = {failure.key: failure for failure in ack.failures}
+        failures = {failure.key: _short(failure) for failure in ack.failures if self._may_speak_of(failure.key)}
         affected = {key for key in failures.keys() | self.failures.keys() if self._differs(key, failures)}
         self.failures = failures
         uids = {key.removeprefix(_LOCALPORT) for key in affected if key.startswith(_LOCALPORT)}
+        uids.update(uid for key in affected if key.startswith(_RULES) for uid in self._guarded_by(key))
         for unit in units:
             for uid, version in unit.sent.items():
                 uids.add(uid)
@@ -87,6 +100,15 @@ class Report:
                     self._sent[uid] = version
         for uid in uids:
             self._tell(uid)
+
+    def _may_speak_of(self, key: str) -> bool:
+        """A host speaks for the ports that are bound to it, and for those that it still has to let go."""
+        if not key.startswith(_LOCALPORT):
+            return len(key) <= _LONGEST_KEY
+        uid, world = key.removeprefix(_LOCALPORT), self.store.world
+        if uid in self._sent or self._bound(uid) is not None:
+            return True
+        return any(place[0] == self.host_uid for place in world.tombstones_by_port.keys(uid))
 
     def _differs(self, key: str, failures: dict[str, pb.KeyFailure]) -> bool:
         return failures.get(key) != self.failures.get(key)
@@ -118,14 +140,33 @@ class Report:
         elif self._bound(uid) is None:
             return
         else:
-            after = Result(version, version, "", "")
+            policy = self._policy_of(uid)
+            after = Result(version, version, "", "", policy)
             if failure := self.failures.get(_LOCALPORT + uid):
                 applied = before.applied if before else b""
-                after = Result(applied, failure.version or version, failure.reason or "FAILED", failure.text)
+                after = Result(applied, failure.version or version, failure.reason or "FAILED", failure.text, policy)
             self._told[uid] = after
         if after != before:
             self._queue[uid] = after
             self._wake.set()
+
+    def _guarded_by(self, key: str) -> Iterable[str]:
+        """The uids of this host's ports that rules (rules/<identity>) guard."""
+        world, number = self.store.world, key.removeprefix(_RULES)
+        for name in world.ports_by_identity.keys(int(number) if number.isdecimal() else 0):
+            uid = world.ports.rows[name].uid
+            if uid in self._sent and self._bound(uid) is not None:
+                yield uid
+
+    def _policy_of(self, uid: str) -> str:
+        world = self.store.world
+        for name in world.ports_by_uid.keys(uid):
+            spec = world.ports.rows[name].spec
+            network = world.networks.rows.get(spec.network)
+            failure = self.failures.get(f"{_RULES}{spec.identity}")
+            if failure and network and network.spec.guarded:
+                return f"{failure.reason or 'FAILED'}: {failure.text}"
+        return ""
 
     def _bound(self, uid: str) -> Intent[PortSpec] | None:
         """The port, if it is bound to this host."""
@@ -143,7 +184,7 @@ class Report:
         row = self.store.world.port_status.rows.get(uid)
         if row is None or row.host_uid != self.host_uid:
             return None
-        return Result(row.applied, row.tried, row.reason, row.text)
+        return Result(row.applied, row.tried, row.reason, row.text, row.policy)
 
     # ---- writing
 
@@ -211,6 +252,7 @@ class Report:
             tried=result.tried,
             reason=result.reason,
             text=result.text,
+            policy=result.policy,
             since=timestamp(),
         )
         return put(self.store.keys.port_status(uid), row.SerializeToString())
@@ -253,17 +295,19 @@ class Report:
         """Keep what the host says of itself, if it is news."""
 
         def edit(row: store_pb2.HostStatusRow) -> None:
-            row.underlay_mtu, row.ovs_version, row.datapath = facts.underlay_mtu, facts.ovs_version, facts.datapath
-            kinds = {condition.type for condition in facts.conditions}
-            clear_conditions(row, *(c.type for c in row.conditions if c.type not in kinds | {_UNACCOUNTED}))
-            for c in facts.conditions:
-                set_condition(row, kind=c.type, text=c.text, remedy=c.remedy)
+            row.underlay_mtu = facts.underlay_mtu
+            row.ovs_version, row.datapath = _cut(facts.ovs_version), _cut(facts.datapath)
+            told = {c.type: c for c in facts.conditions[:_MOST_CONDITIONS] if c.type not in _OURS}
+            clear_conditions(row, *(c.type for c in row.conditions if c.type not in told.keys() | {_UNACCOUNTED}))
+            for kind, c in told.items():
+                set_condition(row, kind=_cut(kind), text=_cut(c.text), remedy=_cut(c.remedy))
 
         await edit_host_status(self.store.etcd, self.store.keys, self.host_uid, edit, [self._mine])
 
     async def note_unaccounted(self, keys: Iterable[str]) -> None:
         """Keep the names of ports that the host has and the store does not, without proof."""
-        unaccounted = sorted(keys)
+        unaccounted = sorted(key for key in keys if key.startswith(_LOCALPORT) and len(key) <= _LONGEST_KEY)
+        unaccounted = unaccounted[:_MOST_UNACCOUNTED]
 
         def edit(row: store_pb2.HostStatusRow) -> None:
             row.unaccounted[:] = unaccounted
@@ -288,3 +332,15 @@ class Report:
             await self.store.etcd.txn([self._mine], [delete(self._mine.key)])
         except StoreError as error:
             log.info("session key left to its lease", host_uid=self.host_uid, error=str(error))
+
+
+def _cut(text: str) -> str:
+    return text[:_LONGEST_TEXT]
+
+
+def _short(failure: pb.KeyFailure) -> pb.KeyFailure:
+    """A failure with texts that can be kept."""
+    if len(failure.text) > _LONGEST_TEXT or len(failure.reason) > _LONGEST_KEY or len(failure.version) > _LONGEST_KEY:
+        failure.text, failure.reason = _cut(failure.text), failure.reason[:_LONGEST_KEY]
+        failure.version = failure.version[:_LONGEST_KEY]
+    return failure

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controller.scopes import Scopes
 from controller.world import World
@@ -16,16 +16,20 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.digest import SIZE, term, version
 from tealnet.core.tables import Derived, Table
 
+if TYPE_CHECKING:
+    from controller.features.security import Security
+
 _MODULUS = 1 << 128
 Changed = dict[str, set[str]]  # scope → keys
 
 
 class Resource(NamedTuple):
-    """A derived row: where it belongs, its key and its encoded body."""
+    """A derived row: where it belongs, its key, its encoded body, and the features that its meaning needs (A15)."""
 
     scope: str
     key: str
     body: bytes
+    requires: tuple[str, ...] = ()  # features without which it must not be interpreted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,9 @@ def field(number: int, body: bytes) -> bytes:
 _UPSERTS = pb.ScopeDelta.DESCRIPTOR.fields_by_name["upserts"].number
 
 
-def chunk(key: str, body: bytes) -> Chunk:
+def chunk(key: str, body: bytes, requires: Sequence[str] = ()) -> Chunk:
     """Encode and hash."""
-    encoded = field(_UPSERTS, pb.Resource(key=key, body=body).SerializeToString())
+    encoded = field(_UPSERTS, pb.Resource(key=key, body=body, requires=requires).SerializeToString())
     return Chunk(key, version(body), term(key, body), encoded)
 
 
@@ -97,14 +101,16 @@ class Resources:
         *,
         hostpeers: Derived[str, Resource],
         tables: Sequence[Derived[Any, Resource]],
+        security: Security,
     ) -> None:
-        self.world, self.of_hosts = world, scopes
+        self.world, self.of_hosts, self.security = world, scopes, security
         self._tables = tables
         self._hostpeers = hostpeers
         self._scopes: dict[str, Scope] = {}
         self._placed: list[dict[Hashable, tuple[str, str]]] = [{} for _ in tables]  # row → (scope, key)
         self._peers: dict[str, frozenset[str]] = {}
         self._peer_chunks: dict[str, Chunk] = {}
+        self.encoded: dict[Hashable, list[bytes]] = {}  # deltas that many hosts are sent, until the next `collect`
         self.rescoped: set[str] = set()  # hosts that got or lost a domain in the last `collect`
         followed: list[Table[Any, Any]] = [*tables, hostpeers, scopes.peers_of_host, scopes.domains_of_host]
         for table in followed:
@@ -127,6 +133,7 @@ class Resources:
     def collect(self) -> Changed:
         """Take over what has changed since the last call; returns the keys by scope."""
         changed: Changed = {}
+        self.encoded.clear()
         for table, placed in zip(self._tables, self._placed, strict=True):
             for row_key in table.take_changes():
                 row = table.rows.get(row_key)
@@ -135,7 +142,7 @@ class Resources:
                     self._set(changed, old[0], old[1], None)
                 if row is not None:
                     placed[row_key] = (row.scope, row.key)
-                    self._set(changed, row.scope, row.key, chunk(row.key, row.body))
+                    self._set(changed, row.scope, row.key, chunk(row.key, row.body, row.requires))
         self._collect_peers(changed)
         self.rescoped = self.of_hosts.domains_of_host.take_changes()
         return changed

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from tealnet.core.rows.colors import Affinity
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -34,8 +36,10 @@ class TenantSpec:
     max_networks: int
     max_routers: int
     max_ports: int
+    max_rollouts: int
     deleting: bool
     revoked_before: float  # Unix time; 0 = never
+    max_groups: int = 0  # beside the default one
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Segment:
     uid: str
     vni: int
     color_number: int
+    was_base: bool = False  # what has no color yet belongs to this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,46 @@ class NetworkSpec:
     own_domain: int
     segments: tuple[Segment, ...]
     quarantine: int  # seconds
+    guarded: bool = False  # policy ENFORCE
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """Names of its colors, in the user's order; none: one segment without a color."""
+        return tuple(segment.color for segment in self.segments if segment.color_number)
+
+    def color_of(self, segment_uid: str) -> str:
+        """The color of one of its segments; "" where it has none."""
+        return next((s.color for s in self.segments if s.uid == segment_uid and s.color_number), "")
+
+
+class OnOpen(Enum):
+    """What becomes of open connections to colors that have no weight."""
+
+    KEEP = "KEEP"
+    DRAIN = "DRAIN"
+    CUT = "CUT"
+
+
+class Drain(NamedTuple):
+    """A color without weight whose open connections are to be cut, `seconds` after a leader has first seen it."""
+
+    color: str
+    seconds: float
+    since: float  # Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSpec:
+    """The weights of a network's colors, by name. What has no weight does not stand in `weights`."""
+
+    tenant: str
+    network: str
+    network_uid: str
+    weights: tuple[tuple[str, int], ...]  # sorted; each above 0
+    affinity: Affinity
+    closed: tuple[str, ...]  # sorted; colors without weight
+    drains: tuple[Drain, ...]  # colors without weight that are not closed yet
+    apply_at: int  # Unix time in ns; 0 = at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +141,7 @@ class PortSpec:
     mac: str
     allowed: tuple[Prefix, ...]
     identity: int
+    groups: tuple[str, ...] = ()  # resource names; none: the tenant's default group
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +199,11 @@ class IdentityRow:
     members: tuple[str, ...]
     create_revision: int
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Uids of its groups; the tenant's uid stands for its default group where a port of old names none."""
+        return self.members[1:] or self.members
+
 
 @dataclass(frozen=True, slots=True)
 class PortStatusEntry:
@@ -164,6 +215,7 @@ class PortStatusEntry:
     reason: str
     text: str
     since: float
+    policy: str = ""  # why its rules could not be applied as they are
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Scopes:
         self.vni_of_segment: Derived[str, int] = graph.derive(world.networks_by_segment, self._vni_of_segment)
         self.domain_of_vni: Derived[int, int] = graph.derive(world.networks_by_vni, self._domain_of_vni)
         self.vnis_by_domain: Index[int] = self.domain_of_vni.index(lambda domain: (domain,))
+        self.guarded: Derived[str, bool] = graph.derive(world.networks, self._guarded)
         self.hops: Derived[str, Hops] = graph.derive(world.networks, self._hops)
         self.hops_by_address: Index[Hops] = self.hops.index(lambda h: {(h.network, r.next_hop) for r in h.routes})
 
@@ -90,6 +91,11 @@ class Scopes:
         for name in read.keys(self.world.networks_by_vni, vni):
             return read.get(self.domain_of_network, name)
         return None
+
+    def _guarded(self, read: Read, name: str) -> bool | None:
+        """Whether rules guard the ports of a network; a row of its own, so that nothing else of networks matters."""
+        network = read.get(self.world.networks, name)
+        return True if network and network.spec.guarded else None
 
     def _hops(self, read: Read, name: str) -> Hops | None:
         network = read.get(self.world.networks, name)
@@ -142,7 +148,7 @@ class Scopes:
         return any(place and not place.fenced for place in places)
 
     def _presence(self, read: Read, place: tuple[int, str]) -> Presence | None:
-        return Presence(*place) if read.keys(self.holdings_by_place, place) else None
+        return Presence(*place) if read.any(self.holdings_by_place, place) else None
 
     def _hosts_of_domain(self, read: Read, domain: int) -> frozenset[str] | None:
         vnis = read.keys(self.vnis_by_domain, domain)

@@ -21,44 +21,60 @@ import grpc
 import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from controller.admission import Admission
 from controller.api import Api, Errors, interceptors
 from controller.api import build as build_api
+from controller.api.admin import AdminService
+from controller.api.health import Health
+from controller.api.policy import Parts as PolicyParts
+from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
 from controller.chores import Chores
+from controller.commit import Committer
 from controller.derive import declare
 from controller.etcd import Etcd, StoreError, Tls
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.limits import max_txn_ops
+from controller.etcd.restore import MARK
 from controller.events import Events
 from controller.metrics import Metrics
+from controller.policy_reports import PolicyReports
+from controller.questions import Questions
 from controller.replica import Replica
+from controller.rollouts.leader import Tools
+from controller.rollouts.observer import Observer
 from controller.sessions import SERVICE, Sessions
 from controller.settings import Settings
 from controller.status import Status
-from controller.store import Store, bootstrap
+from controller.store import Store, bootstrap, new_history
 from controller.sync import Sync
 from controller.tls import Certificates, host_of
 from controller.watch import Watches
 from tealnet.core.pki import Ca
-from tealnet.v1 import system_pb2, system_pb2_grpc
+from tealnet.v1 import admin_pb2_grpc, security_pb2_grpc, system_pb2, system_pb2_grpc
 
 log = structlog.get_logger()
 
 GRACE = 2.0  # seconds that calls under way get at the end
+STORE_PATIENCE = 2.0  # seconds for a call to an etcd of several members
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # clients find out that a replica is silent
+    ("grpc.keepalive_permit_without_calls", 1),
 ]
+_NAMES = (
+    "Tenant", "Network", "Router", "Port", "Host", "TrafficSplit", "Rollout", "SecurityGroup", "PolicyTier", "Policy",
+    "System", "Admin",
+)  # fmt: skip
 _SERVICES = [
     SERVICE,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-    *(f"tealnet.v1.{name}Service" for name in ("Tenant", "Network", "Router", "Port", "Host", "System")),
+    *(f"tealnet.v1.{name}Service" for name in _NAMES),
     reflection.SERVICE_NAME,
 ]
 
@@ -81,8 +97,10 @@ class Controller:
     replica: Replica
     sessions: Sessions
     status: Status
+    questions: Questions
     sync: Sync
     chores: Chores
+    observer: Observer
     events: Events
     metrics: Metrics
     certificates: Certificates
@@ -92,15 +110,22 @@ class Controller:
 
 
 @contextlib.asynccontextmanager
-async def _etcd(settings: Settings) -> AsyncIterator[Etcd]:
+async def store_of(settings: Settings) -> AsyncIterator[Etcd]:
+    """The etcd that the settings name; an embedded one runs until the end of the block."""
     async with contextlib.AsyncExitStack() as stack:
         if settings.is_embedded:
             durability = Durability.DISK if settings.etcd_fsync == "on" else Durability.MEMORY
             embedded = EmbeddedEtcd(Options(settings.data_dir / "etcd", durability=durability))
             await stack.enter_async_context(embedded)
-            yield await stack.enter_async_context(Etcd([embedded.endpoint]))
+            etcd = await stack.enter_async_context(Etcd([embedded.endpoint]))
+            if (mark := settings.data_dir / "etcd" / MARK).exists():
+                await new_history(etcd, settings.cluster)
+                mark.unlink()
+                log.warning("the store was restored: hosts wait until they are accepted")
+            yield etcd
             return
-        yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings)))
+        # With others to ask, an answer of one member that takes longer is not worth waiting for.
+        yield await stack.enter_async_context(Etcd(settings.etcd, etcd_tls(settings), timeout=STORE_PATIENCE))
 
 
 def etcd_tls(settings: Settings) -> Tls | None:
@@ -117,6 +142,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     keys = await bootstrap(etcd, settings.cluster)
     replica = Replica(etcd, keys, settings.replica or secrets.token_hex(8))
     store = Store(etcd, keys, replica=replica.id)
+    replica.seen = store.committed
     metrics, events = Metrics(), Events(etcd, keys)
     resources = declare(store.world, default_mtu=settings.default_mtu)
     sessions = Sessions(
@@ -134,11 +160,15 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         return session.synced if session else 0
 
     status = Status(store.world, resources, synced_of, default_mtu=settings.default_mtu)
-    sync = Sync(store, sessions, replica)
-    chores = Chores(store, sync, replica=replica, events=events, settings=settings)
+    questions = Questions(store, replica)
+    sync = Sync(store, sessions, questions)
+    observer, max_ops = Observer(store, sessions, replica), await max_txn_ops(etcd)
+    committer = Committer(store, max_ops=max_ops)
+    tools = Tools(store, sync, status, events, committer, observer, settings.rollout_urls)
+    chores = Chores(tools, replica=replica, settings=settings)
     watches = Watches(store)
     ca = Ca.load(Path(settings.ca_key).parent) if settings.ca_key else None
-    api = build_api(store, settings, status=status, ca=ca, max_ops=await max_txn_ops(etcd))
+    api = build_api(store, settings, status=status, ca=ca, max_ops=max_ops)
     await store.load()
     return Controller(
         settings=settings,
@@ -147,8 +177,10 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         replica=replica,
         sessions=sessions,
         status=status,
+        questions=questions,
         sync=sync,
         chores=chores,
+        observer=observer,
         events=events,
         metrics=metrics,
         certificates=Certificates(settings),
@@ -159,7 +191,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
 
 async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[Controller] | None = None) -> None:
     """Serve until `stop` is set; `started` is told when it serves. Raises what makes going on impossible."""
-    async with _etcd(settings) as etcd:
+    async with store_of(settings) as etcd:
         # What is read at the start stays for long: the collector need not look at it, now or ever.
         gc.disable()
         controller = await build(settings, etcd)
@@ -169,7 +201,8 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
             jobs = [
                 group.create_task(controller.store.run(), name="store"),
                 group.create_task(controller.replica.run(), name="replica"),
-                group.create_task(controller.sync.run(), name="sync"),
+                group.create_task(controller.questions.run(), name="questions"),
+                group.create_task(controller.observer.run(), name="observer"),
             ]
             await controller.replica.ready.wait()
             jobs.append(group.create_task(controller.chores.run(), name="chores"))
@@ -187,7 +220,7 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
 @contextlib.asynccontextmanager
 async def _serving(controller: Controller) -> AsyncIterator[None]:
     """The listeners."""
-    settings, health = controller.settings, health_aio.HealthServicer()
+    settings, health = controller.settings, Health()
     server = await _api_server(controller, health)
     for address in settings.listen:
         if address.startswith("unix:"):
@@ -202,20 +235,20 @@ async def _serving(controller: Controller) -> AsyncIterator[None]:
     metrics = _metrics_server(controller)
     for one in servers:
         await one.start()
-    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    health.say(word="SERVING")
     cluster_uid = controller.store.keys.cluster_uid
     log.info("serving", listen=settings.listen, replica=controller.replica.id, cluster_uid=cluster_uid)
     try:
         yield
     finally:
-        await health.enter_graceful_shutdown()
+        health.say(word="NOT_SERVING")
         await asyncio.gather(*(one.stop(GRACE) for one in servers))
         if metrics is not None:
             await asyncio.to_thread(metrics.shutdown)
             metrics.server_close()
 
 
-async def _api_server(controller: Controller, health: health_aio.HealthServicer) -> grpc.aio.Server:
+async def _api_server(controller: Controller, health: Health) -> grpc.aio.Server:
     """Everything for those who have a certificate."""
     settings = controller.settings
     server = grpc.aio.server(options=_OPTIONS, interceptors=interceptors(controller.store, settings))
@@ -237,9 +270,19 @@ async def _api_server(controller: Controller, health: health_aio.HealthServicer)
         )
     )
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    endpoints = [controller.etcd.endpoint] if settings.is_embedded else settings.etcd
+    admin = AdminService(controller.etcd, endpoints=endpoints, tls=etcd_tls(settings))
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+    security_pb2_grpc.add_PolicyServiceServicer_to_server(_policy(controller), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(_SERVICES, server)
     return server
+
+
+def _policy(controller: Controller) -> PolicyService:
+    sessions = controller.sessions
+    reports = PolicyReports(controller.store, sessions, controller.questions)
+    return PolicyService(PolicyParts(controller.store, sessions.resources.of_hosts, sessions.origins, reports))
 
 
 def _join_server(controller: Controller) -> grpc.aio.Server:
@@ -271,14 +314,15 @@ async def etcd_members(etcd: Etcd, settings: Settings) -> list[system_pb2.EtcdMe
     """Every endpoint that is configured, asked by itself."""
     if settings.is_embedded:
         return [await _member(etcd)]
-    found = []
-    for endpoint in settings.etcd:
+
+    async def ask(endpoint: str) -> system_pb2.EtcdMember:
         async with Etcd([endpoint], etcd_tls(settings), timeout=1.0) as one:
             try:
-                found.append(await _member(one))
+                return await _member(one)
             except StoreError:
-                found.append(system_pb2.EtcdMember(endpoint=endpoint))
-    return found
+                return system_pb2.EtcdMember(endpoint=endpoint)
+
+    return await asyncio.gather(*map(ask, settings.etcd))
 
 
 async def _member(etcd: Etcd) -> system_pb2.EtcdMember:

@@ -20,18 +20,22 @@ from controller.admission import Admitted, Refusal
 from controller.etcd import StoreError
 from controller.etcd.types import absent, put, value_is
 from controller.metrics import Metrics
+from controller.observing import Observing
 from controller.outbox import Outbox
 from controller.replica import Replica
 from controller.report import Report
 from controller.resources import Resources
+from controller.rule_counts import RuleCounts
 from controller.store import Store
+from controller.turns import Turns
 from tealnet.agent.v1 import agent_pb2 as pb
 
 log = structlog.get_logger()
 
 PING = 0.5  # seconds
 SILENCE = 1.5  # seconds
-FEATURES = ("l2", "router")
+_REPORTS = 5  # seconds that a host goes on telling of its rules when it was asked
+FEATURES = ("l2", "router", "colors", "security")
 
 
 class SessionOver(Exception):
@@ -56,21 +60,27 @@ class Session:
         hello: pb.Hello,
         context: grpc.aio.ServicerContext[Any, Any],
         progressed: Callable[[], None],
+        turns: Turns,
+        denied: Callable[[str, pb.RuleReport], None],
     ) -> None:
+        self.turns = turns
         self.store, self.resources, self.replica, self.metrics = store, resources, replica, metrics
         self.admitted, self.hello, self.context = admitted, hello, context
         self.host_uid, self.name = admitted.host.uid, admitted.name
         self.key_value = admitted.session
         self.outbox = Outbox(resources, self.host_uid)
         self.report = Report(store, host_uid=self.host_uid, session=self.key_value, progressed=progressed)
-        self._progressed = progressed
+        self.rules, self.observing = RuleCounts(), Observing()
+        self._progressed, self._denied = progressed, denied
         self.unaccounted: list[str] = []
         self._asked: set[str] = set()  # scopes whose versions are awaited
+        self._asks_rules = False
         self._wake = asyncio.Event()
         self._over: SessionOver | None = None
         self._ended = asyncio.Event()
         self._writing = asyncio.Lock()
         self._heard = time.monotonic()
+        self._echo = (0, 0)  # the agent's clock in its last ping, ours when it came: Unix time in ns
         self._tombstones = asyncio.Event()
 
     # ---- from the tables
@@ -104,6 +114,11 @@ class Session:
         self.outbox.mark(revision, scope, keys)
         self._wake.set()
 
+    def hurry(self) -> None:
+        """What has changed moves traffic: it is sent before what others are owed."""
+        self.outbox.is_urgent = True
+        self.turns.hurry(self)
+
     def rescoped(self, revision: int) -> tuple[set[str], set[str]]:
         """The host has other scopes now; returns those that came and those that went."""
         wanted = self.resources.scopes_of(self.host_uid)
@@ -130,6 +145,11 @@ class Session:
     def tombstones_changed(self) -> None:
         """There may be something to mark as carried out."""
         self._tombstones.set()
+
+    def ask_rules(self) -> None:
+        """Have the host tell what its rules have counted: `rules.wholes` grows when it has."""
+        self._asks_rules = True
+        self._wake.set()
 
     def end(self, reason: str, refusal: Refusal | None = None) -> None:
         """End the session soon."""
@@ -160,7 +180,15 @@ class Session:
         for name in sorted(self._asked):
             await self.send(pb.ToAgent(want_versions=pb.WantVersions(scope=self.on_wire(name))).SerializeToString())
         async with asyncio.TaskGroup() as group:
-            for job in (self._read, self._write, self._ping, self._report, self._mark_removed, self._end):
+            for job in (
+                self._read,
+                self._write,
+                self._ping,
+                self._report,
+                self._mark_removed,
+                self._observe,
+                self._end,
+            ):
                 group.create_task(job())
 
     async def send(self, message: bytes) -> None:
@@ -177,11 +205,18 @@ class Session:
         await self.report.run()
         raise SessionOver("replaced", Refusal("Replaced", "this host has a newer session"))
 
+    async def _observe(self) -> None:
+        while True:
+            await self.observing.wake.wait()
+            await self.send(self.observing.message())
+
     async def _ping(self) -> None:
         number = 0
         while True:
             number += 1
-            await self.send(pb.ToAgent(ping=pb.Ping(number=number)).SerializeToString())
+            sent_at, received_at = self._echo
+            ping = pb.Ping(number=number, sent_at=time.time_ns(), echo_sent_at=sent_at, echo_received_at=received_at)
+            await self.send(pb.ToAgent(ping=ping).SerializeToString())
             slept = time.monotonic()
             await asyncio.sleep(PING)
             # When this process itself stood still, the silence is ours: listen again first.
@@ -190,12 +225,24 @@ class Session:
             if time.monotonic() - self._heard > SILENCE:
                 raise SessionOver("silent")
 
+    @property
+    def _is_ready(self) -> bool:
+        """A unit is to be cut. A host that was just fenced is not told that its ports are gone."""
+        return not self._over and not self._asked and self.outbox.is_due
+
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._over or self._asked or not self.outbox.is_due:
-                continue  # a host that was just fenced is not told that its ports are gone
+            if self._asks_rules:
+                self._asks_rules = False
+                await self.send(pb.ToAgent(want_rule_report=pb.WantRuleReport(seconds=_REPORTS)).SerializeToString())
+            if not self._is_ready:
+                continue
+            if not self.outbox.is_urgent:
+                await self.turns.take(self)
+            if not self._is_ready:
+                continue
             unit = self.outbox.cut(self.store.revision, self.store.lineage)
             self.metrics.units.inc()
             for part in unit.parts:
@@ -218,8 +265,12 @@ class Session:
                     await self._on_ack(message.ack)
                 case "facts":
                     await self.report.note_facts(message.facts)
+                case "rule_report":
+                    self._on_rules(message.rule_report)
+                case "observed":
+                    self.observing.heard(message.observed)
                 case "ping":
-                    pass
+                    self._echo = message.ping.sent_at, time.time_ns()
                 case other:
                     raise SessionOver("protocol", Refusal("Protocol", f"unexpected message: {other}"))
 
@@ -251,6 +302,11 @@ class Session:
         if unaccounted != self.unaccounted or (units and self._forgotten(unaccounted)):
             self.unaccounted = unaccounted
             await self.report.note_unaccounted(unaccounted)
+
+    def _on_rules(self, report: pb.RuleReport) -> None:
+        self.rules.take(report)
+        self._denied(self.admitted.host.name, report)
+        self._progressed()
 
     def _forgotten(self, unaccounted: list[str]) -> bool:
         row = self.store.world.host_status.rows.get(self.host_uid)

@@ -21,8 +21,11 @@ from controller.etcd import StoreError
 from controller.metrics import Metrics
 from controller.replica import Replica
 from controller.resources import Resources
+from controller.rule_counts import Denials
+from controller.rule_origins import Origins
 from controller.session import Session, SessionOver
 from controller.store import Change, Store
+from controller.turns import Turns
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 
@@ -34,10 +37,11 @@ _CLOSE = 3.0  # seconds that ending all sessions, or one agent's leave-taking, m
 
 
 class Peer(NamedTuple):
-    """Who opened a stream: a host's name, and when its certificate was issued (Unix time)."""
+    """Who opened a stream: a host's name, and when its certificate was issued and ends (Unix time)."""
 
     host: str
     issued: float
+    ends: float
 
 
 Identify = Callable[[grpc.aio.ServicerContext[Any, Any]], Peer]
@@ -61,8 +65,12 @@ class Sessions:
         self.store, self.resources, self.replica = store, resources, replica
         self.admission, self.metrics, self.identify, self.version = admission, metrics, identify, version
         self.by_host: dict[str, Session] = {}
+        self.origins = Origins(store.world, resources.security)
+        self.denials = Denials(store.world, self.origins.of_identity)
         self._by_scope: dict[str, set[Session]] = {}
         self._issued: dict[Session, float] = {}
+        self._turns = Turns()
+        self._ends: dict[Session, asyncio.TimerHandle] = {}  # of certificates
         self._moved = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self._revision = store.revision
@@ -102,8 +110,11 @@ class Sessions:
         # A batch may hold several commits: its keys may have become dirty at the first of them.
         since, self._revision = self._revision + 1, revision
         for scope, keys in self.resources.collect().items():
+            flips = any(key.startswith("weights/") for key in keys)
             for member in self._by_scope.get(scope, ()):
                 member.changed(since, scope, keys)
+                if flips:
+                    member.hurry()
         for host_uid in self.resources.rescoped:
             if session := self.by_host.get(host_uid):
                 came, went = session.rescoped(since)
@@ -206,6 +217,8 @@ class Sessions:
             hello=hello,
             context=context,
             progressed=self.pulse,
+            turns=self._turns,
+            denied=self.denials.take,
         )
         try:
             if await self.admission.settled(admitted, hello):
@@ -215,6 +228,9 @@ class Sessions:
             raise
         session.begin()
         self._issued[session] = peer.issued
+        over = Refusal("Revoked", "the certificate has ended")
+        left = peer.ends - time.time()
+        self._ends[session] = asyncio.get_running_loop().call_later(left, session.end, "certificate ended", over)
         self.by_host[session.host_uid] = session
         for scope in session.outbox.scopes:
             self._by_scope.setdefault(scope, set()).add(session)
@@ -228,6 +244,8 @@ class Sessions:
             del self.by_host[session.host_uid]
         self._leave(session, session.outbox.scopes)
         self._issued.pop(session, None)
+        if timer := self._ends.pop(session, None):
+            timer.cancel()
         self.metrics.sessions.set(len(self.by_host))
         log.info("session closed", host=session.name, reason=reason, synced=synced)
         self._spawn(session.report.close(synced))

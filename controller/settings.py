@@ -64,6 +64,11 @@ class Settings:
     quota_networks: int = _key(1000, "networks of a tenant that has no quota of its own")
     quota_routers: int = _key(100, "routers of such a tenant")
     quota_ports: int = _key(10_000, "ports of such a tenant")
+    quota_rollouts: int = _key(1000, "rollouts of such a tenant, those that are over included")
+    rollout_urls: tuple[str, ...] = _key(
+        (), "URLs that external gates of rollouts may ask: each one itself, and what is below it"
+    )
+    quota_groups: int = _key(500, "security groups of such a tenant, beside the default one")
     lost_after: int = _key(30, "seconds without a session until a host is LOST")
 
     log_level: str = _key("info", "debug, info, warning or error")

@@ -14,10 +14,11 @@ from controller.hosts import timestamp
 from controller.intents.placement import tunnel_version
 from controller.keys import mapped
 from controller.resources import Resources
-from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, PortStatusEntry, Prefix
+from controller.rows import Attach, HostSpec, Intent, NetworkSpec, PortSpec, PortStatusEntry, Prefix, SplitSpec
 from controller.world import World
+from tealnet.core.rows.colors import slots
 from tealnet.core.rows.stream import localport_key
-from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2
+from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, split_pb2
 
 LOW = 90  # percent of a CIDR's addresses that are taken, from which AddressesLow is set
 _MOST = 2**63 - 1
@@ -50,6 +51,9 @@ class Status:
             status.since.CopyFrom(timestamp(said.since))
             if state == port_pb2.PortStatus.STATE_FAILED:
                 status.reason, status.text = said.reason, said.text
+            if said.policy:
+                remedy = "change the rule that is named (`teal get rules`); until then what it is about is closed"
+                status.conditions.add(type="PolicyFailed", text=said.policy, remedy=remedy)
         if host is None or host.uid not in self.world.sessions.rows:
             self._unknown(status, host)
         return status
@@ -149,29 +153,55 @@ class Status:
     # ---- networks
 
     def network(self, name: str) -> network_pb2.NetworkStatus:
-        """Of a network, by resource name: address usage per CIDR. Raises KeyError."""
+        """Of a network, by resource name: address usage per CIDR and color. Raises KeyError."""
         network = self.world.networks.rows[name]
-        ports = [self.world.ports.rows[port] for port in self.world.ports_by_network.keys(name)]
-        used = {mapped(address) for port in ports for address in port.spec.addresses}
-        waiting = self._quarantined(network.uid) - used
-        status = network_pb2.NetworkStatus(ports=len(ports))
-        for cidr in network.spec.cidrs:
-            usage = _usage(network.spec, cidr, used=used, waiting=waiting)
-            status.addresses.append(usage)
-            room, taken = usage.total - usage.reserved, usage.used + usage.quarantined
-            free = room - taken
-            if 100 * taken >= LOW * room:
-                text = (
-                    f"{usage.used} addresses of {cidr} are in use, {usage.quarantined} in quarantine, {free} are free"
-                )
-                remedy = "add a CIDR to the network, or delete ports"
-                status.conditions.append(common_pb2.Condition(type="AddressesLow", text=text, remedy=remedy))
+        status = network_pb2.NetworkStatus(ports=len(self.world.ports_by_network.keys(name)))
+        quarantined = self._quarantined(network.uid)
+        for segment in network.spec.segments:
+            ports = [self.world.ports.rows[port] for port in self.world.ports_by_segment.keys(segment.uid)]
+            used = {mapped(address) for port in ports for address in port.spec.addresses}
+            waiting = quarantined.get(segment.uid, set()) - used
+            for cidr in network.spec.cidrs:
+                usage = _usage(network.spec, cidr, used=used, waiting=waiting)
+                usage.color = segment.color if segment.color_number else ""
+                status.addresses.append(usage)
+                status.conditions.extend(_low(usage))
         return status
 
-    def _quarantined(self, network_uid: str) -> set[int]:
+    def _quarantined(self, network_uid: str) -> dict[str, set[int]]:
+        """Addresses in quarantine, by segment."""
         rows = self.world.tombstones.rows
-        found = (rows[key].address_keys for key in self.world.tombstones_by_network.keys(network_uid))
-        return {int(key.rsplit("/", 1)[1], 16) for keys in found for key in keys}
+        found: dict[str, set[int]] = {}
+        for place in self.world.tombstones_by_network.keys(network_uid):
+            for key in rows[place].address_keys:
+                _, segment, address = key.rsplit("/", 2)
+                found.setdefault(segment, set()).add(int(address, 16))
+        return found
+
+    def split(self, split: Intent[SplitSpec]) -> list[split_pb2.ColorStatus]:
+        """The colors of a split's network, in their order."""
+        network = self.world.networks.rows[split.spec.network]
+        weights, draining = dict(split.spec.weights), {drain.color for drain in split.spec.drains}
+        shares = slots([weights.get(color, 0) for color in network.spec.colors])
+        found = []
+        for segment, share in zip(network.spec.segments, shares, strict=True):
+            ports = self.world.ports_by_segment.keys(segment.uid)
+            state = split_pb2.ColorStatus.STATE_OPEN if segment.color in weights else split_pb2.ColorStatus.STATE_IDLE
+            if segment.color in split.spec.closed:
+                state = split_pb2.ColorStatus.STATE_CLOSED
+            elif segment.color in draining:
+                state = split_pb2.ColorStatus.STATE_DRAINING
+            found.append(
+                split_pb2.ColorStatus(
+                    color=segment.color,
+                    weight=weights.get(segment.color, 0),
+                    slots=share,
+                    ports=len(ports),
+                    active_ports=sum(1 for name in ports if self.port(name).state == PortState.STATE_ACTIVE),
+                    state=state,
+                )
+            )
+        return found
 
 
 def device(port: Intent[PortSpec]) -> str:
@@ -196,6 +226,16 @@ def reserved_ranges(spec: NetworkSpec, cidr: Prefix) -> list[tuple[int, int]]:
         else:
             joined.append((low, high))
     return joined
+
+
+def _low(usage: network_pb2.AddressUsage) -> Iterable[common_pb2.Condition]:
+    room, taken = usage.total - usage.reserved, usage.used + usage.quarantined
+    free = room - taken
+    if 100 * taken >= LOW * room:
+        of = f"{usage.cidr} in color {usage.color}" if usage.color else usage.cidr
+        text = f"{usage.used} addresses of {of} are in use, {usage.quarantined} in quarantine, {free} are free"
+        remedy = "add a CIDR to the network, or delete ports"
+        yield common_pb2.Condition(type="AddressesLow", text=text, remedy=remedy)
 
 
 def _usage(spec: NetworkSpec, cidr: Prefix, *, used: set[int], waiting: set[int]) -> network_pb2.AddressUsage:

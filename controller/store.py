@@ -31,8 +31,10 @@ from tealnet.store.v1 import store_pb2
 log = structlog.get_logger()
 
 STALE_AFTER = 2.0  # seconds without the own heartbeat
+_SILENT = 0.5  # seconds without anything from the watch, when something must come
 _CANCELLED = 1000  # waits that were given up, after which they are cleared away
 _BARRIER_GAP = 0.005  # seconds between two marks
+_LINEAGES_AT_ONCE = 100
 FORMAT = 1
 
 
@@ -64,6 +66,19 @@ async def bootstrap(etcd: Etcd, cluster: str) -> Keys:
     return keys
 
 
+async def new_history(etcd: Etcd, cluster: str) -> None:
+    """Say that this store was restored: no host will take it for the history that it knows (A3).
+
+    By revisions alone nobody could tell, once the store has written past what hosts have seen.
+    """
+    keys = await bootstrap(etcd, cluster)
+    prefix = keys.lineage_prefix
+    _, found = await etcd.scan(prefix, prefix_end(prefix))
+    rows = [put(kv.key, store_pb2.LineageRow(id=secrets.token_hex(16)).SerializeToString()) for kv in found]
+    for start in range(0, len(rows), _LINEAGES_AT_ONCE):
+        await etcd.txn((), rows[start : start + _LINEAGES_AT_ONCE])
+
+
 class Store:
     """The tables of one replica. `load` once, then `run` for as long as the process lives."""
 
@@ -78,7 +93,7 @@ class Store:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._ticket, self._cancelled = itertools.count(), 0
         self._beat_key = keys.beat(replica)
-        self._beat_seen = time.monotonic()
+        self._beat_seen = self._heard = time.monotonic()
         self._asked: list[asyncio.Future[int]] = []
         self._ask = asyncio.Event()
 
@@ -109,6 +124,17 @@ class Store:
             except asyncio.CancelledError:
                 self._forget_cancelled()
                 raise
+
+    async def committed(self, revision: int) -> None:
+        """`passed` for a revision that etcd has told: if nothing at all comes, the watch goes to another member."""
+        while True:
+            try:
+                async with asyncio.timeout(_SILENT):
+                    await self.passed(revision)
+                return
+            except TimeoutError:
+                if time.monotonic() - self._heard > _SILENT:
+                    self.etcd.renew_watch()
 
     def _forget_cancelled(self) -> None:
         """Keep the heap small when callers wait for revisions that never come and give up."""
@@ -172,6 +198,7 @@ class Store:
                 await asyncio.sleep(1)
 
     def _apply(self, revision: int, events: Iterable[Event]) -> None:
+        self._heard = time.monotonic()
         changes = [change for event in events if (change := self._put(event))]
         self._settle(revision, changes)
 
@@ -245,7 +272,7 @@ class Store:
                 if not future.done():
                     future.set_exception(StoreUnavailable(str(error)))
             return
-        await self.passed(result.revision)
+        await self.committed(result.revision)
         for future in asked:
             if not future.done():
                 future.set_result(result.revision)

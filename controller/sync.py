@@ -9,29 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import structlog
-
 from controller.admission import LOST
-from controller.etcd import StoreError
-from controller.etcd.types import delete, prefix_end, present, put
-from controller.replica import Replica
+from controller.questions import Questions, loop_time
 from controller.report import Report
 from controller.sessions import Sessions
 from controller.store import Store
 from tealnet.store.v1 import store_pb2
-
-log = structlog.get_logger()
 
 _DIGITS = 10  # of the largest number there is, 2^32 - 1
 MOST = 100  # hosts behind and failures that an answer names
 _AGAIN = 0.05  # seconds between two rounds
 _GRACE = 0.5  # seconds that an answer may take after the timeout
 Domains = frozenset[int] | None  # None: all hosts
+Subjects = frozenset[str]
+"""What failures are about: weights/<network uid>, vni/<number> (its segment and endpoints); none: all failures."""
 
 
 @dataclass(slots=True)
@@ -55,23 +50,29 @@ class Outcome:
         return self.is_reached and self.synced == self.hosts and not self.failed
 
 
-class Sync:
-    """Asks, and answers the other replicas. `run` as long as the process lives."""
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """`deadline` is of this process's monotonic clock."""
 
-    def __init__(self, store: Store, sessions: Sessions, replica: Replica) -> None:
-        self.store, self.sessions, self.replica = store, sessions, replica
-        self._seen: set[str] = set()
-        self._mine: set[str] = set()  # questions of this replica
-        self._new = asyncio.Event()
-        self._changed = asyncio.Event()
-        store.subscribe(lambda _, changes: self._follow({change.table for change in changes}))
+    revision: int
+    domains: Domains
+    about: Subjects
+    deadline: float
+
+
+class Sync:
+    """Asks, and answers the other replicas."""
+
+    def __init__(self, store: Store, sessions: Sessions, questions: Questions) -> None:
+        self.store, self.sessions, self.questions = store, sessions, questions
+        questions.answer(store_pb2.Barrier.QUESTION_UNSPECIFIED, self._respond)
 
     # ---- asking
 
-    async def ask(self, *, revision: int, domains: Domains, timeout: float) -> Outcome:
+    async def ask(self, *, revision: int, domains: Domains, timeout: float, about: Subjects = frozenset()) -> Outcome:
         """Wait until every host of the scope has `revision` (0: all that is committed now), at most `timeout` seconds.
 
-        Raises StoreError when the question can't be asked.
+        Only failures `about` these things are told. Raises StoreError when the question can't be asked.
         """
         start = time.monotonic()
         deadline = start + timeout
@@ -79,10 +80,10 @@ class Sync:
             now = await self.store.barrier()
             revision = revision or now
         with contextlib.suppress(TimeoutError):  # a revision of the future: everybody is behind it
-            async with asyncio.timeout_at(_loop_time(deadline)):
+            async with asyncio.timeout_at(loop_time(deadline)):
                 await self.store.passed(revision)
         while True:
-            outcome = await self._round(revision, domains, deadline)
+            outcome = await self._round(_Question(revision, domains, about, deadline))
             # A host whose session is just changing hands has not been asked yet.
             unasked = (outcome.disconnected | outcome.lost) & self.store.world.sessions.rows.keys()
             if not unasked or time.monotonic() >= deadline:
@@ -90,56 +91,36 @@ class Sync:
                 return outcome
             await asyncio.sleep(_AGAIN)
 
-    async def _round(self, revision: int, domains: Domains, deadline: float) -> Outcome:
+    async def _round(self, asked: _Question) -> Outcome:
         """Ask everybody once."""
-        outcome = Outcome(revision, is_reached=revision <= self.store.revision)
-        if self._elsewhere(domains):
-            await self._ask_others(outcome, domains=domains, deadline=deadline)
+        outcome = Outcome(asked.revision, is_reached=asked.revision <= self.store.revision)
+        if self._elsewhere(asked.domains):
+            await self._ask_others(outcome, asked)
         else:
-            self._merge(outcome, await self._own(revision, domains, deadline))
-        self._finish(outcome, self.hosts_in(domains))
+            self._merge(outcome, await self._own(asked))
+        self._finish(outcome, self.hosts_in(asked.domains))
         return outcome
 
-    async def _ask_others(self, outcome: Outcome, *, domains: Domains, deadline: float) -> None:
+    async def _ask_others(self, outcome: Outcome, asked: _Question) -> None:
         """Put the question, and collect the answers of the replicas that serve hosts of the scope."""
-        store, question = self.store, secrets.token_hex(16)
-        left = max(0.0, deadline - time.monotonic())
+        domains = asked.domains
         row = store_pb2.Barrier(
-            revision=outcome.revision,
+            revision=asked.revision,
             domains=sorted(domains or ()),
-            timeout_ms=int(left * 1000),
             scoped=domains is not None,
+            about=sorted(asked.about),
         )
-        key = store.keys.barrier(question)
-        self._mine.add(question)  # our own part is answered below
-        await store.etcd.txn((), [put(key, row.SerializeToString(), self.replica.lease_id)])
-        try:
-            own = await self._own(outcome.revision, domains, deadline)
-            async with asyncio.timeout_at(_loop_time(deadline + _GRACE)):
-                while self._silent(question, domains):
-                    await self._changed.wait()
-            await store.barrier()  # what they have written about their hosts
-        except TimeoutError:
-            log.warning("replicas did not answer", replicas=self._silent(question, domains))
-        finally:
-            answers = [answer for (asked, _), answer in store.world.answers.rows.items() if asked == question]
-            prefix = key + b"/"
-            gone = await store.etcd.txn((), [delete(key), delete(prefix, prefix_end(prefix))])
-            await store.passed(gone.revision)
-            self._mine.discard(question)
-        for answer in (own, *answers):
+        async with self.questions.ask(row, asked.deadline) as others:
+            own = await self._own(asked)
+            await others.answered(lambda: self._elsewhere(domains))
+        for answer in (own, *others.answers):
             self._merge(outcome, answer)
 
     def _elsewhere(self, domains: Domains) -> set[str]:
         """Other replicas that serve hosts of the scope."""
         sessions = self.store.world.sessions.rows
         found = {sessions[host].replica for host in self.hosts_in(domains) if host in sessions}
-        return found - {self.replica.id}
-
-    def _silent(self, question: str, domains: Domains) -> set[str]:
-        """Those that have not answered; one that vanishes, or loses its hosts, is not waited for."""
-        answers = self.store.world.answers.rows
-        return {replica for replica in self._elsewhere(domains) if (question, replica) not in answers}
+        return found - {self.questions.replica.id}
 
     def _merge(self, outcome: Outcome, answer: store_pb2.BarrierAnswer) -> None:
         outcome.synced.update(answer.synced)
@@ -194,52 +175,30 @@ class Sync:
 
     # ---- answering
 
-    async def run(self) -> None:
-        """Answer the questions of all replicas."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await self._new.wait()
-                self._new.clear()
-                rows = self.store.world.barriers.rows
-                self._seen &= rows.keys()
-                for question in rows.keys() - self._seen - self._mine:
-                    self._seen.add(question)
-                    if not rows[question].mark:
-                        group.create_task(self._answer(question, rows[question]))
-
-    async def _answer(self, question: str, row: store_pb2.Barrier) -> None:
+    async def _respond(self, question: str, row: store_pb2.Barrier, deadline: float) -> store_pb2.BarrierAnswer:
         domains = frozenset(row.domains) if row.scoped else None
-        deadline = time.monotonic() + row.timeout_ms / 1000
-        answer = await self._own(row.revision, domains, deadline, question=question)
-        key = self.store.keys.barrier_answer(question, self.replica.id)
-        asked = present(self.store.keys.barrier(question))  # nobody would clear away what comes after the question went
-        try:
-            await self.store.etcd.txn([asked], [put(key, answer.SerializeToString(), self.replica.lease_id)])
-        except StoreError as error:
-            log.warning("barrier not answered", question=question, error=str(error))
+        return await self._own(_Question(row.revision, domains, frozenset(row.about), deadline), question)
 
-    async def _own(
-        self, revision: int, domains: Domains, deadline: float, *, question: str = ""
-    ) -> store_pb2.BarrierAnswer:
+    async def _own(self, asked: _Question, question: str = "") -> store_pb2.BarrierAnswer:
         """Wait for the sessions of this replica in scope, until the deadline or until nobody asks any more."""
-        answer = store_pb2.BarrierAnswer()
+        answer, domains = store_pb2.BarrierAnswer(), asked.domains
         try:
-            async with asyncio.timeout_at(_loop_time(deadline)):
-                while behind := self._behind(revision, domains):
-                    if question and question not in self.store.world.barriers.rows:
+            async with asyncio.timeout_at(loop_time(asked.deadline)):
+                while behind := self._behind(asked.revision, domains):
+                    if question and not self.questions.stands(question):
                         break
                     answer.slowest = next(iter(behind))
                     await self.sessions.progress()
         except TimeoutError:
             pass
         await self._written(domains)
-        behind = self._behind(revision, domains)
+        behind = self._behind(asked.revision, domains)
         hosts = self.hosts_in(domains) & self.sessions.by_host.keys()
         answer.synced.extend(sorted(hosts - behind.keys()))
         answer.behind.extend(
             store_pb2.BarrierAnswer.Behind(host_uid=host, revision=at) for host, at in list(behind.items())[:MOST]
         )
-        answer.failed.extend(list(self._failures(hosts, domains))[:MOST])
+        answer.failed.extend(list(self._failures(hosts, asked))[:MOST])
         return answer
 
     async def _written(self, domains: Domains) -> None:
@@ -260,13 +219,38 @@ class Sync:
         hosts = self.hosts_in(domains) & sessions.keys()
         return {host: sessions[host].synced for host in hosts if sessions[host].synced < revision}
 
-    def _failures(self, hosts: Iterable[str], domains: Domains) -> Iterable[store_pb2.BarrierAnswer.Failed]:
+    def _failures(self, hosts: Iterable[str], asked: _Question) -> Iterable[store_pb2.BarrierAnswer.Failed]:
         for host in hosts:
             for key, failure in self.sessions.by_host[host].report.failures.items():
-                if domains is None or self.domain_of(key) in domains:
+                if asked.about and self._subject(key) not in asked.about:
+                    continue
+                if asked.domains is None or self._concerns(key, host, asked.domains):
                     yield store_pb2.BarrierAnswer.Failed(
                         host_uid=host, key=key, reason=failure.reason, text=failure.text
                     )
+
+    def _concerns(self, key: str, host: str, domains: frozenset[int]) -> bool:
+        """Whether a resource of a host is about one of some domains; rules: those of the host's ports they guard."""
+        kind, _, ident = key.partition("/")
+        if kind != "rules" or not ident.isdecimal():
+            return self.domain_of(key) in domains
+        scopes, world = self.sessions.resources.of_hosts, self.store.world
+        found = (scopes.holdings.rows.get(name) for name in world.ports_by_identity.keys(int(ident)))
+        return any(h and host in h.hosts and scopes.domain_of_vni.rows.get(h.vni) in domains for h in found)
+
+    def _subject(self, key: str) -> str:
+        """What a resource is about, as in Subjects; "" if it is about nothing of that kind."""
+        kind, _, ident = key.partition("/")
+        if kind == "weights":
+            return key
+        if kind == "segment":
+            return f"vni/{ident}"
+        if kind == "endpoint":
+            holdings = self.sessions.resources.of_hosts.holdings.rows
+            for name in self.store.world.ports_by_uid.keys(ident):
+                if name in holdings:
+                    return f"vni/{holdings[name].vni}"
+        return ""
 
     def domain_of(self, key: str) -> int:
         """The domain that a resource is about; 0 if it is about none."""
@@ -276,6 +260,9 @@ class Sync:
             return scopes.domain_of_vni.rows.get(number_in(ident), 0)
         if kind == "route":
             return number_in(ident.partition("/")[0])
+        if kind == "weights":
+            names = world.networks_by_uid.keys(ident)
+            return scopes.domain_of_network.rows.get(names[0], 0) if names else 0
         for name in world.ports_by_uid.keys(ident):
             if holding := scopes.holdings.rows.get(name):
                 return scopes.domain_of_vni.rows.get(holding.vni, 0)
@@ -286,18 +273,7 @@ class Sync:
             return row.domain
         return 0
 
-    def _follow(self, tables: set[str]) -> None:
-        if "barriers" in tables:
-            self._new.set()
-        if tables & {"answers", "sessions", "ports", "hosts"}:
-            self._changed.set()
-            self._changed = asyncio.Event()
-
 
 def number_in(text: str) -> int:
     """The number in a key that a host has said, which may be anything; 0 if it is none."""
     return int(text) if text.isdecimal() and len(text) <= _DIGITS else 0
-
-
-def _loop_time(deadline: float) -> float:
-    return asyncio.get_running_loop().time() + deadline - time.monotonic()

@@ -74,4 +74,4 @@ def host_of(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str) -> P
         raise Refusal("Revoked", error.text, retry_after_ms=10_000) from error
     if party.identity.kind is not Kind.HOST:
         raise Refusal("Protocol", f"{party.identity.role} is not a host", retry_after_ms=10_000)
-    return Peer(party.identity.name, party.issued)
+    return Peer(party.identity.name, party.issued, party.ends)

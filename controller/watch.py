@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from controller.decode_status import INTENTS
 from controller.errors import OutOfRange, ResourceExhausted
+from controller.names import split_of
 from controller.rows import Intent, Labels
 from controller.store import Change, Store
 from tealnet.v1 import system_pb2
@@ -92,6 +93,11 @@ class Watches:
         for change in changes:
             if kind := _KINDS.get(change.table):
                 yield Entry(change.revision, kind, change.old, change.new)
+                if kind == "network":
+                    yield from self._colored(change)
+            elif change.table in ("rollout_reports", "rollout_steps"):
+                for name in world.rollouts_by_uid.keys(change.key[0]):  # type: ignore[index]
+                    yield Entry(change.revision, "rollout", world.rollouts.rows[name], world.rollouts.rows[name])
             elif change.table == "port_status":
                 for name in world.ports_by_uid.keys(change.key):
                     yield Entry(change.revision, "port", world.ports.rows[name], world.ports.rows[name])
@@ -101,6 +107,18 @@ class Watches:
                     if change.table == "sessions" and (change.old is None) != (change.new is None):
                         for port in world.ports_by_host.keys(name):
                             yield Entry(change.revision, "port", world.ports.rows[port], world.ports.rows[port])
+
+    def _colored(self, change: Change) -> Iterable[Entry]:
+        """A port's color is its segment's, and a split shows all colors of its network."""
+        world, old, new = self.store.world, change.old, change.new
+        if old is None or new is None or old.uid != new.uid or old.spec.segments == new.spec.segments:
+            return
+        if split := world.splits.rows.get(split_of(new.name)):
+            yield Entry(change.revision, "split", split, split)
+        for segment in old.spec.segments:
+            if old.spec.color_of(segment.uid) != new.spec.color_of(segment.uid):
+                for port in world.ports_by_segment.keys(segment.uid):
+                    yield Entry(change.revision, "port", world.ports.rows[port], world.ports.rows[port])
 
     async def watch(self, interest: Interest, resume: int, render: Render) -> Responses:
         """What there is (unless `resume` says from where), then changes for ever. Raises ApiError."""

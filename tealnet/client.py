@@ -10,8 +10,7 @@ on any replica. Failures are ApiError with what the server said about fields, bl
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,22 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tealnet import kinds
 from tealnet.kinds import Kind
-from tealnet.v1 import common_pb2, host_pb2, host_pb2_grpc, port_pb2_grpc, system_pb2, system_pb2_grpc
+from tealnet.replicas import DETAILS, OPTIONS, Replicas
+from tealnet.v1 import (
+    admin_pb2_grpc,
+    common_pb2,
+    host_pb2,
+    host_pb2_grpc,
+    port_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
+    security_pb2,
+    security_pb2_grpc,
+    split_pb2,
+    split_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
 
 _MAX_MESSAGE = 64 << 20
 
@@ -76,35 +90,27 @@ def error_of(code: grpc.StatusCode, message: str, details: list[Any]) -> ApiErro
 def _from_rpc(error: grpc.RpcError) -> ApiError:
     code, message = error.code(), error.details() or ""
     for item in error.trailing_metadata() or ():
-        if item.key == "grpc-status-details-bin":
+        if item.key == DETAILS:
             status = status_pb2.Status.FromString(item.value)
             return error_of(code, message, list(status.details))
     return ApiError(code, message)
 
 
-def _target(server: str) -> str:
-    """gRPC's name of one server or of several replicas, of which it takes the first that answers.
-
-    Several can only be given to it as addresses of one family, so names are looked up here.
-    """
-    servers = [one.strip() for one in server.split(",") if one.strip()]
-    if len(servers) == 1:
-        return servers[0]
-    found: dict[socket.AddressFamily, list[str]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    problems = []
-    for one in servers:
-        host, _, port = one.rpartition(":")
-        try:
-            for family, _, _, _, address in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-                if family in found:
-                    text = str(address[0])
-                    found[family].append(f"[{text}]:{port}" if family == socket.AF_INET6 else f"{text}:{port}")
-        except (OSError, ValueError) as error:
-            problems.append(f"{one}: {getattr(error, 'strerror', None) or 'not HOST:PORT'}")
-    for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
-        if found[family]:
-            return f"{scheme}:{','.join(dict.fromkeys(found[family]))}"
-    raise ValueError("; ".join(problems) or f"{server!r} is not HOST:PORT")
+def _channel(server: str, credentials: grpc.ChannelCredentials, server_name: str) -> grpc.Channel:
+    if not server.startswith("unix:"):
+        _, colon, port = server.rpartition(":")
+        if not colon or not port.isdecimal():
+            raise ValueError(f"{server!r} is not HOST:PORT")
+    options = [
+        ("grpc.max_receive_message_length", _MAX_MESSAGE),
+        ("grpc.max_send_message_length", _MAX_MESSAGE),
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.enable_retries", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        *OPTIONS,
+    ]
+    return grpc.secure_channel(server, credentials, options)
 
 
 class Client:
@@ -119,19 +125,19 @@ class Client:
         credentials = grpc.ssl_channel_credentials(
             Path(context.ca).read_bytes(), Path(context.key).read_bytes(), Path(context.cert).read_bytes()
         )
-        options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.max_send_message_length", _MAX_MESSAGE),
-            ("grpc.ssl_target_name_override", context.server_name),
-            ("grpc.enable_retries", 0),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
-        self.channel = grpc.secure_channel(_target(context.server), credentials, options)
+        servers = [one.strip() for one in context.server.split(",") if one.strip()]
+        channels = [_channel(server, credentials, context.server_name) for server in servers]
+        if not channels:
+            raise ValueError("no server given")
+        self.channel = channels[0] if len(channels) == 1 else Replicas(channels)
         self._stubs = {kind.name: kind.stub(self.channel) for kind in kinds.KINDS}
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.system = system_pb2_grpc.SystemServiceStub(self.channel)
         self.hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self.ports = port_pb2_grpc.PortServiceStub(self.channel)
+        self.policy = security_pb2_grpc.PolicyServiceStub(self.channel)
+        self.splits = split_pb2_grpc.TrafficSplitServiceStub(self.channel)
+        self.rollouts = rollout_pb2_grpc.RolloutServiceStub(self.channel)
 
     def __enter__(self) -> Self:
         return self
@@ -177,8 +183,8 @@ class Client:
         request = kind.request("Create")
         if kind.owned:
             request.parent = parent
-        setattr(request, f"{kind.name}_id", ident)
-        getattr(request, kind.name).CopyFrom(body)
+        setattr(request, f"{kind.field}_id", ident)
+        getattr(request, kind.field).CopyFrom(body)
         request.validate_only, request.request_id = validate_only, request_id
         return self.call(kind.method(self._stubs[kind.name], "Create"), request)
 
@@ -200,14 +206,14 @@ class Client:
                 request.parent = parent
             request.page_size, request.page_token, request.filter = 500, token, filter_
             answer = self._list(kind, request)
-            yield from getattr(answer, kind.plural)
+            yield from getattr(answer, f"{kind.field}s")
             token = answer.next_page_token
             if not token:
                 return
 
     def list_page(self, kind: Kind, request: Any) -> list[Any]:
         """The objects of one page, as the List request asks."""
-        return list(getattr(self._list(kind, request), kind.plural))
+        return list(getattr(self._list(kind, request), f"{kind.field}s"))
 
     def _list(self, kind: Kind, request: Any) -> Any:
         return self.call(kind.method(self._stubs[kind.name], "List"), request)
@@ -216,7 +222,7 @@ class Client:
         """Changes the fields of `mask`; with an etag in the body only if nobody else did in between."""
         kind = kinds.kind_of(body.name)
         request = kind.request("Update")
-        getattr(request, kind.name).CopyFrom(body)
+        getattr(request, kind.field).CopyFrom(body)
         request.update_mask.CopyFrom(field_mask_pb2.FieldMask(paths=mask))
         request.validate_only, request.request_id = validate_only, request_id
         return self.call(kind.method(self._stubs[kind.name], "Update"), request)
@@ -230,6 +236,50 @@ class Client:
             request.force = True
         self.call(kind.method(self._stubs[kind.name], "Delete"), request)
 
+    # --- colors ---
+
+    def set_weights(
+        self,
+        networks: Mapping[str, Mapping[str, int]],
+        *,
+        on_open: str = "KEEP",
+        drain: float = 0.0,
+        affinity: str = "",
+        force: bool = False,
+        validate_only: bool = False,
+        request_id: str = "",
+    ) -> split_pb2.SetWeightsResponse:
+        """New shares for the colors of networks (of one tenant, by resource name), all in one revision.
+
+        `on_open`: KEEP, DRAIN (`drain` seconds) or CUT what is open to colors without weight; `affinity`: CONNECTION or
+        SOURCE, "" as it is; `force`: also to colors without a port that is ACTIVE.
+        """
+        request = split_pb2.SetWeightsRequest(
+            on_open=f"ON_OPEN_{on_open}", force=force, validate_only=validate_only, request_id=request_id
+        )
+        if drain:
+            request.drain_timeout.FromNanoseconds(int(drain * 1e9))
+        for network, weights in networks.items():
+            request.parent = "/".join(network.split("/")[:2])
+            request.networks.add(
+                network=network, weights=weights, affinity=f"AFFINITY_{affinity}" if affinity else None
+            )
+        answer: split_pb2.SetWeightsResponse = self.call(self.splits.SetWeights, request)
+        return answer
+
+    def ask_rollout(self, verb: str, name: str, *, step: int = 0, text: str = "") -> rollout_pb2.Rollout:
+        """Pause, Resume, Advance, Confirm or Rollback a rollout, by resource name.
+
+        `step`: advance only if it is there still (0: wherever it is); `text`: why it is rolled back.
+        """
+        request = getattr(rollout_pb2, f"{verb}RolloutRequest")(name=name)
+        if step:
+            request.step = step
+        if text:
+            request.text = text
+        answer: rollout_pb2.Rollout = self.call(getattr(self.rollouts, f"{verb}Rollout"), request)
+        return answer
+
     # --- the rest ---
 
     def sync(self, revision: int = 0, *, parent: str = "", timeout: float = 10.0) -> system_pb2.SyncResponse:
@@ -240,12 +290,35 @@ class Client:
         answer: system_pb2.SyncResponse = self.call(self.system.Sync, request, timeout=timeout + 5)
         return answer
 
+    def test_policy(self, request: security_pb2.TestPolicyRequest) -> security_pb2.TestPolicyResponse:
+        """Would a connection be let through, and which rule says so?"""
+        answer: security_pb2.TestPolicyResponse = self.call(self.policy.TestPolicy, request)
+        return answer
+
+    def rules(
+        self, parent: str = "", *, counters: bool = False, timeout: float = 5.0
+    ) -> security_pb2.ListRulesResponse:
+        """The rules in force of a tenant, group, tier or port; with `counters` also what hosts say of them."""
+        request = security_pb2.ListRulesRequest(parent=parent, counters=counters)
+        request.timeout.FromNanoseconds(int(timeout * 1e9))
+        answer: security_pb2.ListRulesResponse = self.call(self.policy.ListRules, request, timeout=timeout + 5)
+        return answer
+
+    def denials(self, request: security_pb2.ListDenialsRequest) -> security_pb2.ListDenialsResponse:
+        """Connections that were denied of late."""
+        answer: security_pb2.ListDenialsResponse = self.call(self.policy.ListDenials, request)
+        return answer
+
     def watch(self, request: system_pb2.WatchRequest) -> Iterator[system_pb2.WatchResponse]:
         """Changes as they happen; ends with ApiError when the server cuts (`tealnet.follow` goes on by itself)."""
+        for response in self.stream(self.system.Watch, request):
+            self._note(response)
+            yield response
+
+    def stream(self, method: Any, request: Any) -> Iterator[Any]:
+        """All answers of a streaming call; raises ApiError when it breaks off."""
         try:
-            for response in self.system.Watch(request):
-                self._note(response)
-                yield response
+            yield from method(request)
         except grpc.RpcError as error:
             raise _from_rpc(error) from None
 

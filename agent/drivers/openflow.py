@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import structlog
 
+from agent.connections import FLUSHED, Connection, as_v6
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.drivers.openflow_session import Encode, RefusedError, Session
 from agent.drivers.unixctl import unixctl
@@ -22,7 +23,7 @@ from agent.drivers.vswitchd import control_socket
 from agent.openflow import message as of
 from agent.openflow import reply
 from agent.openflow.errors import ProtocolError
-from agent.openflow.flow import Flow, Group, GroupKey, is_ours
+from agent.openflow.flow import MARK, Flow, Group, GroupKey, is_ours
 from agent.openflow.oxm import normal
 from agent.openflow.reply import ErrorReply
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 
 RUN_DIR = "/run/openvswitch"
 RECONNECT_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds; the last one repeats
+FIRST_PULSE, LAST_PULSE = 0.001, 0.05  # seconds
 BUNDLE_ATTEMPTS = 8  # refused so often, a batch goes message by message
 # Errors that may go away by themselves although the message stays the same: a port or group is not there yet.
 PASSING = frozenset({(2, 4), (2, 9)})
@@ -68,16 +70,17 @@ class FlowDriver:
     """The driver of layer flow. `run` keeps the connection; without it everything raises DeviceUnavailable.
 
     `socket` is the bridge's management socket, `run_dir` where vswitchd keeps its pid file and control socket.
-    `datapath` ("netdev@ovs-netdev") is needed for limits only if vswitchd has several datapaths.
+    `pulse` is a flow that no packet meets: written again, it changes nothing, but has the datapath checked at once.
     """
 
-    def __init__(self, socket: str, *, run_dir: str = RUN_DIR, datapath: str = "") -> None:
+    def __init__(self, socket: str, *, run_dir: str = RUN_DIR, pulse: Flow | None = None) -> None:
         self._socket = socket
         self._run_dir = run_dir
-        self._datapath = datapath
         self._session: Session | None = None
+        self.on_packet: Callable[[bytes], None] = lambda body: None
         self._facts = FlowFacts()
         self._changed = asyncio.Event()
+        self._pulse, self._has_pulse = pulse, False
         self._lock = asyncio.Lock()  # a read is never between two halves of an apply
         self._wait: asyncio.Task[None] | None = None
         self._next_wait: asyncio.Task[None] | None = None
@@ -123,7 +126,9 @@ class FlowDriver:
                 return
 
     async def _serve(self) -> None:
-        async with Session(self._socket, on_change=self._on_change) as session:
+        async with Session(
+            self._socket, on_change=self._on_change, on_packet=lambda body: self.on_packet(body)
+        ) as session:
             self._session = session
             self._set(connected=True, connections=self._facts.connections + 1)
             log.info("connected to the bridge", socket=self._socket, connections=self._facts.connections)
@@ -160,9 +165,21 @@ class FlowDriver:
             self._doubtful.clear()
             await self._collect(session, of.flow_desc_request, partial(self._take_flows, out))
             await self._collect(session, of.group_desc_request, partial(_take_groups, out))
+        self._has_pulse = self._pulse is not None and self._pulse.key in out
         for value in list(out.values()):
             if isinstance(value, Foreign):
                 out.pop(value.cookie, None)  # an impostor: it goes by its cookie, and the true one with it
+        return out
+
+    async def counts(self, feature: int) -> dict[int, tuple[int, int]]:
+        """Packets and bytes of the flows of one room, by cookie."""
+        out: dict[int, tuple[int, int]] = {}
+
+        def take(payload: bytes) -> None:
+            out.update({cookie: (packets, size) for cookie, packets, size in reply.parse_flow_counts(payload)})
+
+        request = partial(of.flow_desc_request, cookie=MARK << 56 | feature << 48, mask=0xFFFF << 48)
+        await self._collect(self._connected(), request, take)
         return out
 
     @staticmethod
@@ -216,6 +233,8 @@ class FlowDriver:
                 if outcome.committed or not todo:
                     break
         self._trust(write, failures)
+        if self._pulse is not None and self._pulse.key in {*write, *delete}:
+            self._has_pulse = self._pulse.key in write and self._pulse.key not in failures
         return failures
 
     def _trust(self, write: Mapping[Key, Value], failures: Mapping[Key, Failure]) -> None:
@@ -239,6 +258,21 @@ class FlowDriver:
         """
         await self._each([partial(of.flush_zone, zone=zone) for zone in zones])
 
+    async def forget(self, connections: Sequence[Connection]) -> None:
+        """Forget these TCP and UDP connections; others are left. Raises RefusedError."""
+        encoders = [
+            partial(
+                of.flush_connection,
+                zone=found.zone,
+                protocol=FLUSHED[found.protocol],
+                ends=(as_v6(found.source), as_v6(found.target)),
+                ports=found.ports,
+            )
+            for found in connections
+            if found.protocol in FLUSHED
+        ]
+        await self._each(encoders)
+
     async def packet_out(self, *, actions: bytes, packet: bytes, match: bytes = b"") -> None:
         """Run actions on a packet of ours (an Ethernet frame). `match` sets in_port, metadata and registers.
 
@@ -254,8 +288,7 @@ class FlowDriver:
     async def revalidated(self) -> None:
         """Return when no packet can take the path of flows that went before the call.
 
-        Takes up to other_config:max-revalidator, so calls share: those that come while one runs wait for the next.
-        Raises UnixctlError.
+        Calls share: those that come while one runs wait for the next. Raises UnixctlError.
         """
         if self._wait is None or self._wait.done():
             self._wait = asyncio.create_task(self._revalidate(None))
@@ -270,12 +303,23 @@ class FlowDriver:
         if before is not None:
             await asyncio.wait([before])
             self._wait, self._next_wait = self._next_wait, None
-        await self._vswitchd("revalidator/wait")
+        # The first round to end may have begun before the call; the second one has not.
+        for _ in range(2):
+            await self._round()
 
-    async def set_ct_limit(self, zone: int, limit: int) -> None:
-        """At most so many connections in a zone. Lost with every start of vswitchd. Raises UnixctlError."""
-        datapath = [self._datapath] if self._datapath else []
-        await self._vswitchd("dpctl/ct-set-limits", *datapath, f"zone={zone},limit={limit}")
+    async def _round(self) -> None:
+        """Until the revalidators have ended a round. They rest between two, unless flows change: so change one."""
+        ended = asyncio.create_task(self._vswitchd("revalidator/wait"))
+        pause = FIRST_PULSE
+        try:
+            while not ended.done():
+                await asyncio.wait({ended}, timeout=pause)
+                if not ended.done() and self._pulse is not None and self._has_pulse:
+                    await self._each([partial(of.flow_add, flow=self._pulse)])
+                pause = min(2 * pause, LAST_PULSE)
+            await ended
+        finally:
+            ended.cancel()
 
     async def _vswitchd(self, command: str, *args: str) -> str:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import structlog
@@ -27,7 +28,8 @@ IDLE = 5.0  # seconds without a word until we ask
 SILENCE = 10.0  # … and from then on until the switch counts as gone; a big reconfiguration takes vswitchd seconds
 HANDSHAKE = 10.0
 MONITOR_ID = 1  # the connection's own
-MISS_SEND_LEN = 128  # any but 0; no packet is ever sent to us, see `only_group_changes`
+MISS_SEND_LEN = 128  # any but 0; see `only_wanted`
+SHOWN_RATE, SHOWN_BURST = 100, 100  # packets a second that are shown to us, all together
 
 Encode = Callable[[int], bytes]  # a message for an xid; raises ProtocolError if it fits into none
 Part = Callable[[bytes], None]
@@ -69,12 +71,15 @@ class Session:
     """Use as `async with`: entered, it is connected and tells of changes by others.
 
     `on_change` is called with the cookie of each flow that somebody else added, removed or modified, and with None
-    when a group was changed or the switch has lost count. Everything raises DeviceUnavailable once it is closed.
+    when a group was changed or the switch has lost count. `on_packet` gets the body of each packet that a flow shows
+    us, so many a second at most. Everything raises DeviceUnavailable once it is closed.
     """
 
-    def __init__(self, path: str, *, on_change: Callable[[int | None], None]) -> None:
+    def __init__(
+        self, path: str, *, on_change: Callable[[int | None], None], on_packet: Part = lambda body: None
+    ) -> None:
         self._path = path
-        self._on_change = on_change
+        self._on_change, self._on_packet = on_change, on_packet
         self._xid = 0
         self._waiting: dict[int, _Waiting] = {}
         self._batches: list[_Batch] = []
@@ -203,7 +208,9 @@ class Session:
         xid = self._take(1)
         await self._reply(xid, of.barrier(xid))
         await self._send(of.set_config(self._take(1), miss_send_len=MISS_SEND_LEN))
-        await self._send(of.only_group_changes(self._take(1)))
+        await self._send(of.only_wanted(self._take(1)))
+        if (await self.each([partial(of.shown_limit, rate=SHOWN_RATE, burst=SHOWN_BURST)])).refused:
+            await self.each([partial(of.shown_limit, rate=SHOWN_RATE, burst=SHOWN_BURST, again=True)])
         try:
             await self.collect(lambda xid: of.flow_monitor_request(xid, monitor=MONITOR_ID), lambda _: None)
         except RefusedError as error:
@@ -243,6 +250,8 @@ class Session:
             self._on_error(message)
         elif message.type == Type.MULTIPART_REPLY:
             self._on_multipart(message)
+        elif message.type == Type.PACKET_IN:
+            self._on_packet(message.body)
         elif message.type == Type.REQUESTFORWARD:
             self._on_change(None)
         elif (waiting := self._waiting.get(message.xid)) is not None and not waiting.done.done():

@@ -8,7 +8,7 @@ whole bridge for each change.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ import structlog
 
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.drivers.ovsdb_rows import Key, PortRow, Value, View, as_bridge, as_value, plan, reconfigure, view
-from agent.drivers.ovsdb_rpc import Session, TransactionError
+from agent.drivers.ovsdb_rpc import Json, Replica, Session, TransactionError
 from agent.drivers.vswitchd import VswitchdWatch
 from agent.objects import Bridge
 
@@ -119,6 +119,14 @@ class OvsdbDriver:
         waiting = {key: value for key, value in write.items() if key not in failures}
         failures |= {key: failure for key, value in waiting.items() if (failure := self._judge(key, value)) is not None}
         return failures
+
+    def replica(self) -> Replica:
+        """The rows of OVSDB that we follow."""
+        return self._connected().replica
+
+    async def transact(self, operations: Sequence[Json]) -> None:
+        """One transaction of somebody else's. Raises TransactionError, DeviceUnavailable."""
+        await self._connected().transact(operations)
 
     async def let_go(self, devices: Collection[str]) -> None:
         """Return when vswitchd, if it runs, holds none of these devices of which the ports have been deleted.

@@ -71,6 +71,9 @@ COLUMNS: Mapping[str, Mapping[str, Kind]] = {
         "error": Kind.OPTIONAL,
         "external_ids": Kind.MAP,
     },
+    "Datapath": {"ct_zones": Kind.MAP, "external_ids": Kind.MAP},
+    "CT_Zone": {"timeout_policy": Kind.OPTIONAL, "external_ids": Kind.MAP},
+    "CT_Timeout_Policy": {"timeouts": Kind.MAP, "external_ids": Kind.MAP},
 }
 
 

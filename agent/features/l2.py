@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from agent import names
+from agent.conntrack import colored, conntrack_flows
 from agent.desired import Pairs, Wants
 from agent.features.l2_port import Interface, addressing_of, link_of, port_flows
 from agent.inputs import THIS, Inputs
-from agent.objects import Bridge, Guard, Namespace, OvsPort, Tunnel
+from agent.objects import Bridge, Guard, Namespace, OvsPort, Tunnel, Zone
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
 from agent.pipeline import (
+    COLOR_MASK,
+    DOMAIN_COLOR_MASK,
+    FROM_FLAGS,
     FROM_PORT,
     FROM_TUNNEL,
     GATEWAY_HOST,
     ND_SOLICITATION,
     ROUTER_MAC_INT,
+    TO_FLAGS,
     Address,
     Feature,
     Flag,
@@ -34,8 +39,11 @@ from agent.pipeline import (
     load_key_v4,
     mac_int,
 )
+from tealnet.core.rows.security import Policy
 from tealnet.core.rows.stream import Attach, Endpoint, Segment
 from tealnet.core.tables import Graph, Read
+
+UDP_PINNED = 300  # seconds of silence after which UDP counts as a new connection
 
 
 def pairs(flows: Iterable[Flow]) -> Pairs:
@@ -109,12 +117,36 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
 
     opened = graph.derive(inputs.localports, open_ofport)
 
+    def has_colors(read: Read, domain: int) -> bool | None:
+        return colored(read.all(inputs.segments_of_domain, domain)) or None
+
+    colored_domains = graph.derive(inputs.segments_of_domain, has_colors)
+
+    def tracking_flags(read: Read, uid: str) -> int | None:
+        """Conntrack only where it decides something: in domains with colors, and where rules guard the port (B8)."""
+        port = read.get(inputs.localports, uid)
+        if port is not None and port.policy is Policy.ENFORCE:
+            return FROM_FLAGS | TO_FLAGS
+        segment = read.get(inputs.segments, port.vni) if port else None
+        return Flag.CT_FROM | Flag.CT_TO if segment and read.get(colored_domains, segment.domain) else None
+
+    tracking = graph.derive(inputs.localports, tracking_flags)
+
+    def zone(read: Read, uid: str) -> Pairs | None:
+        """A tracked port's connections; those of senders without color must stay pinned while UDP is silent (B15)."""
+        port, this, number = read.get(inputs.localports, uid), read.get(inputs.this, THIS), read.get(inputs.issued, uid)
+        segment = read.get(inputs.segments, port.vni) if port else None
+        if this is None or number is None or segment is None or not read.get(tracking, uid):
+            return None
+        pins = not segment.color and read.get(colored_domains, segment.domain)
+        return ((number, Zone(number, this.zone_limit, UDP_PINNED if pins else 0)),)
+
     def local_flows(read: Read, uid: str) -> Pairs | None:
         port, ofport = read.get(inputs.localports, uid), read.get(opened, uid)
         segment = read.get(inputs.segments, port.vni) if port else None
         if port is None or ofport is None or segment is None:
             return None
-        return pairs(port_flows(port, segment=segment, ofport=ofport))
+        return pairs(port_flows(port, segment=segment, ofport=ofport, flags=read.get(tracking, uid) or 0))
 
     def endpoint_flows(read: Read, uid: str) -> Pairs | None:
         endpoint, this = read.get(inputs.endpoints, uid), read.get(inputs.this, THIS)
@@ -123,7 +155,8 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
             return None
         ofport = read.get(opened, uid)
         if ofport is not None:  # what is plugged here is here, whatever others are told during a move
-            return pairs(_local_endpoint(endpoint, segment=segment, ofport=ofport))
+            flags = read.get(tracking, uid) or 0
+            return pairs(_local_endpoint(endpoint, segment=segment, ofport=ofport, flags=flags))
         result: list[Flow] = []
         peer = read.get(inputs.hostpeers, endpoint.host_uid)
         if peer is not None and endpoint.host_uid != this.host_uid:
@@ -159,7 +192,7 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
 
     def base(read: Read, key: str) -> Pairs | None:
         this = read.get(inputs.this, key)
-        return pairs([*base_flows(), _from_tunnel(this.tunnel_ofport)]) if this else None
+        return pairs([*base_flows(), *conntrack_flows(), _from_tunnel(this.tunnel_ofport)]) if this else None
 
     ports, endpoints = inputs.localports, inputs.endpoints
     return [
@@ -169,6 +202,7 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
         Wants("ovsdb", graph.derive(inputs.this, bridge)),
         Wants("ovsdb", graph.derive(ports, ovs_port), "localport"),
         Wants("address", graph.derive(ports, addressing), "localport"),
+        Wants("zone", graph.derive(ports, zone), "localport"),
         Wants("flow", graph.derive(inputs.this, base)),
         Wants("flow", graph.derive(inputs.segments, segment_flows), "segment"),
         Wants("flow", graph.derive(inputs.hostpeers, peer_flows), "hostpeer"),
@@ -242,8 +276,7 @@ def _within_network(segment: Segment, *, prefix: str, version: int) -> Iterator[
     else:
         fields = {"ipv6": True, "ipv6_dst": prefix}
         key = act.move("ipv6_dst", "xxreg0")
-    colored = act.set_field("reg13", Flag.TARGET_COLORED if segment.color else 0, mask=Flag.TARGET_COLORED)
-    actions = key + colored + goto(Stage.COLOR)
+    actions = key + goto(Stage.COLOR)
     priority = 2 * int(prefix.partition("/")[2]) + 2
     local = match(reg14=segment.network_number, reg13=FROM_PORT, eth_dst=(0, 0x010000000000), **fields)
     yield _l2(stage=Stage.ROUTE, priority=priority, match_=local, actions=actions)
@@ -258,11 +291,12 @@ def _endpoint(endpoint: Endpoint, *, segment: Segment, result: bytes) -> Iterato
         yield _l2(stage=Stage.ENDPOINT, priority=10, match_=key, actions=found)
 
 
-def _local_endpoint(endpoint: Endpoint, *, segment: Segment, ofport: int) -> Iterator[Flow]:
+def _local_endpoint(endpoint: Endpoint, *, segment: Segment, ofport: int, flags: int) -> Iterator[Flow]:
     zone_to = act.set_field("reg11", ofport << 16, mask=0xFFFF0000)
-    return _endpoint(
-        endpoint, segment=segment, result=act.set_field("reg4", 0) + act.set_field("reg5", ofport) + zone_to
-    )
+    result = act.set_field("reg4", 0) + act.set_field("reg5", ofport) + zone_to
+    if flags & TO_FLAGS:
+        result += act.set_field("reg13", flags & TO_FLAGS, mask=flags & TO_FLAGS)
+    return _endpoint(endpoint, segment=segment, result=result)
 
 
 def _remote_endpoint(endpoint: Endpoint, *, segment: Segment, host: int) -> Iterator[Flow]:
@@ -271,14 +305,18 @@ def _remote_endpoint(endpoint: Endpoint, *, segment: Segment, host: int) -> Iter
 
 def _tunnel_source(endpoint: Endpoint, *, segment: Segment, host: int) -> Iterator[Flow]:
     """A packet from a tunnel is believed only if its inner source lives on the VTEP that it came from."""
-    metadata = domain_color(segment.domain, segment.color)
-    actions = act.set_field("reg10", endpoint.identity) + goto(Stage.ROUTE)
+    identity = act.set_field("reg10", endpoint.identity)
+    believed = [(domain_color(segment.domain, segment.color), identity)]
+    if segment.color:
+        colored = identity + act.set_field("reg13", Flag.SOURCE_COLORED, mask=Flag.SOURCE_COLORED)
+        believed = [(domain_color(segment.domain, segment.color), colored)]
+        if segment.base:  # its host may not know yet, or no more, that the network has colors
+            take = act.set_field("metadata", segment.color << 32, mask=COLOR_MASK)
+            believed.append(((segment.domain, DOMAIN_COLOR_MASK), take + colored))
     for source in (*endpoint.addresses, *endpoint.sources):
         v4: dict[str, Value] = {"ip": True, "nw_src": source}
         family = v4 if source.version == 4 else {"ipv6": True, "ipv6_src": source}
-        yield _l2(
-            stage=Stage.TUNNEL_SOURCE,
-            priority=10 + getattr(source, "prefixlen", source.max_prefixlen),  # an address before a prefix around it
-            match_=match(reg12=host, metadata=metadata, vlan_tci=0, **family),
-            actions=actions,
-        )
+        priority = 10 + getattr(source, "prefixlen", source.max_prefixlen)  # an address before a prefix around it
+        for metadata, actions in believed:
+            wanted = match(reg12=host, metadata=metadata, vlan_tci=0, **family)
+            yield _l2(stage=Stage.TUNNEL_SOURCE, priority=priority, match_=wanted, actions=actions + goto(Stage.ROUTE))

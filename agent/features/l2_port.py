@@ -11,7 +11,7 @@ from agent.objects import Addressing, Link, Route
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
-from agent.pipeline import ND_SOLICITATION, ROUTER_LINK_LOCAL, Feature, Stage, domain_color, flow, goto, mac_int
+from agent.pipeline import FROM_FLAGS, ND_SOLICITATION, ROUTER_LINK_LOCAL, Feature, Flag, Stage, flow, goto, mac_int
 from tealnet.core.rows.stream import LocalPort, Segment, Subnet
 
 
@@ -90,14 +90,14 @@ def _routes(interface: Interface, *, beside: Iterable[Interface], version: int) 
     return []
 
 
-def port_flows(port: LocalPort, *, segment: Segment, ofport: int) -> Iterator[Flow]:
+def port_flows(port: LocalPort, *, segment: Segment, ofport: int, flags: int) -> Iterator[Flow]:
     """Who the sender is (CLASSIFY), what it may send (PORT_SECURITY), and no answer for its own addresses."""
-    metadata, _ = domain_color(segment.domain, segment.color)
+    flags = flags & FROM_FLAGS | (Flag.SOURCE_COLORED if segment.color else 0)
     actions = (
-        act.set_field("metadata", metadata)
+        act.set_field("metadata", segment.vni << 40 | segment.color << 32 | segment.domain)
         + act.set_field("reg10", port.identity)
         + act.set_field("reg11", ofport)
-        + act.set_field("reg13", 0)
+        + act.set_field("reg13", flags)
         + act.set_field("reg14", segment.network_number)
         + goto(Stage.PORT_SECURITY)
     )

@@ -19,7 +19,6 @@ from agent.pipeline import (
     ROUTER_MAC_INT,
     Address,
     Feature,
-    Flag,
     Stage,
     echo_reply,
     flow,
@@ -63,7 +62,6 @@ def _hop() -> bytes:
 def _network(segment: Segment) -> Iterator[Flow]:
     """To a network of the domain by way of the router, and the router's own answers to echo requests."""
     domain = (segment.domain, 0xFFFFFFFF)
-    colored = act.set_field("reg13", Flag.TARGET_COLORED if segment.color else 0, mask=Flag.TARGET_COLORED)
     for prefix, gateway in segment.subnets:
         version = prefix.version
         key = load_key_v4("ip_dst") if version == 4 else act.move("ipv6_dst", "xxreg0")
@@ -72,7 +70,7 @@ def _network(segment: Segment) -> Iterator[Flow]:
             match_=match(
                 metadata=domain, reg13=FROM_PORT, eth_dst=ROUTER_MAC_INT, **_destination(str(prefix), version)
             ),
-            actions=_hop() + key + colored + goto(Stage.COLOR),
+            actions=_hop() + key + goto(Stage.COLOR),
         )
         yield _route(
             priority=1000,

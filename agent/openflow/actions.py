@@ -14,11 +14,13 @@ from agent.openflow.oxm import PACKET_REGS, Value, int_of, parse, subfield
 OFPAT_OUTPUT, OFPAT_GROUP, OFPAT_DEC_NW_TTL, OFPAT_SET_FIELD, OFPAT_COPY_FIELD = 0, 22, 24, 25, 28
 OFPAT_EXPERIMENTER = 0xFFFF
 NX_VENDOR = 0x00002320
+NXAST_MULTIPATH = 10
 NXAST_RESUBMIT_TABLE, NXAST_OUTPUT_REG, NXAST_OUTPUT_REG2, NXAST_CONJUNCTION = 14, 15, 32, 34
 NXAST_CT, NXAST_CLONE, NXAST_CT_CLEAR, NXAST_CHECK_PKT_LARGER = 35, 42, 43, 49
-IN_PORT, IN_PORT_16 = 0xFFFFFFF8, 0xFFF8
+IN_PORT, IN_PORT_16, CONTROLLER = 0xFFFFFFF8, 0xFFF8, 0xFFFFFFFD
 CT_COMMIT, CT_FORCE = 1, 2
 NO_TABLE = 0xFF
+HASHES = {"nw_src": 4}  # NX_HASH_FIELDS_*: what a hash is of; nw_src: the source address, v4 or v6
 
 PLAIN = Struct("!HHI")  # type, length, a number
 OUTPUT = Struct("!HHIH6x")  # …, port, max_len
@@ -28,6 +30,7 @@ RESUBMIT = Struct("!HHIHHB3x")  # …, in_port, table
 CONNTRACK = Struct("!HHIHH4sHB3xH")  # …, flags, zone_src, zone or ofs_nbits, table, alg; then actions
 CONJUNCTION = Struct("!HHIHBBI")  # …, clause, n_clauses, id
 CHECK_PKT_LARGER = Struct("!HHIHHH4s6x")  # …, length, offset, dst
+MULTIPATH = Struct("!HHIHHH2xHHI2xH4s")  # …, fields, basis, algorithm, max_link, arg, ofs_nbits, dst
 OUTPUT_REG = Struct("!HHIHH4sH6x")  # …, ofs_nbits, src, max_len
 OUTPUT_REG2 = Struct("!HHIHHH4s6x")  # …, ofs_nbits, max_len, src
 
@@ -71,6 +74,11 @@ def to_in_port() -> bytes:
     return output(IN_PORT)
 
 
+def to_controller(max_len: int) -> bytes:
+    """Show us the packet, so many bytes of it, and what the registers hold; limited by the meter for that."""
+    return OUTPUT.pack(OFPAT_OUTPUT, 16, CONTROLLER, max_len)
+
+
 def output_reg(field: str) -> bytes:
     """To the port whose number is in a field or slice."""
     source, offset, n_bits = subfield(field)
@@ -112,6 +120,15 @@ def ct(*, zone: int | str, table: int | None = None, flags: int = 0, actions: by
 def ct_clear() -> bytes:
     """Forget what conntrack said."""
     return VENDOR.pack(OFPAT_EXPERIMENTER, 16, NX_VENDOR, NXAST_CT_CLEAR) + bytes(6)
+
+
+def multipath(fields: str, *, slots: int, into: str) -> bytes:
+    """Hash `fields` (a key of HASHES) to a number below `slots` and put it into a field or slice."""
+    target, offset, n_bits = subfield(into)
+    bits = offset << 6 | (n_bits - 1)
+    return MULTIPATH.pack(
+        OFPAT_EXPERIMENTER, 32, NX_VENDOR, NXAST_MULTIPATH, HASHES[fields], 0, 0, slots - 1, 0, bits, target.exact
+    )
 
 
 def clone(*actions: bytes) -> bytes:

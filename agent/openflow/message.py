@@ -38,6 +38,7 @@ class Type(IntEnum):
     BARRIER_REQUEST = 20
     BARRIER_REPLY = 21
     SET_ASYNC = 28
+    METER_MOD = 29
     REQUESTFORWARD = 32
     BUNDLE_CONTROL = 33
     BUNDLE_ADD = 34
@@ -81,9 +82,17 @@ _ATOMIC_ORDERED = 3
 _OFPMT_OXM = 1
 OFPIT_APPLY_ACTIONS = 4
 _MONITOR_ADD_REMOVED_MODIFY = 1 << 1 | 1 << 2 | 1 << 3
-_NXT_CT_FLUSH_ZONE = 29
+_NXT_CT_FLUSH_ZONE, _NXT_CT_FLUSH = 29, 32
+_FLUSHABLE = (6, 17)  # TCP, UDP
 _ASYNC_PRIMARY = (1, 3, 5, 7, 9, 11)  # property types, for the primary role; 11 = OFPACPT_REQUESTFORWARD_MASTER
-_ASYNC_GROUPS = 11
+_ASYNC_GROUPS, _ASYNC_PACKETS = 11, 1
+_OFPR_APPLY_ACTION = 1
+_METER = Struct("!BBHIHHI")
+_BAND = Struct("!HHII4x")
+_METER_ADD, _METER_MODIFY = 0, 1
+_METER_FLAGS = 1 << 1 | 1 << 2 | 1 << 3  # packets per second, burst, statistics
+_METER_CONTROLLER = 0xFFFFFFFE
+_BAND_DROP = 1
 
 
 def _message(kind: Type, xid: int, body: bytes = b"") -> bytes:
@@ -115,10 +124,11 @@ def set_config(xid: int, *, miss_send_len: int) -> bytes:
     return _message(Type.SET_CONFIG, xid, Struct("!HH").pack(0, miss_send_len))
 
 
-def only_group_changes(xid: int) -> bytes:
-    """Of all asynchronous messages, send only the group changes that others ask for (OFPT_REQUESTFORWARD)."""
+def only_wanted(xid: int) -> bytes:
+    """Of all asynchronous messages, send the group changes of others, and packets that a flow's action shows us."""
     one = Struct("!HHI")
-    body = b"".join(one.pack(kind, 8, 1 if kind == _ASYNC_GROUPS else 0) for kind in _ASYNC_PRIMARY)
+    wanted = {_ASYNC_GROUPS: 1, _ASYNC_PACKETS: 1 << _OFPR_APPLY_ACTION}
+    body = b"".join(one.pack(kind, 8, wanted.get(kind, 0)) for kind in _ASYNC_PRIMARY)
     return _message(Type.SET_ASYNC, xid, body)
 
 
@@ -183,9 +193,18 @@ def bundle_add(message: bytes, *, bundle: int) -> bytes:
     return head[:4] + message[4:8] + head[8:] + message
 
 
-def flow_desc_request(xid: int) -> bytes:
-    """All flows of all tables."""
-    body = _FLOW_REQUEST.pack(ALL_TABLES, ANY, ANY, 0, 0) + oxm_match(b"")
+def shown_limit(xid: int, *, rate: int, burst: int, again: bool = False) -> bytes:
+    """At most so many packets a second are shown to us; `again` where there is such a limit already."""
+    band = _BAND.pack(_BAND_DROP, _BAND.size, rate, burst)
+    command = _METER_MODIFY if again else _METER_ADD
+    length = _METER.size + len(band)
+    head = _METER.pack(VERSION, Type.METER_MOD, length, xid, command, _METER_FLAGS, _METER_CONTROLLER)
+    return head + band
+
+
+def flow_desc_request(xid: int, *, cookie: int = 0, mask: int = 0) -> bytes:
+    """All flows of all tables, or those whose cookie fits."""
+    body = _FLOW_REQUEST.pack(ALL_TABLES, ANY, ANY, cookie, mask) + oxm_match(b"")
     return _multipart(xid, Multipart.FLOW_DESC, body)
 
 
@@ -214,6 +233,25 @@ def packet_out(xid: int, *, actions: bytes, packet: bytes, match: bytes = b"") -
     if length > MAX_MESSAGE:
         raise ProtocolError(f"a packet-out of {length} bytes fits into no message")
     return _PACKET_OUT.pack(VERSION, Type.PACKET_OUT, length, xid, ANY, len(actions)) + body
+
+
+def flush_connection(xid: int, *, zone: int, protocol: int, ends: tuple[int, int], ports: tuple[int, int]) -> bytes:
+    """Forget one connection of a zone (NXT_CT_FLUSH): TCP or UDP, as its opener sees it. One that is gone is no error.
+
+    `ends`: addresses of source and target, v4 as v4-mapped v6. Never ICMPv6: it ends Open vSwitch 3.1 (measured).
+    """
+    if protocol not in _FLUSHABLE:
+        raise ProtocolError(f"connections of protocol {protocol} are not flushed one by one")
+    addresses = [_property(kind, end.to_bytes(16, "big")) for kind, end in enumerate(ends)]
+    numbers = [_property(2 + kind, port.to_bytes(2, "big") + bytes(2)) for kind, port in enumerate(ports)]
+    tuple_ = b"".join(addresses + numbers)
+    body = bytes([protocol, *bytes(7)]) + Struct("!HH4x").pack(0, 8 + len(tuple_)) + tuple_
+    body += _property(2, zone.to_bytes(2, "big") + bytes(2))
+    return _message(Type.EXPERIMENTER, xid, Struct("!II").pack(NX_VENDOR, _NXT_CT_FLUSH) + body)
+
+
+def _property(kind: int, value: bytes) -> bytes:
+    return Struct("!HH").pack(kind, 4 + len(value)) + value + bytes(-(4 + len(value)) % 8)
 
 
 def flush_zone(xid: int, zone: int) -> bytes:

@@ -132,6 +132,14 @@ def _fields() -> list[Field]:
         Field("ct_zone", NXM1, 106, 16, "decimal"),
         Field("ct_mark", NXM1, 107, 32),
         Field("ct_label", NXM1, 108, 128),
+        # Of the packet that opened the connection, also on packets that go back (ports: not on later fragments).
+        Field("ct_nw_src", NXM1, 120, 32, "ipv4", v4),
+        Field("ct_nw_dst", NXM1, 121, 32, "ipv4", v4),
+        Field("ct_ipv6_src", NXM1, 122, 128, "ipv6", v6),
+        Field("ct_ipv6_dst", NXM1, 123, 128, "ipv6", v6),
+        Field("ct_nw_proto", NXM1, 119, 8, "decimal"),
+        Field("ct_tp_src", NXM1, 124, 16, "decimal"),
+        Field("ct_tp_dst", NXM1, 125, 16, "decimal"),
         Field("metadata", BASIC, 2, 64),
         # Never in a match as such (xregs stand for them), but in actions:
         *(Field(f"reg{n}", NXM1, n, 32) for n in range(16)),

@@ -20,6 +20,7 @@ _UPDATE = Struct("!HH")
 _UPDATE_FULL = Struct("!HHBBHHH4xQ")
 _ERROR = Struct("!HH")
 _MORE = 1
+_PACKETS, _BYTES = 4, 5  # OFPXST_OFB_*
 _INSTRUCTION = Struct("!HH")
 _MULTIPART = Struct("!HH")  # kind, flags
 
@@ -150,6 +151,23 @@ def parse_flow_desc(payload: bytes) -> Iterator[FlowDesc]:
             match=payload[match_at + 4 : match_at + match_length],
             instructions=payload[stats_at + (stats_length + 7 & ~7) : end],
         )
+
+
+def parse_flow_counts(payload: bytes) -> Iterator[tuple[int, int, int]]:
+    """(cookie, packets, bytes) of the flows of an OFPMP_FLOW_DESC reply (statistics: OpenFlow 1.5.1, 7.2.4)."""
+    for at, end in _entries(payload, _FLOW_DESC.size + 8):
+        cookie = _FLOW_DESC.unpack_from(payload, at)[-1]
+        match_at = at + _FLOW_DESC.size
+        stats_at = match_at + (_tlv_length(payload, match_at, end) + 7 & ~7)
+        stats_end = stats_at + _tlv_length(payload, stats_at, end)
+        counts = {_PACKETS: 0, _BYTES: 0}
+        field_at = stats_at + 4
+        while field_at + 4 <= stats_end:
+            kind, size = payload[field_at + 2] >> 1, payload[field_at + 3]
+            if kind in counts:
+                counts[kind] = int.from_bytes(payload[field_at + 4 : field_at + 4 + size], "big")
+            field_at += 4 + size
+        yield cookie, counts[_PACKETS], counts[_BYTES]
 
 
 def parse_group_desc(payload: bytes) -> Iterator[Group]:

@@ -28,7 +28,7 @@ _NAMES = {
     "vlan_vid": "vlan_tci",
 }
 _FLAGS = {"ct_state": CT_STATES, "tcp_flags": TCP_FLAGS}
-_PORTS = {0xFFFFFFF8: "IN_PORT", 0xFFFFFFFD: "CONTROLLER", 0xFFFFFFFE: "LOCAL"}
+_PORTS = {0xFFFFFFF8: "IN_PORT", 0xFFFFFFFE: "LOCAL"}
 _HEAD = Struct("!HH")
 
 
@@ -115,8 +115,8 @@ def _action(kind: int, raw: bytes) -> str:
     if kind == act.OFPAT_EXPERIMENTER:
         return _extension(raw)
     if kind == act.OFPAT_OUTPUT:
-        port: int = _unpack(act.OUTPUT, raw)[2]
-        return _PORTS.get(port, f"output:{port}")
+        port, max_len = _unpack(act.OUTPUT, raw)[2:4]
+        return f"CONTROLLER:{max_len}" if port == act.CONTROLLER else _PORTS.get(port, f"output:{port}")
     if kind == act.OFPAT_GROUP:
         return f"group:{_unpack(act.PLAIN, raw)[2]}"
     if kind == act.OFPAT_DEC_NW_TTL:
@@ -192,6 +192,14 @@ def _conjunction(raw: bytes) -> str:
     return f"conjunction({conj_id},{clause + 1}/{clauses})"
 
 
+def _multipath(raw: bytes) -> str:
+    kind, basis, algorithm, max_link, arg, bits, target = _unpack(act.MULTIPATH, raw)[4:]
+    fields = next((name for name, number in act.HASHES.items() if number == kind), None)
+    if fields is None or algorithm or arg:
+        raise ProtocolError("a multipath that we do not write")
+    return f"multipath({fields},{basis},modulo_n,{max_link + 1},0,{_bits(target, bits)})"
+
+
 def _clone(raw: bytes) -> str:
     return f"clone({actions_text(raw[16:])})"
 
@@ -200,6 +208,7 @@ _EXTENSIONS: dict[int, Callable[[bytes], str]] = {
     act.NXAST_RESUBMIT_TABLE: _resubmit,
     act.NXAST_OUTPUT_REG: _output_reg,
     act.NXAST_OUTPUT_REG2: _output_reg2,
+    act.NXAST_MULTIPATH: _multipath,
     act.NXAST_CT: _ct,
     act.NXAST_CT_CLEAR: lambda raw: "ct_clear",
     act.NXAST_CLONE: _clone,

@@ -15,8 +15,11 @@ from controller.api.notes import Notes
 from controller.api.plan import Planner
 from controller.api.port import PortService
 from controller.api.present import Presenter
+from controller.api.reads import Parts
+from controller.api.rollout import RolloutService
 from controller.api.router import RouterService
-from controller.api.standard import Parts
+from controller.api.security import PolicyTierService, SecurityGroupService
+from controller.api.split import TrafficSplitService
 from controller.api.tenant import TenantService
 from controller.auth import Auth
 from controller.commit import Committer
@@ -27,7 +30,16 @@ from controller.settings import Settings
 from controller.status import Status
 from controller.store import Store
 from tealnet.core.pki import Ca
-from tealnet.v1 import host_pb2_grpc, network_pb2_grpc, port_pb2_grpc, router_pb2_grpc, tenant_pb2_grpc
+from tealnet.v1 import (
+    host_pb2_grpc,
+    network_pb2_grpc,
+    port_pb2_grpc,
+    rollout_pb2_grpc,
+    router_pb2_grpc,
+    security_pb2_grpc,
+    split_pb2_grpc,
+    tenant_pb2_grpc,
+)
 
 Added = tuple[Callable[[Any, Any], None], Any]
 """A function that adds a servicer to a server, and the servicer."""
@@ -60,6 +72,10 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
         (router_pb2_grpc.add_RouterServiceServicer_to_server, RouterService(parts)),
         (port_pb2_grpc.add_PortServiceServicer_to_server, PortService(parts)),
         (host_pb2_grpc.add_HostServiceServicer_to_server, HostService(parts, Tokens(store, ca))),
+        (split_pb2_grpc.add_TrafficSplitServiceServicer_to_server, TrafficSplitService(parts)),
+        (rollout_pb2_grpc.add_RolloutServiceServicer_to_server, RolloutService(parts)),
+        (security_pb2_grpc.add_SecurityGroupServiceServicer_to_server, SecurityGroupService(parts)),
+        (security_pb2_grpc.add_PolicyTierServiceServicer_to_server, PolicyTierService(parts)),
     ]
     join: list[Added] = [(host_pb2_grpc.add_JoinServiceServicer_to_server, JoinService(store, ca))] if ca else []
     return Api(servicers, join, presenter, Planner(parts))

@@ -12,7 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from controller import names
 from controller.admission import FOREIGN_HISTORY
 from controller.api.join import Tokens
-from controller.api.standard import Parts, Standard, row_of
+from controller.api.reads import Parts
+from controller.api.standard import Standard, row_of
 from controller.caller import current_caller
 from controller.draft import Draft
 from controller.errors import NotFound

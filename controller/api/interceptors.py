@@ -15,6 +15,7 @@ import structlog
 from google.rpc import code_pb2
 from grpc_status import rpc_status
 
+from controller.auth import AGENTS
 from controller.caller import current_caller
 from controller.errors import Ambiguous, ApiError, ResourceExhausted, Unavailable, shortened
 from controller.etcd import OutcomeUnknown, StoreError, StoreFull, TxnTooLarge
@@ -69,10 +70,10 @@ class Errors(Interceptor):
         """Wrap unary and server-streaming handlers."""
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or handler.request_streaming:
+        if handler is None or method.startswith(AGENTS):
             return handler
         if handler.response_streaming:
-            return _server_streaming(handler, method)
+            return _streaming(handler, method)
         return _unary(handler, method)
 
 
@@ -98,8 +99,11 @@ def _unary(handler: Any, method: str) -> Any:
     )
 
 
-def _server_streaming(handler: Any, method: str) -> Any:
-    inner = handler.unary_stream
+def _streaming(handler: Any, method: str) -> Any:
+    inner = handler.stream_stream or handler.unary_stream
+    factory: Any = grpc.unary_stream_rpc_method_handler
+    if handler.request_streaming:
+        factory = grpc.stream_stream_rpc_method_handler
 
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
@@ -110,7 +114,7 @@ def _server_streaming(handler: Any, method: str) -> Any:
         except Exception as error:
             await refuse(context, typed(error, method))
 
-    return grpc.unary_stream_rpc_method_handler(
+    return factory(
         call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
     )
 

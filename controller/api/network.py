@@ -7,7 +7,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from controller.api.cascade import Cascade
-from controller.api.standard import Parts, Standard
+from controller.api.reads import Parts
+from controller.api.standard import Standard
 from controller.intents.network import Networks
 from tealnet.v1 import network_pb2, network_pb2_grpc
 

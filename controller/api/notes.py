@@ -29,6 +29,8 @@ class Notes:
         def noted(draft: Draft) -> None:
             build(draft)
             for own in draft.objects:
+                if own.kind == "split":  # what happens to it is told as its network's
+                    continue
                 draft.add(self.events.row(lease, name=own.name, uid=own.uid, reason=reason, text=text, actor=actor))
 
         return noted

@@ -6,17 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller import masks, names
-from controller.api.standard import Parts, Standard, copy_of, row_of
+from controller.api.reads import Parts
+from controller.api.standard import Standard, copy_of, row_of
 from controller.caller import Caller, current_caller
 from controller.draft import Draft, Proposals, Reading
 from controller.errors import ApiError, NotFound, PermissionDenied, invalid
 from controller.etcd.types import KeyValue, Page, get
 from controller.intents.base import Writer, check_etag, stored_message
+from controller.intents.group import Groups
 from controller.intents.host import Hosts
 from controller.intents.network import Networks
 from controller.intents.port import Ports
+from controller.intents.rollout import Rollouts
 from controller.intents.router import Routers
 from controller.intents.tenant import Tenants
+from controller.intents.tier import Tiers
+from controller.keys import OWNED
 from controller.rows import Intent
 from tealnet.v1 import common_pb2, system_pb2
 
@@ -55,6 +60,9 @@ class Planner:
             Routers(context),
             Networks(context),
             Ports(context),
+            Rollouts(context),
+            Groups(context),
+            Tiers(context),
         ]
         self._standards: dict[str, Standard[Any]] = {w.kind: Standard(parts, w) for w in writers}
 
@@ -74,13 +82,18 @@ class Planner:
         return response
 
     async def _item(self, item: system_pb2.PlanItem, world: _World, caller: Caller) -> system_pb2.PlanResult:
-        kind = item.object.WhichOneof("object") or ""
-        if not kind:
+        field = item.object.WhichOneof("object") or ""
+        if not field:
             raise invalid("object", "is missing")
-        given = getattr(item.object, kind)
-        name = names.check_name(kind, given.name, f"{kind}.name")
+        kind, given = names.kind_of_field(field), getattr(item.object, field)
+        if kind not in self._standards:
+            raise invalid(
+                f"object.{field}", "is not made by documents: traffic moves by SetWeights and by rollouts only"
+            )
+        name = names.check_name(kind, given.name, f"{field}.name")
         _allow(kind, name, caller)
         standard = self._standards[kind]
+        await standard.ready(name)
         body = standard.body(given, name=name)
         draft = Draft(Reading(self.store.world, self.store.keys, world.overlay), Proposals(world.in_flight), b"")
         row = draft.reading.peek(kind, name)
@@ -92,7 +105,7 @@ class Planner:
         before = stored_message(row, kind)
         message = copy_of(before)
         paths = masks.paths_of(item.update_mask, given, standard.writer.policy)
-        masks.merge(message, body, paths=paths, policy=standard.writer.policy, prefix=kind)
+        masks.merge(message, body, paths=paths, policy=standard.writer.policy, prefix=field)
         standard.writer.update(draft, row, message)
         message.update_time.CopyFrom(before.update_time)
         shown = self.parts.presenter.render(kind, row, caller)
@@ -129,27 +142,28 @@ class Planner:
         """What is not known yet is left empty."""
         row = self._absorbed(kind, name, draft, world, mod_revision=0)
         rendered = self.parts.presenter.render(kind, row, current_caller())
-        shown = getattr(rendered, kind)
+        shown = getattr(rendered, names.field_of(kind))
         for unknown in ("uid", "etag", "revision", "create_time", "update_time", "segments", "status"):
             if unknown in shown.DESCRIPTOR.fields_by_name:
                 shown.ClearField(unknown)
         if kind == "port":
             shown.addresses[:] = body.addresses
-            shown.mac = body.mac
+            shown.mac, shown.color = body.mac, body.color
         return system_pb2.PlanResult(action=_Action.ACTION_CREATE, after=rendered)
 
     def _absorbed(self, kind: str, name: str, draft: Draft, world: _World, *, mod_revision: int) -> Intent[Any]:
-        row = row_of(next(w for w in draft.objects if w.name == name), mod_revision, self.store)
-        world.overlay[kind, name] = row
+        for written in draft.objects:  # a tenant comes with its default group
+            if written.value is not None:
+                world.overlay[written.kind, written.name] = row_of(written, mod_revision, self.store)
         world.absorb(draft)
-        return row
+        return world.overlay[kind, name]
 
 
 def _allow(kind: str, name: str, caller: Caller) -> None:
     """As for the single calls."""
     if not caller.tenant:
         return
-    if kind in names.OWNED:
+    if kind in OWNED:
         if names.tenant_of(name) != caller.tenant:
             raise NotFound(name)
     else:

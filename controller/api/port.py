@@ -10,21 +10,22 @@ from google.protobuf import empty_pb2
 from controller.api import filters
 from controller.api.filters import Term
 from controller.api.port_batch import Batch
-from controller.api.standard import Parts, Standard
+from controller.api.reads import Parts
+from controller.api.standard import Standard
 from controller.errors import invalid
 from controller.intents.port import Ports
-from controller.names import short
+from controller.names import default_group, short
 from controller.rows import Intent
 from tealnet.v1 import port_pb2, port_pb2_grpc
 
-_FIELDS = ("network", "host", "state")
+_FIELDS = ("network", "host", "color", "group", "state")
 
 
 class PortStandard(Standard[port_pb2.Port]):
-    """Ports are also listed by network, host and state."""
+    """Ports are also listed by network, host, color, security group and state."""
 
     def keeps(self, text: str) -> Callable[[Intent[Any]], bool]:
-        """Labels, and network=…, host=…, state=…."""
+        """Labels, and network=…, host=…, color=…, group=…, state=…."""
         terms = filters.parse_filter(text)
         own = [term for term in terms if term.key in _FIELDS]
         labels = [term for term in terms if term.key not in _FIELDS]
@@ -37,6 +38,12 @@ class PortStandard(Standard[port_pb2.Port]):
         if term.key == "state":
             state = self.parts.presenter.status.port(row.name).state
             equal = port_pb2.PortStatus.State.Name(state) in (term.value, f"STATE_{term.value.upper()}")
+        elif term.key == "group":
+            groups = row.spec.groups or (default_group(row.spec.tenant),)
+            equal = any(term.value in (name, short(name)) for name in groups)
+        elif term.key == "color":
+            network = self.world.networks.rows.get(row.spec.network)
+            equal = network is not None and network.spec.color_of(row.spec.segment_uid) == term.value
         else:
             value: str = getattr(row.spec, term.key)
             equal = term.value in (value, short(value))

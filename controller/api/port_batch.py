@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller import names
-from controller.api.standard import Parts, Standard, row_of
+from controller.api.reads import Parts
+from controller.api.standard import Standard, row_of
 from controller.caller import Caller, current_caller
 from controller.commit import Atomicity, Item, foremost
 from controller.draft import Chosen, Draft
@@ -51,6 +52,7 @@ class Batch:
         check_id(request.request_id)
         if not 1 <= len(request.requests) <= MOST:
             raise invalid("requests", f"1 to {MOST} requests in a batch, not {len(request.requests)}")
+        await self.standard.ready(names.full_name("port", request.parent, "any"))
         shared: Chosen = {}
         entries = [await self._entry(request, index, shared) for index in range(len(request.requests))]
         try:

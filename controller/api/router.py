@@ -6,7 +6,8 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 
-from controller.api.standard import Parts, Standard
+from controller.api.reads import Parts
+from controller.api.standard import Standard
 from controller.intents.router import Routers
 from tealnet.v1 import router_pb2, router_pb2_grpc
 

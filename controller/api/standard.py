@@ -2,59 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from controller import masks, names
-from controller.api import filters
-from controller.api.notes import Notes
-from controller.api.present import Presenter
+from controller.api.reads import Parts, Reads
 from controller.caller import Caller, current_caller
-from controller.commit import Committed, Committer, Effect
+from controller.commit import Committed, Effect
 from controller.decode import intent
 from controller.draft import Draft, Written
 from controller.errors import ApiError, NotFound
 from controller.etcd.types import KeyValue
 from controller.fields import Violations, unknown
-from controller.intents.base import Context, Writer, check_etag, stored_message
-from controller.requests import Replay, Requests, Ticket
+from controller.intents.base import Writer, check_etag, stored_message
+from controller.intents.group import ensure_default
+from controller.keys import OWNED
+from controller.requests import Replay, Ticket
 from controller.rows import Intent
 from controller.store import Store
 
 M = TypeVar("M", bound=Message)
-R = TypeVar("R", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What all services need."""
-
-    store: Store
-    committer: Committer
-    requests: Requests
-    notes: Notes
-    presenter: Presenter
-    context: Context
-
-
-class Standard(Generic[M]):
+class Standard(Reads[M]):
     """The standard methods of one kind."""
 
     def __init__(self, parts: Parts, writer: Writer) -> None:
-        self.parts, self.writer, self.kind = parts, writer, writer.kind
-        self.world = parts.store.world
+        super().__init__(parts, writer.kind)
+        self.writer = writer
 
     # ---- writing
 
     async def create(self, request: Any) -> M:
         """Create, AIP-133."""
-        ident = names.check_ident(getattr(request, f"{self.kind}_id"), f"{self.kind}_id")
-        parent = names.check_parent(request.parent, "parent") if self.kind in names.OWNED else ""
+        ident = names.check_ident(getattr(request, f"{self.field}_id"), f"{self.field}_id")
+        parent = names.check_parent(request.parent, "parent") if self.kind in OWNED else ""
         name = names.full_name(self.kind, parent, ident)
-        body = self.body(getattr(request, self.kind), name=name)
+        body = self.body(getattr(request, self.field), name=name)
+        await self.ready(name)
 
         def build(draft: Draft) -> None:
             self.writer.create(draft, name, copy_of(body))
@@ -64,9 +51,10 @@ class Standard(Generic[M]):
 
     async def update(self, request: Any) -> M:
         """Update, AIP-134; with an etag only what the caller has seen is changed."""
-        given = getattr(request, self.kind)
-        name = names.check_name(self.kind, given.name, f"{self.kind}.name")
+        given = getattr(request, self.field)
+        name = names.check_name(self.kind, given.name, f"{self.field}.name")
         body = self.body(given, name=name)
+        await self.ready(name)
         paths = masks.paths_of(request.update_mask, given, self.writer.policy)
         unchanged: list[Intent[Any]] = []
 
@@ -75,7 +63,7 @@ class Standard(Generic[M]):
             row = self.row(draft, name)
             check_etag(row, given.etag)
             message, before = stored_message(row, self.kind), stored_message(row, self.kind)
-            masks.merge(message, body, paths=paths, policy=self.writer.policy, prefix=self.kind)
+            masks.merge(message, body, paths=paths, policy=self.writer.policy, prefix=self.field)
             self.writer.update(draft, row, message)
             message.update_time.CopyFrom(before.update_time)
             if message == before:
@@ -106,12 +94,12 @@ class Standard(Generic[M]):
         return False
 
     async def _ticket(self, request: Any, name: str) -> Ticket | None:
-        tenant = names.tenant_of(name) if self.kind in names.OWNED else ""
+        tenant = names.tenant_of(name) if self.kind in names.IN_TENANT else ""
         return await self.parts.requests.ticket(request, tenant=tenant, request_id=request.request_id)
 
     def body(self, given: Any, *, name: str) -> Any:
         """The object of a request in canonical form, without what only the server sets. Raises Invalid."""
-        found = Violations(self.kind)
+        found = Violations(self.field)
         unknown(given, "", found)
         if given.name not in ("", name):
             found.add("name", f"{given.name[:200]!r} is not {name}; leave it out")
@@ -121,6 +109,11 @@ class Standard(Generic[M]):
         self.writer.fields(body, found)
         found.finish()
         return body
+
+    async def ready(self, name: str) -> None:
+        """What must be there before an object of this kind: a tenant of an earlier version gets its default group."""
+        if self.kind in ("network", "port", "group"):
+            await ensure_default(self.parts.store, names.tenant_of(name))
 
     def row(self, draft: Draft, name: str) -> Intent[Any]:
         """The object as it is, compared whole. Raises NotFound."""
@@ -179,62 +172,6 @@ class Standard(Generic[M]):
         if row is None or row.uid != replay.record.uid:
             raise NotFound(replay.record.name)
         return self.parts.presenter.message(self.kind, row, caller)
-
-    # ---- reading
-
-    async def get(self, request: Any) -> M:
-        """Get, AIP-131."""
-        name, caller = names.check_name(self.kind, request.name, "name"), current_caller()
-        await filters.fresh(self.parts.store, request.read)
-        row = getattr(self.world, f"{self.kind}s").rows.get(name)
-        if row is None or not self.parts.presenter.sees(self.kind, row, caller):
-            raise NotFound(name)
-        message: M = self.parts.presenter.message(self.kind, row, caller)
-        return message
-
-    async def list(self, request: Any, response: R) -> R:
-        """List, AIP-132: pages by name; not a snapshot."""
-        caller = current_caller()
-        info = await filters.fresh(self.parts.store, request.read)
-        parent = request.parent if self.kind in names.OWNED else ""
-        candidates = self._candidates(parent, caller)
-        keeps = self.keeps(request.filter)
-        size = filters.page_size(request.page_size)
-        bound_to = f"{self.kind}\0{parent}\0{request.filter}"
-        ordered, token_after = filters.page(
-            candidates, size=request.page_size, token=request.page_token, bound_to=bound_to
-        )
-        answer: Any = response
-        found = getattr(answer, f"{self.kind}s")
-        rows = getattr(self.world, f"{self.kind}s").rows
-        for name in ordered:
-            row = rows[name]
-            if not self.parts.presenter.sees(self.kind, row, caller) or not keeps(row):
-                continue
-            if len(found) == size:
-                answer.next_page_token = token_after(found[-1].name)
-                break
-            found.append(self.parts.presenter.message(self.kind, row, caller))
-        answer.info.CopyFrom(info)
-        return response
-
-    def keeps(self, text: str) -> Callable[[Intent[Any]], bool]:
-        """A filter as a function of rows; ports override it. Raises Invalid."""
-        select = filters.selector(text)
-        return lambda row: select(row.labels)
-
-    def _candidates(self, parent: str, caller: Caller) -> Iterable[str]:
-        rows: dict[str, Any] = getattr(self.world, f"{self.kind}s").rows
-        if self.kind not in names.OWNED:
-            return rows
-        if parent == f"tenants/{names.ANY}":
-            parent = caller.tenant
-            if not parent:
-                return rows
-        elif names.check_parent(parent, "parent") not in self.world.tenants.rows:
-            raise NotFound(parent)
-        index = getattr(self.world, f"{self.kind}s_by_tenant")
-        return list(index.keys(parent))
 
 
 def copy_of(message: Any) -> Any:

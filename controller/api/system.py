@@ -14,9 +14,12 @@ from controller.api.present import Presenter
 from controller.caller import current_caller
 from controller.decode import tenant_of
 from controller.errors import NotFound, PermissionDenied, invalid
+from controller.etcd import StoreError
 from controller.events import Events
 from controller.hosts import timestamp
-from controller.names import kind_of
+from controller.keys import COLLECTIONS
+from controller.members import ports_of_group
+from controller.names import kind_of, network_of, split_of, word_of
 from controller.status import Status
 from controller.store import Store
 from controller.sync import Domains, Outcome, Sync, number_in
@@ -25,7 +28,8 @@ from tealnet.v1 import port_pb2, system_pb2, system_pb2_grpc
 
 _TIMEOUT = 10.0  # seconds, if a Sync does not say
 _LONGEST = 3600.0
-_KINDS = ("tenant", "network", "router", "port", "host")
+_STATUS_PATIENCE = 0.5  # seconds that a status waits for hosts that are behind
+_KINDS = {word_of(kind): kind for kind in COLLECTIONS}
 _EVENTS = 1000
 
 
@@ -71,8 +75,9 @@ class System(system_pb2_grpc.SystemServiceServicer):
         parent = parent or own
         if not parent:
             return None
-        if kind_of(parent) in ("", "host"):
-            raise invalid("parent", f"{parent[:200]!r} is not a tenant, network, router or port")
+        if kind_of(parent) in ("", "host", "tier"):
+            what = "a tenant, network, router, port, split or security group"
+            raise invalid("parent", f"{parent[:200]!r} is not {what}")
         if own and tenant_of(parent) != own:
             raise NotFound(parent, field="parent")
         world, of_network = self.world, self.parts.sync.sessions.resources.of_hosts.domain_of_network.rows
@@ -86,11 +91,17 @@ class System(system_pb2_grpc.SystemServiceServicer):
                 return frozenset(known | left) - {0}
             case ["tenants", _, "networks", _] if parent in world.networks.rows:
                 return frozenset({of_network[parent]} if parent in of_network else ())
+            case ["tenants", _, "networks", _, _] if parent in world.splits.rows:
+                network = world.splits.rows[parent].spec.network
+                return frozenset({of_network[network]} if network in of_network else ())
             case ["tenants", _, "routers", _] if parent in world.routers.rows:
                 return frozenset({world.routers.rows[parent].spec.domain})
             case ["tenants", _, "ports", _] if parent in world.ports.rows:
                 network = world.ports.rows[parent].spec.network
                 return frozenset({of_network[network]} if network in of_network else ())
+            case ["tenants", _, "securityGroups", _] if parent in world.groups.rows:
+                ports = ports_of_group(world, world.groups.rows[parent])
+                return frozenset(of_network[p.spec.network] for p in ports if p.spec.network in of_network)
             case _:
                 raise NotFound(parent, field="parent")
 
@@ -127,6 +138,10 @@ class System(system_pb2_grpc.SystemServiceServicer):
             names = self.world.ports_by_uid.keys(ident)
         elif kind == "segment":
             names = self.world.networks_by_vni.keys(number_in(ident))
+        elif kind == "weights":
+            names = [split_of(name) for name in self.world.networks_by_uid.keys(ident)]
+        elif kind == "rules":
+            names = sorted(self.world.ports_by_identity.keys(number_in(ident)))
         return next((name for name in names if self._sees(name)), key)
 
     def _sees(self, name: str) -> bool:
@@ -138,7 +153,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
     async def Watch(self, request: system_pb2.WatchRequest, context: Any) -> AsyncIterator[system_pb2.WatchResponse]:
         """What there is, then what changes."""
         caller, presenter = current_caller(), self.parts.presenter
-        unknown = sorted(set(request.kinds) - set(_KINDS))
+        unknown = sorted(set(request.kinds) - _KINDS.keys())
         if unknown:
             raise invalid("kinds", f"unknown: {', '.join(unknown)[:200]}; known are {', '.join(_KINDS)}")
         parent = "" if request.parent in ("", "-", "tenants/-") else request.parent
@@ -150,7 +165,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
             raise invalid("resume_revision", "not negative")
         interest = Interest(
             parent=parent,
-            kinds=frozenset(request.kinds),
+            kinds=frozenset(_KINDS[word] for word in request.kinds),
             matches=selector(request.filter),
             sees=lambda kind, row: presenter.sees(kind, row, caller),
             spec_only=request.spec_only,
@@ -176,6 +191,7 @@ class System(system_pb2_grpc.SystemServiceServicer):
             networks=len(world.networks_by_tenant.keys(own) if own else world.networks.rows),
             routers=len(world.routers_by_tenant.keys(own) if own else world.routers.rows),
             ports=len(world.ports_by_tenant.keys(own) if own else world.ports.rows),
+            security_groups=len(world.groups_by_tenant.keys(own) if own else world.groups.rows),
         )
         if stale := self.store.stale_since:
             response.stale_since.CopyFrom(timestamp(stale))
@@ -184,9 +200,21 @@ class System(system_pb2_grpc.SystemServiceServicer):
             return response
         response.etcd.extend(await self.parts.members())
         response.replicas.extend(self._replicas())
+        reached = await self._reached()
         for name in sorted(world.hosts.rows):
-            response.hosts.append(self.parts.presenter.message("host", world.hosts.rows[name], caller))
+            host = self.parts.presenter.message("host", world.hosts.rows[name], caller)
+            host.status.synced_revision = reached.get(host.uid, host.status.synced_revision)
+            response.hosts.append(host)
+        response.revision = max((response.revision, *reached.values()))
         return response
+
+    async def _reached(self) -> dict[str, int]:
+        """How far each host in session is, by uid, also of those that other replicas serve; nothing without a store."""
+        try:
+            outcome = await self.parts.sync.ask(revision=0, domains=None, timeout=_STATUS_PATIENCE)
+        except StoreError:
+            return {}
+        return dict.fromkeys(outcome.synced, outcome.revision) | outcome.behind
 
     def _port_states(self, tenant: str) -> list[system_pb2.PortCount]:
         names = self.world.ports_by_tenant.keys(tenant) if tenant else list(self.world.ports.rows)
@@ -233,8 +261,16 @@ class System(system_pb2_grpc.SystemServiceServicer):
         return system_pb2.ListEventsResponse(events=found[-(request.page_size or _EVENTS) :])
 
     def _uid(self, name: str) -> str:
-        """The uid whose events are to be read; "" (all) for tenants and for objects that are gone."""
-        for table in (self.world.hosts, self.world.networks, self.world.routers, self.world.ports):
+        """The uid whose events are to be read; "" (all) for tenants and for objects that are gone.
+
+        A split's are its network's.
+        """
+        if kind_of(name) == "split":
+            name = network_of(name)
+        world = self.world
+        for table in (
+            world.hosts, world.networks, world.routers, world.ports, world.rollouts, world.groups, world.tiers,
+        ):  # fmt: skip
             if row := table.rows.get(name):
                 return str(row.uid)
         return ""

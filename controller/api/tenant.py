@@ -7,7 +7,8 @@ from typing import Any
 from google.protobuf import empty_pb2
 
 from controller.api.cascade import Cascade
-from controller.api.standard import Parts, Standard
+from controller.api.reads import Parts
+from controller.api.standard import Standard
 from controller.intents.tenant import Tenants
 from tealnet.v1 import tenant_pb2, tenant_pb2_grpc
 

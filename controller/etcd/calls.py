@@ -36,7 +36,7 @@ _REFUSED = {
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 }
-_TRY = 2.0  # seconds one endpoint gets to answer while there are others
+_TRY = 0.7  # seconds one endpoint gets to answer while there are others
 _BACKOFF = 0.02, 0.5  # seconds, first and longest
 
 
@@ -127,7 +127,7 @@ class Caller:
         while True:
             channel = await self.links.ready(deadline)
             left = max(deadline - time.monotonic(), 0.001)
-            several = len(self.links) > 1 and effect is Effect.REPEATABLE and timeout is None
+            several = len(self.links) > 1 and timeout is None
             try:
                 send = method.unary(channel)
                 return cast(

@@ -11,7 +11,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -78,6 +78,7 @@ class Etcd:
     def __init__(self, endpoints: Sequence[str], tls: Tls | None = None, *, timeout: float = 5.0) -> None:
         self._links = Links(endpoints, tls)
         self._caller = Caller(self._links, timeout=timeout)
+        self._silent = asyncio.Event()
 
     async def __aenter__(self) -> Etcd:
         return self
@@ -143,7 +144,12 @@ class Etcd:
             from_revision=from_revision,
             store_revision=self.revision,
             timeout=self._caller.timeout,
+            silent=self._silent,
         )
+
+    def renew_watch(self) -> None:
+        """A change that is known has not come through the watch in time: open it at another endpoint."""
+        self._silent.set()
 
     # ---- writing
 
@@ -246,32 +252,36 @@ class Etcd:
         The file appears whole or not at all; a write under another name beside it comes first. It holds everything,
         secrets included. Raises StoreUnavailable when the stream breaks, OSError for the file.
         """
-        draft = path.with_name(path.name + ".part")
-        channel = await self._links.ready(time.monotonic() + self._caller.timeout)
+        draft, size = path.with_name(path.name + ".part"), 0
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                size = await self._download(channel, file, timeout)
+                async for part in self.snapshot_parts(timeout=timeout):
+                    size += len(part)
+                    await asyncio.to_thread(file.write, part)
+                await asyncio.to_thread(_sync, file)
             await asyncio.to_thread(draft.replace, path)
         finally:
             draft.unlink(missing_ok=True)
         return size
 
-    # ---- inside
-
-    async def _download(self, channel: grpc.aio.Channel, file: BinaryIO, timeout: float) -> int:
+    async def snapshot_parts(self, *, timeout: float = 600.0) -> AsyncIterator[bytes]:
+        """A snapshot of the store piece by piece. Raises StoreUnavailable when the stream breaks or ends early."""
+        channel = await self._links.ready(time.monotonic() + self._caller.timeout)
         call: Any = SNAPSHOT.download(channel)(pb.SnapshotRequest(), timeout=timeout, metadata=HAS_LEADER)
         size, left = 0, 1
         try:
             async for part in call:
                 size, left = size + len(part.blob), part.remaining_bytes
-                await asyncio.to_thread(file.write, part.blob)
+                yield part.blob
         except grpc.aio.AioRpcError as error:
             self._links.leave(channel)
             raise translate(error) or StoreUnavailable(f"the snapshot broke off: {error.code().name}") from error
+        finally:
+            call.cancel()
         if left or not size:
             raise StoreUnavailable("the snapshot ended early")
-        await asyncio.to_thread(_sync, file)
-        return size
+
+    # ---- inside
 
     async def _alarm(self, request: pb.AlarmRequest) -> tuple[Alarm, ...]:
         reply = await self._caller.call(ALARM, request)

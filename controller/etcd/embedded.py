@@ -16,6 +16,7 @@ import shutil
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -33,6 +34,7 @@ log = structlog.get_logger()
 # etcd 3.4 wants "host:port" also of a unix socket's URL and takes it for a path below the current directory, which is
 # the private one. That also makes the directory movable, because the URLs are part of etcd's data.
 _CLIENT, _PEER = "client:0", "peer:0"
+NAME, DATA, PEER_URL = "tealnet", "data", f"unix://{_PEER}"
 _LONGEST_PATH = 107  # of a unix socket: unix(7), sun_path
 _LOG_LIMIT = 16 << 20  # bytes after which the log is begun anew at the next start
 _BACKOFF = 0.2, 10.0  # seconds before a start, first and longest
@@ -135,6 +137,16 @@ class EmbeddedEtcd:
             os.close(self._lock)
             self._lock = None
 
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[Path]:
+        """Its directory, while nobody runs it. Raises EmbeddedError if somebody does."""
+        self._prepare_directory()
+        lock = self._take_lock()
+        try:
+            yield self._directory
+        finally:
+            os.close(lock)
+
     # ---- before the start
 
     @property
@@ -188,7 +200,7 @@ class EmbeddedEtcd:
                 *(sys.executable, "-I", "-S", child.__file__, str(os.getpid()), str(self._pid_file), program),
                 *_flags(self._options),
                 cwd=self._directory,
-                env=_environment(),
+                env=environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -237,15 +249,15 @@ class EmbeddedEtcd:
 
 
 def _flags(options: Options) -> list[str]:
-    client, peer = f"unix://{_CLIENT}", f"unix://{_PEER}"
+    client, peer = f"unix://{_CLIENT}", PEER_URL
     flags = [
-        "--name=tealnet",
-        "--data-dir=data",
+        f"--name={NAME}",
+        f"--data-dir={DATA}",
         f"--listen-client-urls={client}",
         f"--advertise-client-urls={client}",
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster=tealnet={peer}",
+        f"--initial-cluster={NAME}={peer}",
         # Alone it elects itself, but only after the timeout: with the default of 1 s a restart took up to 1.9 s.
         "--heartbeat-interval=20",
         "--election-timeout=200",
@@ -259,8 +271,8 @@ def _flags(options: Options) -> list[str]:
     return [*flags, "--unsafe-no-fsync"] if options.durability is Durability.MEMORY else flags
 
 
-def _environment() -> dict[str, str]:
-    """Ours without ETCD_*: etcd reads these as flags."""
+def environment() -> dict[str, str]:
+    """Of etcd's programs: ours without ETCD_*: etcd reads these as flags."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
     if platform.machine() == "aarch64":
         kept["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # 3.4 does not start there without

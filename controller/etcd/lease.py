@@ -79,7 +79,7 @@ class Lease:
         try:
             while True:
                 sent = time.monotonic()
-                async with asyncio.timeout(patience):  # not wait_for: 3.11's loses a cancellation now and then
+                async with asyncio.timeout(patience):
                     answer = await self._renew(call)
                 if answer is None:
                     break

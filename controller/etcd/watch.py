@@ -46,10 +46,12 @@ async def watch(
     from_revision: int,
     store_revision: Callable[[], Awaitable[int]],
     timeout: float,
+    silent: asyncio.Event,
 ) -> AsyncGenerator[Batch, None]:
     """All changes of the range from `from_revision` on.
 
-    `store_revision` is a linearizable read of the store's revision, `timeout` what opening the stream may take.
+    `store_revision` is a linearizable read of the store's revision, `timeout` what opening the stream may take. Who
+    knows of a change that does not come sets `silent`: the stream is then opened anew, at another endpoint.
     Raises Compacted, HistoryLost and StoreRefused (etcd ended the watch for good). Unreachable endpoints are waited
     for.
     """
@@ -60,7 +62,8 @@ async def watch(
         channel = None
         try:
             channel = await links.ready(time.monotonic() + timeout)
-            async with _Stream(channel, what) as stream:
+            silent.clear()
+            async with _Stream(channel, what, silent) as stream:
                 header = await stream.open(following, timeout)
                 if cluster not in (0, header.cluster_id):
                     raise HistoryLost(revision=header.revision, expected=following - 1)
@@ -76,12 +79,21 @@ async def watch(
             if refusal := translate(error):
                 raise refusal from error
             log.info("etcd watch interrupted", code=error.code().name, text=error.details(), next_revision=following)
+        except asyncio.CancelledError:
+            if not silent.is_set() or _is_cancelled():
+                raise
+            log.warning("etcd watch is silent although there are changes", next_revision=following)
         except (StoreUnavailable, TimeoutError, asyncio.InvalidStateError):  # the last: the stream ended before a write
             log.info("etcd watch waits for an endpoint", next_revision=following)
         if channel is not None:
             links.leave(channel)
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(pause * 2, _BACKOFF[1])
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _same_history(store_revision: Callable[[], Awaitable[int]], *, expected: int) -> None:
@@ -94,15 +106,21 @@ async def _same_history(store_revision: Callable[[], Awaitable[int]], *, expecte
 class _Stream:
     """One watch on one stream to one endpoint."""
 
-    def __init__(self, channel: grpc.aio.Channel, what: Range) -> None:
-        self._what = what
+    def __init__(self, channel: grpc.aio.Channel, what: Range, silent: asyncio.Event) -> None:
+        self._what, self._silent = what, silent
         self._call: Any = WATCH.stream(channel)(metadata=HAS_LEADER)
 
     async def __aenter__(self) -> _Stream:
+        self._watchdog = asyncio.create_task(self._end_if_silent(), name="watchdog of an etcd watch")
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._watchdog.cancel()
         self._call.cancel()
+
+    async def _end_if_silent(self) -> None:
+        await self._silent.wait()
+        self._call.cancel()  # a read under way ends as cancelled, although its task is not
 
     async def open(self, revision: int, timeout: float) -> pb.ResponseHeader:
         """Ask for the watch; returns the header of etcd's consent."""

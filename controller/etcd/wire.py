@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
+from controller.etcd.errors import StoreError
 from controller.etcd.types import (
     Batch,
     Compare,
@@ -134,7 +135,7 @@ def _response(message: pb.ResponseOp, *, revision: int) -> Response:
         case "response_txn":
             return txn_result(message.response_txn, revision=revision)
         case other:
-            raise AssertionError(f"etcd answered an operation with {other!r}")
+            raise StoreError(f"etcd answered an operation with {other!r}")
 
 
 def event(message: pb.Event) -> Event:

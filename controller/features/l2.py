@@ -14,6 +14,7 @@ from controller.rows import Address, Attach, PortSpec, Prefix
 from controller.scopes import Scopes
 from controller.world import World
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.rows.colors import FEATURE
 from tealnet.core.rows.stream import endpoint_key, hostpeer_key, localport_key, segment_key
 from tealnet.core.tables import Derived, Graph, Read
 
@@ -31,6 +32,13 @@ class EndpointBody(NamedTuple):
     body: bytes
 
 
+class LocalPortBody(NamedTuple):
+    """A local port without the host that has it."""
+
+    body: bytes
+    requires: tuple[str, ...]
+
+
 class L2:
     """The derived tables of the room."""
 
@@ -40,7 +48,7 @@ class L2:
         self.segments: Derived[int, Resource] = graph.derive(world.networks_by_vni, self._segment)
         self.endpoint_bodies: Derived[str, EndpointBody] = graph.derive(world.ports_by_uid, self._endpoint_body)
         self.endpoints: Derived[str, Resource] = graph.derive(self.endpoint_bodies, self._endpoint)
-        self.localport_bodies: Derived[str, bytes] = graph.derive(world.ports_by_uid, self._localport_body)
+        self.localport_bodies: Derived[str, LocalPortBody] = graph.derive(world.ports_by_uid, self._localport_body)
         self.localports: Derived[tuple[str, str], Resource] = graph.derive(scopes.holdings_by_binding, self._localport)
 
     def _hostpeer(self, read: Read, uid: str) -> Resource | None:
@@ -57,10 +65,11 @@ class L2:
         if domain is None:
             return None
         for network in read.all(self.world.networks_by_vni, vni):
-            spec = network.spec
+            spec, segment = network.spec, next(s for s in network.spec.segments if s.vni == vni)
             message = pb.Segment(
                 domain=domain,
-                color=next(s.color_number for s in spec.segments if s.vni == vni),
+                color=segment.color_number,
+                base=segment.was_base,
                 network_number=spec.number,
                 mtu=spec.mtu or self.default_mtu,
                 subnets=[
@@ -68,7 +77,8 @@ class L2:
                     for cidr, gateway in zip(spec.cidrs, spec.gateways, strict=True)
                 ],
             )
-            return Resource(f"domain/{domain}", segment_key(vni), message.SerializeToString())
+            requires = (FEATURE,) if message.color else ()
+            return Resource(f"domain/{domain}", segment_key(vni), message.SerializeToString(), requires)
         return None
 
     def _endpoint_body(self, read: Read, uid: str) -> EndpointBody | None:
@@ -93,7 +103,7 @@ class L2:
         domain = read.get(self.scopes.domain_of_vni, row.vni) if row else None
         return Resource(f"domain/{domain}", endpoint_key(uid), row.body) if row and domain is not None else None
 
-    def _localport_body(self, read: Read, uid: str) -> bytes | None:
+    def _localport_body(self, read: Read, uid: str) -> LocalPortBody | None:
         for name in read.keys(self.world.ports_by_uid, uid):
             port = read.get(self.world.ports, name)
             vni = read.get(self.scopes.vni_of_segment, port.spec.segment_uid) if port else None
@@ -113,15 +123,18 @@ class L2:
                 name=own,
                 attachment=pb.LocalAttachment(kind=_KIND[spec.kind], where=where, interface=interface),
             )
-            return message.SerializeToString()
+            if not read.get(self.scopes.guarded, spec.network):
+                return LocalPortBody(message.SerializeToString(), ())
+            message.policy = pb.PORT_POLICY_ENFORCE
+            return LocalPortBody(message.SerializeToString(), ("security",))  # an agent that knows no rules: closed
         return None
 
     def _localport(self, read: Read, binding: tuple[str, str]) -> Resource | None:
         host_uid, uid = binding
-        body = read.get(self.localport_bodies, uid)
-        if body is None or not read.keys(self.scopes.holdings_by_binding, binding):
+        row = read.get(self.localport_bodies, uid)
+        if row is None or not read.keys(self.scopes.holdings_by_binding, binding):
             return None
-        return Resource(f"host/{host_uid}", localport_key(uid), body)
+        return Resource(f"host/{host_uid}", localport_key(uid), row.body, row.requires)
 
     def _sources(self, read: Read, spec: PortSpec) -> list[pb.Prefix]:
         """Allowed addresses, and the prefixes of static routes by way of this port (B13); sorted, without doubles."""

@@ -55,9 +55,7 @@ def network_fields(message: network_pb2.Network, found: Violations) -> None:
     if message.mtu and not MTU_V4 <= message.mtu <= MTU_MOST:
         found.add("mtu", f"{message.mtu} is not within {MTU_V4}…{MTU_MOST}; 0 means the default")
     _dns(message.dns, found)
-    if message.policy == network_pb2.Network.POLICY_ENFORCE:
-        found.add("policy", "ENFORCE is not available yet; use OFF")
-    elif message.policy not in network_pb2.Network.Policy.values():
+    if message.policy not in network_pb2.Network.Policy.values():
         found.add("policy", f"{message.policy} is not known")
     if message.HasField("address_quarantine"):
         quarantine = message.address_quarantine
@@ -191,6 +189,8 @@ def port_fields(message: port_pb2.Port, found: Violations) -> None:
     fields.common(message, found)
     if message.network and kind_of(message.network) != "network":
         found.add("network", f"{message.network[:200]!r} is not a name like tenants/TENANT/networks/NETWORK")
+    if message.color and not fields.NAME.fullmatch(message.color):
+        found.add("color", f"{message.color[:80]!r} is not a name: {fields.NAME_HELP}")
     if message.host and kind_of(message.host) != "host":
         found.add("host", f"{message.host[:200]!r} is not a name like hosts/HOST")
     if message.mac:

@@ -22,9 +22,14 @@ NOWHERE = "-"
 """In a tombstone's key, in the place of the host, of a port that had none: quarantine alone counts."""
 
 
-def choose(draft: Draft, network: Intent[NetworkSpec], *, value: bytes, context: Context) -> list[Address]:
-    """One free address of each family, claimed. Raises ResourceExhausted that says what holds the others."""
-    segment, spec, world = network.spec.segments[0].uid, network.spec, draft.reading.world
+def choose(
+    draft: Draft, network: Intent[NetworkSpec], *, segment: str, value: bytes, context: Context
+) -> list[Address]:
+    """One free address of each family in a segment (its uid), claimed.
+
+    Raises ResourceExhausted that says what holds the others.
+    """
+    spec, world = network.spec, draft.reading.world
     shown = {
         (row.spec.segment_uid, address)
         for (kind, _), row in draft.reading.overlay.items()
@@ -54,15 +59,15 @@ def choose(draft: Draft, network: Intent[NetworkSpec], *, value: bytes, context:
                 value=value,
             )
         except allocate.Exhausted:
-            text = _exhausted(draft, network, version)
+            text = _exhausted(draft, network, version, segment=segment)
             raise ResourceExhausted(text, subject=network.name, reason="ADDRESSES_EXHAUSTED") from None
         chosen.append(address)
     return chosen
 
 
-def claim(draft: Draft, network: Intent[NetworkSpec], address: Address, *, name: str, uid: str) -> None:
+def claim(draft: Draft, network: Intent[NetworkSpec], address: Address, *, segment: str, name: str, uid: str) -> None:
     """An address that was asked for. One that the same port has just given up may be taken back."""
-    key = draft.keys.ip(network.spec.segments[0].uid, address)
+    key = draft.keys.ip(segment, address)
     for place in draft.reading.world.tombstones_by_port.keys(uid):
         row = draft.reading.world.tombstones.rows[place]
         if row.address == address_hex(address) and key.decode() in row.address_keys:
@@ -85,15 +90,19 @@ def release(
     return [key.decode() for key in keys]
 
 
-def choose_mac(draft: Draft, network: Intent[NetworkSpec], first: Address, *, value: bytes) -> str:
-    """The MAC that belongs to (network, first address), claimed."""
-    segment = network.spec.segments[0].uid
+def choose_mac(draft: Draft, network: Intent[NetworkSpec], first: Address, *, segment: str, value: bytes) -> str:
+    """The MAC that belongs to (network, first address), claimed in its segment: twins have the same."""
     return draft.propose(
         "MAC",
         lambda is_free: allocate.mac(network.uid, first, is_free=is_free),
         key_of=lambda mac: draft.keys.mac(segment, mac),
         value=value,
     )
+
+
+def is_of(address_key: str, segment: str) -> bool:
+    """Whether `k/u/ip/<segment uid>/<address>` is about this segment."""
+    return address_key.rsplit("/", 2)[1] == segment
 
 
 def _tombstones(draft: Draft, network: Intent[NetworkSpec]) -> list[TombstoneRow]:
@@ -136,20 +145,21 @@ def _reason(draft: Draft, row: TombstoneRow) -> str:
     return f"until {hosts[0]}{state} has confirmed that it is gone" + (f", not {until}" if over > time.time() else "")
 
 
-def _exhausted(draft: Draft, network: Intent[NetworkSpec], version: int) -> str:
+def _exhausted(draft: Draft, network: Intent[NetworkSpec], version: int, *, segment: str) -> str:
     spec, world = network.spec, draft.reading.world
     total = sum(cidr.num_addresses for cidr in spec.cidrs if cidr.version == version)
     kept = total - sum(last - first + 1 for first, last in allocate.usable(spec, version))
-    ports = [world.ports.rows[name] for name in world.ports_by_network.keys(network.name)]
+    ports = [world.ports.rows[name] for name in world.ports_by_segment.keys(segment)]
     held = sum(1 for port in ports for address in port.spec.addresses if address.version == version)
     make = IPv4Address if version == 4 else IPv6Address
     reasons: dict[str, int] = {}
     for row in _tombstones(draft, network):
-        own = [key for key in row.address_keys if is_version(int(key[-32:], 16), make)]
+        own = [k for k in row.address_keys if is_of(k, segment) and is_version(int(k[-32:], 16), make)]
         if own:
             reasons[_reason(draft, row)] = reasons.get(_reason(draft, row), 0) + len(own)
+    color = next((f"color {s.color} of " for s in spec.segments if s.uid == segment and s.color_number), "")
     text = (
-        f"{network.name} has no free IPv{version} address: of {total} addresses {held} are held by ports, "
+        f"{color}{network.name} has no free IPv{version} address: of {total} addresses {held} are held by ports, "
         f"{kept} kept back (gateway, network, broadcast, reserved ranges), {sum(reasons.values())} in quarantine"
     )
     waits = "; ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:5])

@@ -106,6 +106,7 @@ class Quota:
     kind: str
     limit: int
     by_slot: Index[Any]
+    beside: int = 0  # objects that need no slot
 
 
 def take_slot(
@@ -120,7 +121,7 @@ def take_slot(
             return not quota.by_slot.keys((tenant.name, slot)) and slot not in overlaid and is_free(slot)
 
         # After a quota was lowered slots above it are taken, and so many below it are not to be given out.
-        if len(getattr(world, f"{quota.kind}s_by_tenant").keys(tenant.name)) >= quota.limit:
+        if len(getattr(world, f"{quota.kind}s_by_tenant").keys(tenant.name)) >= quota.limit + quota.beside:
             raise allocate.Exhausted(quota.limit)
         return allocate.number(0, quota.limit - 1, is_free=unused, rng=rng)
 

@@ -10,6 +10,7 @@ from controller.draft import Draft
 from controller.errors import Blocker, FailedPrecondition, NotFound
 from controller.etcd.types import KeyValue, Page
 from controller.features import l2_check as check
+from controller.features.colors_check import BASE, color_fields, weight_fields
 from controller.features.router_check import network_fits, routes_fit
 from controller.fields import Violations, span_text
 from controller.intents.base import (
@@ -29,6 +30,15 @@ from controller.intents.base import (
     take_number,
     take_slot,
 )
+from controller.intents.colors import (
+    begin_split,
+    change_segments,
+    change_split,
+    check_initial,
+    end_split,
+    new_segments,
+    number_segments,
+)
 from controller.intents.placement import may_use, tunnel_version
 from controller.masks import OUTPUT, Policy
 from controller.names import tenant_of
@@ -36,8 +46,6 @@ from controller.rows import Address, Intent, NetworkSpec, Prefix, RouterSpec, Te
 from controller.world import World
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import network_pb2
-
-BASE = "base"  # the one segment of a network without colors
 
 
 class Networks:
@@ -52,13 +60,15 @@ class Networks:
     def fields(self, message: network_pb2.Network, found: Violations) -> None:
         """Each field by itself; puts the message into canonical form."""
         check.network_fields(message, found)
+        color_fields(message.colors, found)
+        weight_fields(message.initial_weights, "initial_weights", found)
 
     def create(self, draft: Draft, name: str, message: network_pb2.Network) -> None:
         """T1."""
         spec = self._shape(name, message, store_pb2.Issued())
         tenant = living_tenant(draft, tenant_of(name))
         self._carried(draft, name, message)
-        uid, segment_uid, rng, settings = new_uid(), new_uid(), self.context.rng, self.context.settings
+        uid, rng, settings = new_uid(), self.context.rng, self.context.settings
         value, world = holder(name, uid), draft.reading.world
         router = self._router(draft, name, message)
         if router:
@@ -67,7 +77,7 @@ class Networks:
         limit = tenant.spec.max_networks or settings.quota_networks
         quota = Quota("network", limit, world.networks_by_slot)
         slot = take_slot(draft, tenant, quota, uid=uid, name=name, rng=rng)
-        vni = self._vni(draft, value)
+        segments = new_segments(draft, message.colors or [BASE], value=value, context=self.context)
         number = take_number(
             draft,
             "network number",
@@ -80,26 +90,18 @@ class Networks:
         issued = store_pb2.Issued(
             domain=take_domain(draft, value=value, rng=rng),
             network_number=number,
-            segments=[store_pb2.IssuedSegment(color=BASE, uid=segment_uid, vni=vni)],
+            segments=segments,
             tenant_uid=tenant.uid,
             router_uid=router.uid if router else "",
         )
+        number_segments(draft, name, issued=issued, router=router)
         self._fill(message, spec, name)
         stamp(message, draft.now, created=draft.now)
         draft.create("network", name, stored(message, uid=uid, issued=issued, slot=slot))
         draft.put(draft.keys.reference(kind="tenant", uid=tenant.uid, by_kind="network", by_uid=uid), value)
-
-    def _vni(self, draft: Draft, value: bytes) -> int:
-        settings, world = self.context.settings, draft.reading.world
-        return take_number(
-            draft,
-            "VNI",
-            span=(settings.vni_first, settings.vni_last),
-            used=lambda n: bool(world.networks_by_vni.keys(n)),
-            key_of=draft.keys.vni,
-            value=value,
-            rng=self.context.rng,
-        )
+        if message.colors:
+            check_initial(message, has_ports=False)
+            begin_split(draft, name, message, uid=uid, tenant_uid=tenant.uid)
 
     def update(self, draft: Draft, row: Intent[NetworkSpec], message: network_pb2.Network) -> None:
         """T2: no port or endpoint row is touched."""
@@ -128,8 +130,12 @@ class Networks:
         if moved and router:
             self._attach(draft, router, name=row.name, uid=row.uid)
         issued.router_uid = router.uid if router else ""
+        change_segments(draft, row, message.colors, issued=issued, context=self.context)
+        if moved or list(message.colors) != list(row.spec.colors):
+            number_segments(draft, row.name, issued=issued, router=router)
         stamp(message, draft.now)
         draft.replace("network", row, message=message, issued=issued)
+        change_split(draft, row, message)
 
     def delete(self, draft: Draft, row: Intent[NetworkSpec]) -> None:
         """T5: only without ports. VNIs and domain are released, not free: hosts may still know their old meaning."""
@@ -139,6 +145,7 @@ class Networks:
             refuse_referenced(draft, row.name, kind="segment", uid=segment.uid)
             release(draft, keys.vni(segment.vni), name=row.name, uid=row.uid)
         draft.remove("network", row)
+        end_split(draft, row.name)
         release(draft, keys.domain(issued.domain), name=row.name, uid=row.uid)
         draft.delete(keys.network_number(issued.network_number))
         draft.delete(keys.slot(tenant_uid=issued.tenant_uid, kind="network", slot=row.slot))
@@ -170,7 +177,7 @@ class Networks:
         """Write down what the server has chosen."""
         message.name = name
         check.fill_gateways(message, spec)
-        message.policy = message.policy or network_pb2.Network.POLICY_OFF
+        message.policy = message.policy or network_pb2.Network.POLICY_ENFORCE
         if not message.HasField("address_quarantine"):
             message.address_quarantine.seconds = self.context.settings.quarantine
 

@@ -7,11 +7,12 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from controller import decode
-from controller.allocate import FIRST_NUMBER, LAST_NUMBER
-from controller.draft import Draft, Reach
+from controller.draft import Draft
 from controller.errors import Blocker, FailedPrecondition, NotFound, invalid
 from controller.etcd.types import KeyValue, Page, prefix_end
 from controller.features import l2_check as check
+from controller.features.colors_check import segment_of
+from controller.features.security_check import port_groups, port_groups_default
 from controller.fields import Violations
 from controller.intents import addresses
 from controller.intents.addresses import NOWHERE
@@ -20,16 +21,16 @@ from controller.intents.base import (
     Quota,
     holder,
     holder_of,
-    identity_digest,
     issued_of,
     living_tenant,
     new_uid,
     stamp,
     stored,
-    take_number,
     take_slot,
 )
+from controller.intents.identity import identity_of
 from controller.intents.placement import check_kind, check_room, place
+from controller.intents.references import existing_group, refer
 from controller.masks import OUTPUT, Policy
 from controller.names import short, tenant_of
 from controller.rows import Address, Attach, Intent, NetworkSpec, PortSpec
@@ -61,6 +62,7 @@ class Ports:
     def fields(self, message: port_pb2.Port, found: Violations) -> None:
         """Each field by itself; puts the message into canonical form."""
         check.port_fields(message, found)
+        port_groups(message, found)
 
     # ---- T3
 
@@ -69,14 +71,18 @@ class Ports:
         if not message.network:
             raise invalid("port.network", "is missing: every port is of a network, tenants/TENANT/networks/NETWORK")
         check.port_defaults(message, short(name))
+        port_groups_default(message, name)
         found = Violations("port")
         check.same_tenant(message.network, name, "network", found)
+        _own_groups(message, name, found)
         found.finish()
         tenant = living_tenant(draft, tenant_of(name))
         network = draft.reading.row("network", message.network)
         if network is None:
             raise NotFound(message.network, field="port.network")
-        spec = self._shape(name, message, network.spec, store_pb2.Issued())
+        segment = segment_of(network, message.color)
+        message.color = ""  # the segment's, whose name may change
+        spec = self._shape(name, message, network.spec, store_pb2.Issued(segment_uid=segment.uid))
         check_kind(tenant, spec.kind)
         host = place(draft, tenant, host=message.host)
         if host:
@@ -86,9 +92,11 @@ class Ports:
         quota = Quota("port", limit, draft.reading.world.ports_by_slot)
         slot = take_slot(draft, tenant, quota, uid=own.uid, name=name, rng=self.context.rng)
         self._addresses(draft, network, message, spec=spec, own=own)
+        groups = _groups(draft, message)
         issued = store_pb2.Issued(
-            identity=self._identity(draft, tenant.uid, own),
-            segment_uid=network.spec.segments[0].uid,
+            identity=identity_of(draft, tenant.uid, groups, rng=self.context.rng),
+            group_uids=groups,
+            segment_uid=segment.uid,
             network_uid=network.uid,
             host_uid=host.uid if host else "",
             tenant_uid=tenant.uid,
@@ -104,37 +112,15 @@ class Ports:
         self, draft: Draft, network: Intent[NetworkSpec], message: port_pb2.Port, *, spec: PortSpec, own: Own
     ) -> None:
         """Claim what was asked for, choose the rest, and write it into the message."""
-        given = list(spec.addresses)
+        given, segment = list(spec.addresses), spec.segment_uid
         for address in given:
-            addresses.claim(draft, network, address, name=own.name, uid=own.uid)
-        chosen = given or addresses.choose(draft, network, value=own.value, context=self.context)
+            addresses.claim(draft, network, address, segment=segment, name=own.name, uid=own.uid)
+        chosen = given or addresses.choose(draft, network, segment=segment, value=own.value, context=self.context)
         message.addresses[:] = [str(address) for address in chosen]
         if message.mac:
-            self._claim_mac(draft, network.spec.segments[0].uid, message.mac, own)
+            self._claim_mac(draft, segment, message.mac, own)
         else:
-            message.mac = addresses.choose_mac(draft, network, chosen[0], value=own.value)
-
-    def _identity(self, draft: Draft, tenant_uid: str, own: Own) -> int:
-        """The number of (tenant, no groups), issued now if it is the first port of its kind."""
-        keys, world = draft.keys, draft.reading.world
-        known = draft.reading.identity((tenant_uid,))
-        if known is not None:
-            return known
-        by_set = keys.identity_set(identity_digest((tenant_uid,)))
-        draft.reading.absent(by_set)
-        row = store_pb2.Identity(tenant_uid=tenant_uid).SerializeToString()
-        number = take_number(
-            draft,
-            "identity",
-            span=(FIRST_NUMBER, LAST_NUMBER),
-            used=lambda n: n in world.identities.rows,
-            key_of=keys.identity,
-            value=row,
-            rng=self.context.rng,
-            reach=Reach.COMMIT,  # the ports of a batch have the same one
-        )
-        draft.put(by_set, str(number).encode())
-        return number
+            message.mac = addresses.choose_mac(draft, network, chosen[0], segment=segment, value=own.value)
 
     # ---- T4
 
@@ -145,6 +131,7 @@ class Ports:
         if network is None:  # only in a store that was edited by hand
             raise NotFound(old.network, field="port.network")
         check.port_defaults(message, short(row.name))
+        self._same_color(row, message, network)
         spec = self._shape(row.name, message, network.spec, issued)
         moved = spec.host != old.host
         host_uid = issued.host_uid
@@ -170,6 +157,8 @@ class Ports:
         if moved:
             self._move(draft, row, network, issued, host_uid)
         issued.host_uid = host_uid
+        if tuple(message.security_groups) != old.groups:
+            self._regroup(draft, row, message, issued)
         stamp(message, draft.now)
         draft.replace("port", row, message=message, issued=issued)
 
@@ -179,7 +168,8 @@ class Ports:
         """New addresses are claimed; each that goes has a tombstone of its own: quarantine only, never proof."""
         for address in spec.addresses:
             if address not in row.spec.addresses:
-                addresses.claim(draft, network, address, name=row.name, uid=row.uid)
+                segment = row.spec.segment_uid
+                addresses.claim(draft, network, address, segment=segment, name=row.name, uid=row.uid)
         for address in row.spec.addresses:
             if address not in spec.addresses:
                 key = draft.keys.address_tombstone(host_uid=host_uid or NOWHERE, port_uid=row.uid, address=address)
@@ -197,6 +187,24 @@ class Ports:
         if host_uid:
             draft.delete(keys.tombstone(host_uid, row.uid))
             draft.put(keys.reference(kind="host", uid=host_uid, by_kind="port", by_uid=row.uid), own.value)
+
+    def _regroup(self, draft: Draft, row: Intent[PortSpec], message: port_pb2.Port, issued: store_pb2.Issued) -> None:
+        """Other groups are another identity. A port of before there were groups keeps its own until this is asked."""
+        found = Violations("port")
+        port_groups_default(message, row.name)
+        _own_groups(message, row.name, found)
+        found.finish()
+        groups = _groups(draft, message)
+        own = Own(row.name, row.uid)
+        refer(draft, by_kind="port", by_uid=row.uid, value=own.value, before=issued.group_uids, now=groups)
+        number = identity_of(draft, issued.tenant_uid, groups, rng=self.context.rng)
+        held, wanted = (
+            draft.keys.reference(kind="identity", uid=str(n), by_kind="port", by_uid=row.uid)
+            for n in (issued.identity, number)
+        )
+        draft.delete(held)
+        draft.put(wanted, own.value)
+        issued.identity, issued.group_uids[:] = number, groups
 
     # ---- T5
 
@@ -218,6 +226,14 @@ class Ports:
             draft.delete(keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=row.uid))
 
     # ---- parts
+
+    def _same_color(self, row: Intent[PortSpec], message: port_pb2.Port, network: Intent[NetworkSpec]) -> None:
+        color = network.spec.color_of(row.spec.segment_uid)
+        if message.color not in ("", color):
+            now = f"it is {color!r}" if color else f"{network.name} has no colors"
+            text = f"cannot be changed; {now}. Create another port in {message.color[:80]!r}"
+            raise invalid("port.color", text)
+        message.color = ""
 
     def _shape(self, name: str, message: port_pb2.Port, network: NetworkSpec, issued: store_pb2.Issued) -> PortSpec:
         found = Violations("port")
@@ -301,7 +317,19 @@ def _place_key(draft: Draft, spec: PortSpec, host_uid: str, *, tenant_uid: str) 
 
 def _referents(issued: store_pb2.Issued) -> list[tuple[str, str]]:
     pairs = [("segment", issued.segment_uid), ("identity", str(issued.identity))]
+    pairs += [("group", uid) for uid in issued.group_uids]
     return [*pairs, ("host", issued.host_uid)] if issued.host_uid else pairs
+
+
+def _own_groups(message: port_pb2.Port, name: str, found: Violations) -> None:
+    for i, group in enumerate(message.security_groups):
+        check.same_tenant(group, name, f"security_groups[{i}]", found)
+
+
+def _groups(draft: Draft, message: port_pb2.Port) -> list[str]:
+    """The uids of a port's groups, sorted. Raises NotFound."""
+    names = enumerate(message.security_groups)
+    return sorted(existing_group(draft, name, field=f"port.security_groups[{i}]").uid for i, name in names)
 
 
 def _place_taken(spec: PortSpec, own: Own) -> Callable[[KeyValue], FailedPrecondition]:

@@ -9,6 +9,7 @@ from controller.draft import Draft
 from controller.errors import invalid
 from controller.fields import Violations
 from controller.intents.base import Context, new_uid, refuse_referenced, stamp, stored
+from controller.intents.group import Groups
 from controller.masks import OUTPUT, Policy
 from controller.rows import Intent, TenantSpec
 from tealnet.store.v1 import store_pb2
@@ -26,6 +27,7 @@ class Tenants:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self._groups = Groups(context)
 
     def fields(self, message: tenant_pb2.Tenant, found: Violations) -> None:
         """Each field by itself."""
@@ -36,17 +38,19 @@ class Tenants:
                 found.add(f"placement.kinds[{i}]", f"{kind} is not NETNS, NETNS_PATH or DEVICE")
         if len(message.placement.kinds) > len(set(message.placement.kinds)):
             found.add("placement.kinds", "a kind stands here twice")
-        for quota in ("networks", "routers", "ports"):
+        for quota in ("networks", "routers", "ports", "rollouts", "security_groups"):
             if getattr(message.quota, quota) > _MOST:
                 found.add(f"quota.{quota}", f"at most {_MOST}; 0 means the default")
         check_time(message.revoked_before, "revoked_before", found)
 
     def create(self, draft: Draft, name: str, message: tenant_pb2.Tenant) -> None:
-        """T0."""
+        """T0, with the group of ports that name none."""
         message.name, message.state = name, tenant_pb2.Tenant.STATE_ACTIVE
         stamp(message, draft.now, created=draft.now)
         begin_revocation(message)
-        draft.create("tenant", name, stored(message, uid=new_uid(), issued=store_pb2.Issued()))
+        uid = new_uid()
+        draft.create("tenant", name, stored(message, uid=uid, issued=store_pb2.Issued()))
+        self._groups.give_default(draft, name, uid)
 
     def update(self, draft: Draft, row: Intent[TenantSpec], message: tenant_pb2.Tenant) -> None:
         """Only the object itself: a lower quota never breaks what exists."""
@@ -58,6 +62,7 @@ class Tenants:
         """T5."""
         refuse_referenced(draft, row.name, kind="tenant", uid=row.uid)
         draft.remove("tenant", row)
+        self._groups.take_default(draft, row)
 
 
 def begin_revocation(message: tenant_pb2.Tenant | host_pb2.Host) -> None:

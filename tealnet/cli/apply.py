@@ -12,7 +12,7 @@ import click
 
 from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.documents import SET_LABEL, BadDocument, Document, read_files
+from tealnet.cli.documents import SET_LABEL, BadDocument, Document, bare_first, read_files
 from tealnet.cli.explain import explain, is_unreachable
 from tealnet.cli.objects import counted, delete_all
 from tealnet.cli.options import confirm, files_option, tenant_option, wait_options, yes_option
@@ -129,25 +129,29 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
     started = time.monotonic()
     _ = session.client  # made before threads share it
 
-    def one(document: Document) -> tuple[str, str]:
+    def one(document: Document) -> tuple[str, str, str]:
         blocked = sorted(document.needs() & bad.keys())
         if blocked:
-            return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})"
+            return "skipped", f"skipped: {bad[blocked[0]]} failed ({document.where})", ""
         if lost:
-            return "lost", ""
+            return "lost", "", ""
         try:
             done = put(session, document)
+            return done, done, notice(session, document)
         except ApiError as error:
             if is_unreachable(error):
                 lost.append(explain(error, session))
-                return "lost", ""
-            return "failed", f"failed: {located(session, document, error)}"
-        return done, done
+                return "lost", "", ""
+            return "failed", f"failed: {located(session, document, error)}", ""
 
     with Progress("applying") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
+        made: set[str] = set()
         for kind in kinds.KINDS:
             batch = [d for d in documents if d.kind is kind]
-            for document, (outcome, text) in zip(batch, pool.map(one, batch), strict=True):
+            made.update(pool.map(lambda d: _make_bare(session, d), bare_first(batch)))
+            for document, (outcome, text, more) in zip(batch, pool.map(one, batch), strict=True):
+                if document.name in made and outcome in ("changed", "unchanged"):
+                    outcome = text = "created"
                 if outcome == "lost":
                     raise Failure(
                         f"{lost[0]}\n  {counts.total()} of {len(documents)} documents were dealt with before; "
@@ -155,6 +159,8 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
                     )
                 wrong = outcome in ("skipped", "failed")
                 progress.say(f"{document.title} {output.painted(text) if not wrong else text}", err=wrong)
+                if more:
+                    progress.say(more, err=True)
                 counts[outcome] += 1
                 progress.step(f"applying: {counts.total()} of {len(documents)}")
                 if wrong:
@@ -163,6 +169,17 @@ def apply_all(session: Session, documents: Sequence[Document]) -> int:
         summary = ", ".join(f"{count} {word}" for word, count in counts.items())
         click.echo(f"{summary} ({time.monotonic() - started:.1f} s)", err=True)
     return len(bad)
+
+
+def _make_bare(session: Session, bare: Document) -> str:
+    """Create what is not there yet, and return its name; what is wrong with it is said when it is put whole."""
+    from tealnet.client import ApiError
+
+    try:
+        session.client.create(bare.kind, ident=bare.ident, body=bare.body, parent=bare.parent)
+    except ApiError:
+        return ""
+    return bare.name
 
 
 def put(session: Session, document: Document) -> str:
@@ -188,9 +205,33 @@ def put(session: Session, document: Document) -> str:
     return "unchanged" if after.etag == before.etag else "changed"
 
 
+def notice(session: Session, document: Document) -> str:
+    """What a person should know about a document that was applied; mostly nothing. Raises ApiError."""
+    from tealnet.client import ApiError
+
+    wanted = {color: weight for color, weight in getattr(document.body, "initial_weights", {}).items() if weight}
+    if document.kind is not kinds.NETWORK or not wanted:
+        return ""
+    try:
+        split = session.client.get(kinds.split_of(document.name))
+    except ApiError:
+        return ""
+    now = {color: weight for color, weight in split.weights.items() if weight}
+    total, total_now = sum(wanted.values()), sum(now.values())
+    if all(wanted.get(c, 0) * total_now == now.get(c, 0) * total for c in wanted | now):
+        return ""
+    return (
+        f"  note: the weights of {output.named(document.name)} are {output.weights(split)}, not the initial_weights of "
+        f"{document.line_of('initial_weights')}:\n  those count when a network gets its first colors; later "
+        "`teal color set-weights` moves traffic"
+    )
+
+
 def _parents(documents: Sequence[Document]) -> list[str]:
     """What to wait for: the tenants that the documents are about, or everything."""
-    tenants = sorted({"/".join(d.name.split("/")[:2]) for d in documents if d.kind is not kinds.HOST})
+    if any(document.kind is kinds.TIER for document in documents):
+        return [""]
+    tenants = sorted({"/".join(d.name.split("/")[:2]) for d in documents if d.kind.owned or d.kind is kinds.TENANT})
     return tenants if 0 < len(tenants) <= _TENANTS else [""]
 
 
@@ -199,6 +240,7 @@ def _absent(session: Session, documents: Sequence[Document], set_name: str) -> l
     return [
         item
         for kind in reversed(kinds.KINDS)
+        if kind.written
         for item in session.client.list_all(kind, filter_=f"{SET_LABEL}={set_name}")
         if item.name not in named
     ]

@@ -10,26 +10,28 @@ import click
 from tealnet import kinds
 from tealnet.cli import output
 from tealnet.cli.group import Suggesting
-from tealnet.cli.options import output_option, tenant_option, wait_options
+from tealnet.cli.options import output_option, tenant_option, wait_options, weight_of
 from tealnet.cli.session import Failure, Session, pass_session
-from tealnet.cli.targets import complete_names
+from tealnet.cli.targets import complete_colors, complete_names
 from tealnet.cli.waiting import wait_for
 from tealnet.kinds import Kind
 
 _hosts, _networks, _routers = complete_names(kinds.HOST), complete_names(kinds.NETWORK), complete_names(kinds.ROUTER)
+_groups = complete_names(kinds.GROUP)
 _ATTACH = {"netns": "NETNS", "netns-path": "NETNS_PATH", "device": "DEVICE"}
 _COUNT = click.IntRange(0, 2**32 - 1)
 
 
 @click.group(cls=Suggesting)
 def create() -> None:
-    """Create one tenant, network, router, port or host.
+    """Create one tenant, network, router, security group, port, policy tier or host.
 
     \b
       teal create tenant acme
       teal create router main -t acme
       teal create network web -t acme --cidr 10.0.0.0/24 --cidr fd00::/64 --router main
-      teal create port web-1 -t acme --network web --host h1 --wait
+      teal create group web -t acme --ingress 'tcp 80,443 from anyone' --egress any
+      teal create port web-1 -t acme --network web --group web --host h1 --wait
 
     For many, and to change them later: `teal apply -f FILE`.
     """
@@ -59,11 +61,12 @@ class Ending(TypedDict):
     timeout: float
 
 
-def _ending(function: Any) -> Any:
+def ending(function: Any) -> Any:
+    """--output, --wait and --timeout."""
     return wait_options()(output_option(function))
 
 
-def _finish(session: Session, kind: Kind, name: str, body: Any, **end: Unpack[Ending]) -> None:
+def finish(session: Session, kind: Kind, name: str, body: Any, **end: Unpack[Ending]) -> None:
     """Create, print, wait. `name` is the whole resource name."""
     parent = "/".join(name.split("/")[:2]) if kind.owned else ""
     made = session.client.create(kind, ident=output.short(name), body=body, parent=parent)
@@ -72,8 +75,8 @@ def _finish(session: Session, kind: Kind, name: str, body: Any, **end: Unpack[En
         click.echo(f"{output.title(made.name)} created")
     said = ""
     if end["wait"]:
-        scope = "" if kind is kinds.HOST else made.name
-        only = made.name if kind is kinds.PORT else ""  # failures of others' ports are not this one's
+        scope = "" if kind in (kinds.HOST, kinds.TIER) else made.name
+        only = [made.name] if kind is kinds.PORT else []  # failures of others' ports are not this one's
         said = wait_for(session, parents=[scope], timeout=end["timeout"], revision=made.revision, only=only)
         made = session.client.get(made.name)
     if kind is kinds.PORT and plain:
@@ -93,7 +96,7 @@ def port_in_words(port: Any) -> str:
     return f"{state.lower()} on {output.short(port.host)}: {addresses}"
 
 
-def _owned(session: Session, kind: Kind, name: str, tenant: str) -> str:
+def owned(session: Session, kind: Kind, name: str, tenant: str) -> str:
     """The whole name of a new object; short names of others mean its own tenant from here on."""
     session.tenant = tenant
     full = session.name_of(kind, name)
@@ -109,11 +112,13 @@ def _owned(session: Session, kind: Kind, name: str, tenant: str) -> str:
 @click.option("--max-ports", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option("--max-networks", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option("--max-routers", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
+@click.option("--max-groups", default=0, type=_COUNT, help="Quota of security groups; 0: the controller's default.")
+@click.option("--max-rollouts", default=0, type=_COUNT, help="Quota; 0: the controller's default.")
 @click.option(
     "--issue-cert", type=click.Path(path_type=Path), metavar="DIR", help="Write a certificate of its admin there."
 )
 @click.option("--pki", type=click.Path(path_type=Path), metavar="DIR", help="Where ca.crt and ca.key are.")
-@_ending
+@ending
 @pass_session
 def create_tenant(
     session: Session,
@@ -125,6 +130,8 @@ def create_tenant(
     max_ports: int,
     max_networks: int,
     max_routers: int,
+    max_groups: int,
+    max_rollouts: int,
     issue_cert: Path | None,
     pki: Path | None,
     **end: Unpack[Ending],
@@ -143,11 +150,18 @@ def create_tenant(
     if host_labels or attach:
         granted = [f"ATTACHMENT_KIND_{_ATTACH[a]}" for a in attach]
         body.placement.MergeFrom(tenant_pb2.Placement(kinds=granted, host_selector=pairs_of(host_labels)))
-    if max_ports or max_networks or max_routers:
-        body.quota.CopyFrom(tenant_pb2.Quota(ports=max_ports, networks=max_networks, routers=max_routers))
+    quota = tenant_pb2.Quota(
+        ports=max_ports,
+        networks=max_networks,
+        routers=max_routers,
+        security_groups=max_groups,
+        rollouts=max_rollouts,
+    )
+    if quota.ListFields():
+        body.quota.CopyFrom(quota)
     if issue_cert and not pki:
         raise click.UsageError("--issue-cert needs --pki DIR, the folder with ca.crt and ca.key")
-    _finish(session, kinds.TENANT, full, body, **end)
+    finish(session, kinds.TENANT, full, body, **end)
     if issue_cert and pki:
         _issue(pki, output.short(full), issue_cert)
 
@@ -171,8 +185,20 @@ def _issue(pki: Path, tenant: str, directory: Path) -> None:
 @click.option("--router", default="", help="The router (routing domain) to attach to.", shell_complete=_routers)
 @click.option("--mtu", default=0, type=_COUNT, help="Of the workloads' interfaces; 0: the controller's default.")
 @click.option("--dns", multiple=True, metavar="ADDRESS", help="DNS server; repeatable.")
+@click.option(
+    "--policy",
+    type=click.Choice(["enforce", "off"]),
+    default="enforce",
+    help="off: all ports trust each other. [enforce]",
+)
+@click.option(
+    "--color", "colors", multiple=True, help="A color: blue, green, …; repeatable. `teal color -h` says more."
+)
+@click.option(
+    "--weight", "weights", multiple=True, metavar="COLOR=WEIGHT", help="How traffic begins; default: all to the first."
+)
 @labels_option
-@_ending
+@ending
 @pass_session
 def create_network(
     session: Session,
@@ -185,6 +211,9 @@ def create_network(
     router: str,
     mtu: int,
     dns: tuple[str, ...],
+    policy: str,
+    colors: tuple[str, ...],
+    weights: tuple[str, ...],
     labels: tuple[str, ...],
     **end: Unpack[Ending],
 ) -> None:
@@ -192,17 +221,27 @@ def create_network(
 
     \b
       teal create network acme/web --cidr 10.0.0.0/24 --cidr fd00::/64 --router main
+      teal create network acme/web --cidr 10.0.0.0/24 --color blue --color green
     """
     from tealnet.v1 import network_pb2
 
-    full = _owned(session, kinds.NETWORK, name, tenant)
+    full = owned(session, kinds.NETWORK, name, tenant)
     body = network_pb2.Network(
-        cidrs=cidrs, gateways=gateways, reserved_ranges=reserved, mtu=mtu, labels=pairs_of(labels)
+        cidrs=cidrs,
+        gateways=gateways,
+        reserved_ranges=reserved,
+        mtu=mtu,
+        labels=pairs_of(labels),
+        policy=f"POLICY_{policy.upper()}",
+        colors=colors,
     )
+    for word in weights:
+        color, weight = weight_of(word, hint="--weight")
+        body.initial_weights[color] = weight
     if router:
         body.router = session.name_of(kinds.ROUTER, router)
     body.dns.servers.extend(dns)
-    _finish(session, kinds.NETWORK, full, body, **end)
+    finish(session, kinds.NETWORK, full, body, **end)
 
 
 @create.command("router")
@@ -210,7 +249,7 @@ def create_network(
 @tenant_option
 @click.option("--route", "routes", multiple=True, metavar="PREFIX=NEXT_HOP", help="Static route; repeatable.")
 @labels_option
-@_ending
+@ending
 @pass_session
 def create_router(
     session: Session, *, name: str, tenant: str, routes: tuple[str, ...], labels: tuple[str, ...], **end: Unpack[Ending]
@@ -222,30 +261,37 @@ def create_router(
     """
     from tealnet.v1 import router_pb2
 
-    full = _owned(session, kinds.ROUTER, name, tenant)
+    full = owned(session, kinds.ROUTER, name, tenant)
     body = router_pb2.Router(labels=pairs_of(labels))
     for route in routes:
         prefix, equals, hop = route.partition("=")
         if not equals:
             raise click.BadParameter(f"{route!r} is not PREFIX=NEXT_HOP", param_hint="--route")
         body.routes.add(prefix=prefix, next_hop=hop)
-    _finish(session, kinds.ROUTER, full, body, **end)
+    finish(session, kinds.ROUTER, full, body, **end)
 
 
 @create.command("port")
 @click.argument("name")
 @tenant_option
 @click.option("--network", required=True, help="The network.", shell_complete=_networks)
+@click.option(
+    "--color",
+    default="",
+    help="Of a network with colors: which; needed if it has several.",
+    shell_complete=complete_colors,
+)
 @click.option("--host", default="", help="The host; left out: on none yet.", shell_complete=_hosts)
 @click.option("--address", "addresses", multiple=True, help="Instead of an automatic one; repeatable.")
 @click.option("--mac", default="", help="Instead of the derived one.")
 @click.option("--allowed", multiple=True, metavar="PREFIX", help="Further source that it may send from; repeatable.")
+@click.option("--group", "groups", multiple=True, help="Security group; repeatable. [default]", shell_complete=_groups)
 @click.option("--namespace", default="", help="Workload namespace; default: the port's name.")
 @click.option("--interface", default="", help="Interface inside it. [eth0]")
 @click.option("--path", default="", help="Attach to an existing namespace, by path (needs a grant).")
 @click.option("--device", default="", help="Attach an existing device of the host (needs a grant).")
 @labels_option
-@_ending
+@ending
 @pass_session
 def create_port(
     session: Session,
@@ -253,10 +299,12 @@ def create_port(
     name: str,
     tenant: str,
     network: str,
+    color: str,
     host: str,
     addresses: tuple[str, ...],
     mac: str,
     allowed: tuple[str, ...],
+    groups: tuple[str, ...],
     namespace: str,
     interface: str,
     path: str,
@@ -269,15 +317,17 @@ def create_port(
     \b
       teal create port acme/web-1 --network web --host h1 --wait
       teal create port acme/db-web --network web --host h1 --namespace db-1 --interface eth1
+      teal create port acme/web-1g --network web --color green --address 10.0.0.5 --host h2    a twin of a blue one
     """
     from tealnet.v1 import port_pb2
 
     if path and device:
         raise click.UsageError("--path and --device exclude each other")
-    full = _owned(session, kinds.PORT, name, tenant)
+    full = owned(session, kinds.PORT, name, tenant)
     kind = "NETNS_PATH" if path else "DEVICE" if device else "NETNS"
     body = port_pb2.Port(
         network=session.name_of(kinds.NETWORK, network),
+        color=color,
         host=session.name_of(kinds.HOST, host) if host else "",
         attachment=port_pb2.Attachment(
             kind=f"ATTACHMENT_KIND_{kind}", namespace=namespace, interface=interface, path=path, device=device
@@ -285,16 +335,17 @@ def create_port(
         addresses=addresses,
         mac=mac,
         allowed_addresses=allowed,
+        security_groups=[session.name_of(kinds.GROUP, group) for group in groups],
         labels=pairs_of(labels),
     )
-    _finish(session, kinds.PORT, full, body, **end)
+    finish(session, kinds.PORT, full, body, **end)
 
 
 @create.command("host")
 @click.argument("name")
 @click.option("--vtep", default="", metavar="ADDRESS", help="Tunnel address; left out: pinned at first contact.")
 @labels_option
-@_ending
+@ending
 @pass_session
 def create_host(session: Session, *, name: str, vtep: str, labels: tuple[str, ...], **end: Unpack[Ending]) -> None:
     """A host that has its certificate already. For one that is to join with a token: `teal host add`.
@@ -305,7 +356,7 @@ def create_host(session: Session, *, name: str, vtep: str, labels: tuple[str, ..
     from tealnet.v1 import host_pb2
 
     body = host_pb2.Host(vtep=vtep, labels=pairs_of(labels))
-    _finish(session, kinds.HOST, session.name_of(kinds.HOST, name), body, **end)
+    finish(session, kinds.HOST, session.name_of(kinds.HOST, name), body, **end)
 
 
 @click.command()
@@ -322,7 +373,7 @@ def move(session: Session, *, name: str, tenant: str, host: str, wait: bool, tim
     """
     from tealnet.v1 import port_pb2
 
-    full = _owned(session, kinds.PORT, name, tenant)
+    full = owned(session, kinds.PORT, name, tenant)
     before = session.client.get(full)
     moved = session.client.update(port_pb2.Port(name=full, host=session.name_of(kinds.HOST, host)), mask=["host"])
     if moved.host == before.host:
@@ -331,5 +382,5 @@ def move(session: Session, *, name: str, tenant: str, host: str, wait: bool, tim
     origin = f"from {output.short(before.host)} " if before.host else ""
     click.echo(f"{output.title(full)} moves {origin}to {output.short(moved.host)}")
     if wait:
-        said = wait_for(session, parents=[full], timeout=timeout, revision=moved.revision, only=full)
+        said = wait_for(session, parents=[full], timeout=timeout, revision=moved.revision, only=[full])
         click.echo(f"{port_in_words(session.client.get(full))}; {said}")

@@ -28,7 +28,7 @@ Row = tuple[str, str]
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the lab up for playing.")
 def demo(*, keep: bool) -> None:
-    """Tell the story on a lab of 3 hosts, with real traffic (root; about half a minute).
+    """Tell the story on a lab of 3 hosts, with real traffic (root; about a minute).
 
     \b
       teal demo
@@ -40,7 +40,10 @@ def demo(*, keep: bool) -> None:
     from tealnet.lab.story import Story
 
     started = time.monotonic()
-    click.secho(f"Tealnet: {HOSTS} hosts on this machine, 2 tenants with the same addresses, real packets", bold=True)
+    click.secho(
+        f"Tealnet: {HOSTS} hosts on this machine, 2 tenants with the same addresses, a service in 2 colors",
+        bold=True,
+    )
     lab = _up()
     rows: list[Row] = []
     kept = False

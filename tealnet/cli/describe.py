@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from tealnet import kinds
-from tealnet.cli import output
+from tealnet.cli import output, rules
 from tealnet.cli.options import tenant_option
+from tealnet.cli.rollout_view import rows as rollout_rows
 from tealnet.cli.session import Session, pass_session
 from tealnet.cli.targets import Target, complete_targets, targets_of
 
@@ -54,7 +55,8 @@ def show(session: Session, target: Target) -> None:
     """Print one object."""
     item = session.client.get(target.name)
     click.secho(output.title(item.name), bold=True)
-    rows = [*_state(item), *_fields(_shown(item)), *_related(session, target)]
+    fields = rollout_rows(item) if target.kind is kinds.ROLLOUT else _fields(_shown(item))
+    rows = [*_state(item), *fields, *_related(session, target)]
     times = [("created", item.create_time), ("changed", item.update_time)]
     rows += [(word, f"{output.moment(t)} ({output.ago(t)} ago)") for word, t in times if t.seconds]
     width = max((len(label) for label, _ in rows), default=0)
@@ -104,7 +106,7 @@ def _fields(item: Any, prefix: str = "") -> Rows:
         elif descriptor.message_type.GetOptions().map_entry:
             rows.append((label, " ".join(f"{key}={value[key]}" for key in sorted(value))))
         elif descriptor.is_repeated:
-            rows += [(label if n == 0 else "", _message(one)) for n, one in enumerate(value)]
+            rows += [(label if n == 0 else "", _message(one, descriptor.name)) for n, one in enumerate(value)]
         elif descriptor.message_type.full_name.startswith("google.protobuf."):
             rows.append((label, output.moment(value) if hasattr(value, "ToDatetime") else value.ToJsonString()))
         else:
@@ -123,17 +125,32 @@ def _scalar(descriptor: Any, value: Any) -> str:
     return output.named(text) if text.startswith(("tenants/", "hosts/")) else text
 
 
-def _message(message: Any) -> str:
+def _message(message: Any, field: str) -> str:
     match message.DESCRIPTOR.name:
         case "AddressUsage":
             total = message.total if message.total < _MANY else "2^63 or more"
+            where = f"{message.cidr} {message.color}".strip()
             return (
-                f"{message.cidr}: {message.used} of {total} in use, {message.reserved} reserved, "
+                f"{where}: {message.used} of {total} in use, {message.reserved} reserved, "
                 f"{message.quarantined} in quarantine"
             )
+        case "SecurityRule" | "TierRule":
+            note = f"  ({message.description})" if message.description else ""
+            return rules.in_words(message, field) + note
+        case "ColorStatus":
+            return color_in_words(message)
+        case "Drain":
+            return f"{message.color} for {output.ago(message.begin)} of {message.timeout.ToSeconds()} s"
         case "StaticRoute":
             return f"{message.prefix} via {message.next_hop}"
     return ", ".join(f"{label} {text}" for label, text in _fields(message))
+
+
+def color_in_words(status: Any) -> str:
+    """blue OPEN: weight 95 (243 of 256 connections), 2 of 3 ports active"""
+    share = f"weight {status.weight} ({status.slots} of 256 connections)" if status.weight else "no weight"
+    ports = f"{status.active_ports} of {status.ports} ports active"
+    return f"{status.color} {output.enum_of(status, 'state')}: {share}, {ports}"
 
 
 def _related(session: Session, target: Target) -> Rows:
@@ -142,11 +159,15 @@ def _related(session: Session, target: Target) -> Rows:
     if kind is kinds.TENANT:
         found = {
             k.plural: [output.short(o.name) for o in client.list_all(k, parent=name)]
-            for k in (kinds.NETWORK, kinds.ROUTER, kinds.PORT)
+            for k in (kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT, kinds.ROLLOUT)
         }
     elif kind is kinds.NETWORK:
         parent, _, ident = name.partition("/networks/")
         ports = client.list_all(kinds.PORT, parent=parent, filter_=f"network={ident}")
+        found = {"members": [_port(port, output.short) for port in ports], "traffic": _traffic(session, name)}
+    elif kind is kinds.GROUP:
+        parent, _, ident = name.partition("/securityGroups/")
+        ports = client.list_all(kinds.PORT, parent=parent, filter_=f"group={ident}")
         found = {"members": [_port(port, output.short) for port in ports]}
     elif kind is kinds.HOST:
         ports = client.list_all(kinds.PORT, filter_=f"host={output.short(name)}")
@@ -156,16 +177,25 @@ def _related(session: Session, target: Target) -> Rows:
     rows: Rows = []
     for word, names in found.items():
         shown = names[:_LISTED] + ([f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else [])
-        if word in ("members", "carries"):
+        if word in ("members", "carries", "traffic"):
             rows += [(word if n == 0 else "", text) for n, text in enumerate(shown)]
         elif names:
             rows.append((word, f"{len(names)}: {' '.join(shown)}"))
     return rows
 
 
+def _traffic(session: Session, network: str) -> list[str]:
+    """How a network's colors share connections; nothing without colors."""
+    splits = session.client.list_all(
+        kinds.SPLIT, parent="/".join(network.split("/")[:2]), filter_=f"network={output.short(network)}"
+    )
+    return [color_in_words(status) for split in splits for status in split.colors]
+
+
 def _port(port: Any, name: Any) -> str:
     where = f" on {output.short(port.host)}" if name is output.short and port.host else ""
-    return f"{name(port.name)} {' '.join(port.addresses)} {output.state_of(port)}{where}"
+    color = f" {port.color}" if port.color else ""
+    return f"{name(port.name)}{color} {' '.join(port.addresses)} {output.state_of(port)}{where}"
 
 
 def _conditions(conditions: Sequence[Any]) -> None:
@@ -188,7 +218,7 @@ def _events(session: Session, name: str) -> None:
     from tealnet.client import ApiError
 
     try:
-        events = [event for event in events_of(session, name) if event.name == name]
+        events = [event for event in events_of(session, name) if event.name in (name, kinds.split_of(name))]
     except ApiError:  # a tenant sees hosts, but not what happened to them
         return
     if events:

@@ -30,10 +30,14 @@ from tealnet.kinds import Kind
 SET_LABEL = "tealnet.dev/set"
 SUFFIXES = (".yaml", ".yml", ".json")
 _REFERENCES = {"router": kinds.ROUTER, "network": kinds.NETWORK, "host": kinds.HOST}
+RULES = ("ingress", "egress")
 _SUBFIELDS = ("attachment", "placement", "quota", "dns")  # merged by their own fields
 _OUTPUT_ONLY = frozenset(
     {"uid", "revision", "create_time", "update_time", "status", "segments", "networks", "state"}
 )  # fmt: skip
+_OUTPUT_ONLY_BY_KIND = {
+    kinds.ROLLOUT.name: _OUTPUT_ONLY - {"networks"} | {"step", "reason", "text", "history"},
+}
 _MOST_BYTES = 64 << 20
 _MOST_ERRORS = 20
 _VISIBLE = re.compile(r"\S")
@@ -73,7 +77,22 @@ class Document:
     def needs(self) -> set[str]:
         """Names of objects that it refers to."""
         found = {self.parent} if self.kind.owned else set()
-        return found | {value for name in _REFERENCES if (value := getattr(self.body, name, ""))}
+        found |= {value for name in _REFERENCES if (value := getattr(self.body, name, ""))}
+        found |= set(getattr(self.body, "security_groups", ()))
+        if self.kind is kinds.GROUP:
+            found |= {rule.remote_group for name in RULES for rule in getattr(self.body, name)}
+        if self.kind is kinds.ROLLOUT:
+            found |= set(self.body.networks)
+        return found - {"", self.name}
+
+    def without_rules(self) -> Document:
+        """A group as it can be made before the groups that its rules name."""
+        body = self.kind.message()
+        body.CopyFrom(self.body)
+        for name in RULES:
+            body.ClearField(name)
+        mask = [path for path in self.mask if path not in RULES]
+        return Document(self.kind, self.name, body, mask, self.where, self.lines, self.file)
 
     def line_of(self, path: str) -> str:
         """file:line of a field path like cidrs[0] or port.cidrs[0]."""
@@ -98,6 +117,13 @@ class _Source:
     def bad(self, text: str, key: str = "") -> BadDocument:
         """An error at a key of the document, or at its beginning."""
         return BadDocument(f"{self.file}:{self.lines.get(key, self.line)}: {text}")
+
+
+def bare_first(documents: Iterable[Document]) -> list[Document]:
+    """Groups that rules of other groups name, without their own rules: two that name each other can be made so."""
+    groups = [document for document in documents if document.kind is kinds.GROUP]
+    named = {name for document in groups for name in document.needs()}
+    return [document.without_rules() for document in groups if document.name in named]
 
 
 def read_files(paths: Iterable[str], *, tenant: str) -> list[Document]:
@@ -161,7 +187,7 @@ def read_text(text: str, *, file: str, tenant: str) -> list[Document]:
     found: list[Document] = []
     wrong: list[str] = []
     for node in each:
-        if not (isinstance(node, yaml.ScalarNode) and node.value in empty):
+        if not (isinstance(node, yaml.ScalarNode) and node.value in empty) and not _is_exported_split(node):
             try:
                 found.append(_document(node, file=file, tenant=tenant))
             except BadDocument as error:
@@ -203,6 +229,14 @@ def _json_stream(text: str) -> str:
     return stream if stream != text.rstrip() else ""
 
 
+def _is_exported_split(node: yaml.Node) -> bool:
+    """What `teal get all -o yaml` prints of splits: no document moves traffic, so it is passed over."""
+    if not isinstance(node, yaml.MappingNode):
+        return False
+    found = {key.value: value.value for key, value in node.value}
+    return found.get("kind") == kinds.SPLIT.title and "revision" in found
+
+
 def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     source = _Source(file, node.start_mark.line + 1, {})
     if not isinstance(node, yaml.MappingNode):
@@ -211,16 +245,22 @@ def _document(node: yaml.Node, *, file: str, tenant: str) -> Document:
     word = data.pop("kind", None)
     kind = (kinds.BY_WORD.get(word) or kinds.BY_WORD.get(word.lower())) if isinstance(word, str) else None
     if kind is None:
-        known = ", ".join(k.title for k in kinds.KINDS)
+        known = ", ".join(k.title for k in kinds.KINDS if k.written)
         raise source.bad(
             f"kind: {word!r} is none of {known}" if word is not None else f"kind: missing; one of {known}", "kind"
         )
+    if not kind.written:
+        text = (
+            f"kind: no document moves traffic: `teal color set-weights` does. How a network begins says its "
+            f"`initial_weights`; take this {kind.title} out"
+        )
+        raise source.bad(text, "kind")
     name = _name(kind, data, tenant=tenant, source=source)
     data = {_snake(kind, key): value for key, value in data.items()}
     lines = {_snake(kind, key): line for key, line in source.lines.items()}
     source = _Source(file, source.line, lines)
-    _resolve(data, name)
-    body, mask = _message(kind, _own(data, source), source)
+    _resolve(kind, data, name)
+    body, mask = _message(kind, _own(kind, data, source), source)
     body.name = name
     return Document(kind, name, body, mask, source.where, lines, file)
 
@@ -251,13 +291,13 @@ def _name(kind: Kind, data: dict[str, Any], *, tenant: str, source: _Source) -> 
     if "/" in name:
         try:
             if kinds.kind_of(name) is not kind:
-                raise ValueError(f"{name!r} is not the name of a {kind.name}")
+                raise ValueError(f"{name!r} is not the name of a {kind.words}")
         except ValueError as error:
             raise source.bad(f"name: {error}", "name") from None
         return name
     if not kind.owned:
         if owner is not None:
-            raise source.bad(f"tenant: a {kind.name} has none; leave it out", "tenant")
+            raise source.bad(f"tenant: a {kind.words} has none; leave it out", "tenant")
         return kind.full_name("", name)
     owner = owner or tenant
     if not isinstance(owner, str) or not owner:
@@ -271,20 +311,53 @@ def _snake(kind: Kind, key: Any) -> str:
     return fields.get(str(key), str(key))
 
 
-def _resolve(data: dict[str, Any], name: str) -> None:
-    """Short names of other objects to whole ones."""
+def _output_only(kind: Kind) -> frozenset[str]:
+    """Fields that only the server sets."""
+    return _OUTPUT_ONLY_BY_KIND.get(kind.name, _OUTPUT_ONLY)
+
+
+def _resolve(kind: Kind, data: dict[str, Any], name: str) -> None:
+    """Short names of other objects to whole ones. A tier names groups of any tenant: by their last part, always."""
+    tenant = "/".join(name.split("/")[:2])
+
+    def whole(value: Any, target: Kind) -> Any:
+        return target.full_name(tenant, value) if isinstance(value, str) and value and "/" not in value else value
+
+    if kind is kinds.ROLLOUT:
+        _resolve_networks(data, tenant)
     for reference, target in _REFERENCES.items():
-        value = data.get(reference)
-        if isinstance(value, str) and value and "/" not in value:
-            data[reference] = target.full_name("/".join(name.split("/")[:2]), value)
+        if reference in data:
+            data[reference] = whole(data[reference], target)
+    if isinstance(groups := data.get("security_groups"), list):
+        data["security_groups"] = [whole(one, kinds.GROUP) for one in groups]
+    if kind is kinds.GROUP:
+        for key in RULES:
+            for rule in data[key] if isinstance(data.get(key), list) else ():
+                for field in ("remote_group", "remoteGroup"):
+                    if isinstance(rule, dict) and field in rule:
+                        rule[field] = whole(rule[field], kinds.GROUP)
 
 
-def _own(data: dict[str, Any], source: _Source) -> dict[str, Any]:
+def _resolve_networks(data: dict[str, Any], parent: str) -> None:
+    """The networks of a rollout and of its probes."""
+
+    def whole(value: Any) -> Any:
+        return kinds.NETWORK.full_name(parent, value) if isinstance(value, str) and "/" not in value else value
+
+    if isinstance(data.get("networks"), list):
+        data["networks"] = [whole(value) for value in data["networks"]]
+    for gate in data["gates"] if isinstance(data.get("gates"), list) else ():
+        probe = gate.get("probe") if isinstance(gate, dict) else None
+        if isinstance(probe, dict) and probe.get("network"):
+            probe["network"] = whole(probe["network"])
+
+
+def _own(kind: Kind, data: dict[str, Any], source: _Source) -> dict[str, Any]:
     """Without what only the server sets, which an export (it has a revision) holds."""
-    foreign = [key for key in data if key in _OUTPUT_ONLY]
+    foreign = [key for key in data if key in _output_only(kind)]
     if foreign and "revision" not in data:
         raise source.bad(f"{foreign[0]} is set by the server; leave it out", foreign[0])
-    return {key: value for key, value in data.items() if key not in _OUTPUT_ONLY}
+    return {key: value for key, value in data.items() if key not in _output_only(kind)}
 
 
 def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, list[str]]:
@@ -292,7 +365,7 @@ def _message(kind: Kind, data: dict[str, Any], source: _Source) -> tuple[Any, li
     fields = kind.message.DESCRIPTOR.fields_by_name
     for key, value in data.items():
         if key not in fields:
-            known = [name for name in fields if name not in _OUTPUT_ONLY]
+            known = [name for name in fields if name not in _output_only(kind)]
             raise source.bad(f"{key}: {unknown(key, known, f'a {kind.title}')}", key)
         if value is not None:
             try:

@@ -10,7 +10,7 @@ from tealnet.cli.documents import BadDocument, Document, read_text
 from tealnet.cli.options import tenant_option
 from tealnet.cli.plan import editable, located
 from tealnet.cli.session import Failure, Session, pass_session
-from tealnet.cli.targets import complete_targets, one_target
+from tealnet.cli.targets import complete_targets, one_target, written
 
 _NAME = "(your edit)"
 
@@ -30,7 +30,7 @@ def edit(session: Session, *, words: tuple[str, ...], tenant: str) -> None:
     from tealnet.client import ApiError
 
     session.tenant = tenant
-    target = one_target(session, words)
+    (target,) = written([one_target(session, words)])
     before = session.client.get(target.name)
     original = f"kind: {target.kind.title}\n{editable(before)}"
     text, problem, tried = original, "", ""

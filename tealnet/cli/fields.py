@@ -16,6 +16,10 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _INTEGERS = {"int32": (-(2**31), 2**31 - 1), "uint32": (0, 2**32 - 1), "int64": (-(2**63), 2**63 - 1),
              "uint64": (0, 2**64 - 1)}  # fmt: skip
 _TYPES = {3: "int64", 4: "uint64", 5: "int32", 8: "bool", 9: "string", 12: "bytes", 13: "uint32"}
+# Texts that may be numbers: nobody quotes a port.
+_NUMBERS_TOO = {
+    f"tealnet.v1.{rule}.{field}" for rule in ("SecurityRule", "TierRule") for field in ("ports", "protocol")
+}
 
 
 class Misfit(ValueError):
@@ -66,6 +70,8 @@ def _one(descriptor: Any, value: Any, path: str) -> Any:
     kind = _TYPES.get(descriptor.type, "")
     if kind == "bool" and not isinstance(value, bool):
         raise Misfit(path, f"{_shown(value)} is neither true nor false")
+    if descriptor.full_name in _NUMBERS_TOO and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if kind == "string" and not isinstance(value, str):
         hint = "; put it in quotes" if _is_plain(value) else ""
         raise Misfit(path, f"{_shown(value)} is not text{hint}")

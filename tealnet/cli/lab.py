@@ -17,7 +17,7 @@ from tealnet.cli.contexts import drop_context, put_context
 from tealnet.cli.group import Suggesting
 from tealnet.cli.session import Failure
 from tealnet.cli.targets import silent
-from tealnet.lab import Family, Lab, LabError, Network, Parts
+from tealnet.lab import Direction, Family, Lab, LabError, Network, Parts
 
 _NETWORKS = {"underlay": [Network.UNDERLAY], "management": [Network.MANAGEMENT], "all": list(Network)}
 
@@ -108,33 +108,48 @@ def lab() -> None:
       teal lab down
 
     Inside a host default paths and plain tools work as on a real machine. Nothing of a lab touches this machine's own
-    Open vSwitch, etcd, interfaces or files. Machines are the hosts h1, h2, … and `controller`.
+    Open vSwitch, etcd, interfaces or files. Machines are the hosts h1, h2, … and `controller`;
+    with --controllers and --etcd also `controller2`, … and `etcd1`, ….
     """
 
 
 @lab.command()
 @name_option
-@click.option("--hosts", default=3, show_default=True, type=click.IntRange(0, 250), help="How many; they are h1, h2, …")
+@click.option("--hosts", default=3, show_default=True, type=click.IntRange(0, 240), help="How many; they are h1, h2, …")
 @click.option(
     "--mtu", default=1500, show_default=True, type=click.IntRange(1280, 9000), help="Of the underlay, in bytes."
 )
 @click.option(
     "--family", type=click.Choice(["v4", "v6"]), default="v4", show_default=True, help="Of the tunnel addresses."
 )
+@click.option("--controllers", default=1, show_default=True, type=click.IntRange(1, 7), help="Replicas, all active.")
+@click.option(
+    "--etcd", default=0, show_default=True, type=click.IntRange(0, 7), help="Members of a cluster; 0: embedded."
+)
 @click.option("--without-daemons", is_flag=True, help="Only hosts with Open vSwitch: no controller, no agents.")
-def up(name: str, *, hosts: int, mtu: int, family: str, without_daemons: bool) -> None:
-    """Make a lab, and a context that reaches its controller.
+def up(name: str, *, hosts: int, mtu: int, family: str, controllers: int, etcd: int, without_daemons: bool) -> None:
+    """Make a lab, and a context that reaches its controllers.
 
     \b
       teal lab up --hosts 3
       teal lab up --name blue --hosts 20 --family v6
+      teal lab up --controllers 2 --etcd 3
 
     The context is called `lab`, or `lab-NAME`, and becomes the current one.
     """
     end_tidily()
     parts = Parts.SWITCH if without_daemons else Parts.ALL
     with _plain_errors(), _progress() as note:
-        made = Lab.up(name, hosts=hosts, mtu=mtu, family=Family(family), parts=parts, note=note)
+        made = Lab.up(
+            name,
+            hosts=hosts,
+            mtu=mtu,
+            family=Family(family),
+            parts=parts,
+            controllers=controllers,
+            etcd=etcd,
+            note=note,
+        )
     click.echo(f"lab {name!r} is up: {', '.join(host.name for host in made.hosts) or 'no hosts'}")
     if parts is Parts.ALL:
         put_context(context_name(name), made.context)
@@ -270,14 +285,14 @@ def remove_host(name: str, *, host: str, force: bool) -> None:
 @click.option("--signal", "number", default="KILL", show_default=True, type=click.Choice(["KILL", "TERM", "INT"]))
 @click.option("--restart", is_flag=True, help="Start it again as soon as it is gone.")
 def kill(name: str, *, host: str, process: str, number: str, restart: bool) -> None:
-    """End a process of a host.
+    """End a process of a machine.
 
     \b
       teal lab kill h1 ovs-vswitchd
       teal lab kill controller controller --restart
 
-    A host has agent, ovsdb-server, ovs-vswitchd; `controller` has controller, etcd. Nothing starts it again but
-    `teal lab start` (etcd: the controller does).
+    A host has agent, ovsdb-server, ovs-vswitchd; `controller` has controller, etcd; `etcd1` has etcd. Nothing starts
+    it again but `teal lab start` (an embedded etcd: its controller does).
     """
     with _plain_errors():
         found = Lab.load(name)
@@ -332,16 +347,21 @@ def cont(name: str, *, host: str, process: str) -> None:
 @name_option
 @host_argument
 @network_option
-def cut(name: str, *, host: str, network: str) -> None:
+@click.option(
+    "--direction", default="both", show_default=True, type=click.Choice(["both", "out", "in"]), help="Which frames."
+)
+def cut(name: str, *, host: str, network: str, direction: str) -> None:
     """Lose every frame of a host, silently: its link stays up. By default its session with the controller lives on.
 
     \b
       teal lab cut h2
       teal lab cut h2 --network all
+      teal lab cut h2 --direction out
+      teal lab cut controller2 --network management
     """
     with _plain_errors():
         for one in _NETWORKS[network]:
-            Lab.load(name).cut(host, one)
+            Lab.load(name).cut(host, one, direction=Direction(direction))
 
 
 @lab.command()

@@ -15,7 +15,25 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 
-from tealnet.cli import apply, contexts, create, demo, describe, edit, execute, hosts, objects, observe, plan, status
+from tealnet.cli import (
+    admin,
+    apply,
+    color,
+    contexts,
+    create,
+    create_policy,
+    demo,
+    describe,
+    edit,
+    execute,
+    hosts,
+    objects,
+    observe,
+    plan,
+    policy,
+    rollout,
+    status,
+)
 from tealnet.cli.group import Top
 from tealnet.cli.lab import lab
 from tealnet.cli.options import Seconds
@@ -42,8 +60,9 @@ def teal(ctx: click.Context, *, context: str, request_timeout: float) -> None:
       teal exec acme/web-1 -- ping -c1 10.0.0.20
       teal status
 
-    Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, port and
-    host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in time, 5 failures on hosts.
+    Objects are named KIND NAME: `port acme/web-1`, or `port web-1 -t acme`; kinds are tenant, network, router, group,
+    port, split, rollout, tier and host. Exit codes: 0 done, 1 failed, 2 usage, 3 hosts disconnected or lost, 4 not in
+    time, 5 failures on hosts.
     """
     ctx.obj = Session(context=context, timeout=request_timeout)
 
@@ -65,11 +84,15 @@ def completion(shell: str) -> None:
     click.echo(found(teal, {}, "teal", "_TEAL_COMPLETE").source())
 
 
+for command in (create_policy.create_group, create_policy.create_tier):
+    create.create.add_command(command)
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
-teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, hosts.hosts))
+teal.add_section("Moving traffic", (color.color, rollout.rollout))
+teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events,
+                                      policy.policy, hosts.hosts))  # fmt: skip
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
-teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, completion, observe.version))
+teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, admin.admin, completion, observe.version))
 
 
 def main() -> None:

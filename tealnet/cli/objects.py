@@ -21,13 +21,15 @@ from tealnet.cli.options import (
     wait_options,
     yes_option,
 )
+from tealnet.cli.policy import RULES, show_rules
 from tealnet.cli.progress import Progress
 from tealnet.cli.session import Failure, Session, pass_session
-from tealnet.cli.targets import Target, complete_targets, targets_of
+from tealnet.cli.targets import Target, complete_targets, targets_of, written
 from tealnet.cli.waiting import wait_for
 from tealnet.kinds import Kind
 
 _PARALLEL = 16
+_COUNTING = 5.0  # seconds that hosts may take to tell what their rules have counted
 
 
 @click.command()
@@ -35,8 +37,9 @@ _PARALLEL = 16
 @tenant_option
 @selector_option
 @output_option
+@click.option("--counters", is_flag=True, help="Of rules: flows and counters, asked of the hosts.")
 @pass_session
-def get(session: Session, *, words: tuple[str, ...], tenant: str, form: str, selector: str) -> None:
+def get(session: Session, *, words: tuple[str, ...], tenant: str, form: str, selector: str, counters: bool) -> None:
     """Show objects of a kind, or some by name.
 
     \b
@@ -45,11 +48,20 @@ def get(session: Session, *, words: tuple[str, ...], tenant: str, form: str, sel
       teal get network acme/web -o yaml    one, whole
       teal get networks,routers            two kinds; `all` for every kind
       teal get ports -o name | xargs teal describe
+      teal get rules -t acme --counters    security rules in force, their cost and what they count
+      teal get rules port acme/web-1       what binds a port
 
     `wide` has more columns; `json` and `yaml` are lists unless one object is named, and `teal apply -f -` takes them;
     `name` prints resource names.
     """
     session.tenant = tenant
+    if words[0].lower() in RULES:
+        if selector or form == "name":
+            raise click.UsageError("rules have no labels and no names: leave out -l and -o name")
+        show_rules(session, words[1:], counters=counters, form=form, timeout=_COUNTING)
+        return
+    if counters:
+        raise click.UsageError("--counters is for rules: teal get rules --counters")
     targets = targets_of(session, words)
     if targets[0].name:
         if selector:
@@ -136,6 +148,9 @@ def _chosen(session: Session, words: tuple[str, ...], files: tuple[str, ...], se
 
         return [Target(document.kind, document.name) for document in reversed(load(session, files))]
     targets = targets_of(session, words)
+    if words[0].lower() == "all":
+        targets = [target for target in targets if target.kind.written]
+    targets = written(targets)
     if targets[0].name:
         if selector:
             raise click.UsageError("-l chooses among all objects of a kind; leave out the names")
@@ -181,10 +196,28 @@ def delete_all(session: Session, targets: Sequence[Target], *, force: bool, igno
     order = [kind for kind in kinds.KINDS[::-1] if any(t.kind is kind for t in targets)]
     with Progress("deleting") as progress, ThreadPoolExecutor(_PARALLEL) as pool:
         for kind in order:
-            for well, line in pool.map(one, [target for target in targets if target.kind is kind]):
+            batch = [target for target in targets if target.kind is kind]
+            if kind is kinds.GROUP:
+                untie(session, batch)
+            for well, line in pool.map(one, batch):
                 progress.say(line, err=not well)
                 failed += not well
     return failed
+
+
+def untie(session: Session, targets: Sequence[Target]) -> None:
+    """Groups whose rules name each other can't go one by one: take the rules out of those that only these hold."""
+    from tealnet.client import ApiError
+
+    names = {target.name for target in targets}
+    for target in targets if len(targets) > 1 else ():
+        try:
+            session.client.delete(target.name, validate_only=True)
+        except ApiError as error:
+            holders = [word for text in error.blockers for word in text.split() if word.startswith("tenants/")]
+            if error.reason == "IN_USE" and holders and names.issuperset(holders):
+                for name in dict.fromkeys(holders):
+                    session.client.update(kinds.GROUP.message(name=name), mask=["ingress", "egress"])
 
 
 def counted(count: int, word: str) -> str:
@@ -202,7 +235,7 @@ def _confirm_cascade(session: Session, targets: Sequence[Target]) -> None:
     held: list[str] = []
     for target in targets:
         if target.kind is kinds.TENANT:
-            of_kinds = (kinds.PORT, kinds.NETWORK, kinds.ROUTER)
+            of_kinds = (kinds.ROLLOUT, kinds.PORT, kinds.NETWORK, kinds.ROUTER, kinds.GROUP)
             held += [item.name for kind in of_kinds for item in session.client.list_all(kind, parent=target.name)]
         elif target.kind is kinds.NETWORK:
             tenant, _, ident = target.name.partition("/networks/")

@@ -18,6 +18,10 @@ from tealnet.cli.session import Failure, Session, load_config, pass_session
 from tealnet.cli.targets import complete_targets, kind_of_word, kinds_completion, one_target, targets_of
 from tealnet.cli.waiting import wait_for
 
+_CHANGING = {
+    kinds.SPLIT.name: ("colors",),  # what ports make of the weights, and told with them
+    kinds.ROLLOUT.name: ("status", "history"),  # `teal rollout watch` shows them
+}
 _UNTOLD = {"etag", "revision", "update_time", "status.since", "uid"}
 
 
@@ -97,11 +101,16 @@ def _as_text(response: Any, told: dict[str, dict[str, Any]]) -> Iterator[str]:
         return
     item = getattr(response.object, which)
     before = told.pop(item.name, None)
-    now = _flat(output.as_dict(item))
+    shown = output.as_dict(item)
+    for changing in _CHANGING.get(which, ()):
+        shown.pop(changing, None)
+    now = _flat(shown)
     if word != "DELETED":
         told[item.name] = now
     if word == "MODIFIED" and before is not None:
         what = ", ".join(_differences(before, now)) or "(nothing that is shown)"
+        if which == kinds.ROLLOUT.name and now == before:
+            return  # what its hosts count, every second
     elif word == "DELETED":
         what = ""
     else:

@@ -69,6 +69,14 @@ def wait_options(*, default: bool = False) -> Callable[[F], F]:
     return add
 
 
+def weight_of(word: str, *, hint: str = "COLOR=WEIGHT") -> tuple[str, int]:
+    """`blue=95` as typed. Raises BadParameter."""
+    color, equals, weight = word.partition("=")
+    if not equals or not color or not re.fullmatch(r"\d{1,7}", weight):
+        raise click.BadParameter(f"{word!r} is not COLOR=WEIGHT, a name and a whole number: blue=95", param_hint=hint)
+    return color, int(weight)
+
+
 def yes_option(function: F) -> F:
     """--yes."""
     return click.option("-y", "--yes", is_flag=True, help="Do not ask.")(function)
@@ -78,7 +86,7 @@ def selector_option(function: F) -> F:
     """-l SELECTOR."""
     return click.option(
         "-l", "--selector", default="", metavar="LABELS",
-        help="Only objects with these labels: app=web,tier!=db,gpu. Of ports also network=, host=, state=.",
+        help="Only objects with these labels: app=web,tier!=db,gpu. Of ports also network, host, color, group, state=.",
     )(function)  # fmt: skip
 
 

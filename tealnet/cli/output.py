@@ -12,15 +12,20 @@ from typing import Any
 import click
 import yaml
 
-from tealnet.kinds import Kind
+from tealnet.kinds import Kind, split_of
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
 Cell = Callable[[Any], str]
 
 
 def short(name: str) -> str:
-    """The last part of a resource name."""
-    return name.rpartition("/")[2]
+    """The last part of a resource name; of a split its network's."""
+    return _plain(name).rpartition("/")[2]
+
+
+def _plain(name: str) -> str:
+    """A split is named like its network."""
+    return name.removesuffix(split_of(""))
 
 
 def tenant_of(name: str) -> str:
@@ -31,13 +36,14 @@ def tenant_of(name: str) -> str:
 
 def named(name: str) -> str:
     """As a person types it: tenants/acme/ports/web-1 → acme/web-1, hosts/h1 → h1."""
-    parts = name.split("/")
+    parts = _plain(name).split("/")
     return f"{parts[1]}/{parts[3]}" if len(parts) == 4 else short(name)
 
 
 def title(name: str) -> str:
     """With its kind: port acme/web-1, host h1."""
-    return f"{name.split('/')[-2].removesuffix('s')} {named(name)}"
+    kind = "split" if _plain(name) != name else name.split("/")[-2].removesuffix("s")
+    return f"{kind} {named(name)}"
 
 
 def in_order(name: str) -> list[str | int]:
@@ -66,7 +72,11 @@ def host_state(host: Any) -> str:
 
 
 def _labels(message: Any) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted(message.labels.items()))
+    return _pairs(message.labels)
+
+
+def _pairs(labels: Any) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
 def _conditions(message: Any) -> str:
@@ -75,6 +85,16 @@ def _conditions(message: Any) -> str:
 
 def _used(network: Any) -> str:
     return " ".join(f"{a.used}/{a.total}" for a in network.status.addresses)
+
+
+def weights(split: Any) -> str:
+    """blue=95 green=5, in the order of the network's colors."""
+    order = [color.color for color in split.colors] or sorted(split.weights)
+    return " ".join(f"{color}={split.weights[color]}" for color in order)
+
+
+SOMETIMES = ("COLOR", "COLORS")
+"""Columns that are left out where no object has anything in them."""
 
 
 COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], ...]]] = {
@@ -88,12 +108,14 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
             ("NAME", lambda o: short(o.name)),
             ("CIDRS", lambda o: " ".join(o.cidrs)),
             ("ROUTER", lambda o: short(o.router)),
+            ("COLORS", lambda o: " ".join(o.colors)),
             ("MTU", lambda o: str(o.mtu or "default")),
             ("PORTS", lambda o: str(o.status.ports)),
             ("CONDITIONS", _conditions),
         ),
         (
             ("USED", _used),
+            ("POLICY", lambda o: enum_of(o, "policy")),
             ("GATEWAYS", lambda o: " ".join(o.gateways)),
             ("VNI", lambda o: " ".join(str(s.vni) for s in o.segments if s.vni)),
             ("UID", lambda o: o.uid),
@@ -108,19 +130,81 @@ COLUMNS: dict[str, tuple[tuple[tuple[str, Cell], ...], tuple[tuple[str, Cell], .
         ),
         (("UID", lambda o: o.uid),),
     ),
+    "securityGroup": (
+        (
+            ("TENANT", lambda o: tenant_of(o.name)),
+            ("NAME", lambda o: short(o.name)),
+            ("INGRESS", lambda o: str(len(o.ingress))),
+            ("EGRESS", lambda o: str(len(o.egress))),
+            ("PORTS", lambda o: str(o.status.ports)),
+            ("MODE", lambda o: enum_of(o, "mode")),
+        ),
+        (
+            ("ON CHANGE", lambda o: enum_of(o, "on_change")),
+            ("UID", lambda o: o.uid),
+            ("DESCRIPTION", lambda o: o.description),
+        ),
+    ),
+    "policyTier": (
+        (
+            ("NAME", lambda o: short(o.name)),
+            ("POSITION", lambda o: enum_of(o, "position")),
+            ("PRIORITY", lambda o: str(o.priority)),
+            ("TENANTS", lambda o: _pairs(o.tenant_selector) or "all"),
+            ("INGRESS", lambda o: str(len(o.ingress))),
+            ("EGRESS", lambda o: str(len(o.egress))),
+            ("MODE", lambda o: enum_of(o, "mode")),
+        ),
+        (
+            ("ON CHANGE", lambda o: enum_of(o, "on_change")),
+            ("UID", lambda o: o.uid),
+            ("DESCRIPTION", lambda o: o.description),
+        ),
+    ),
     "port": (
         (
             ("TENANT", lambda o: tenant_of(o.name)),
             ("NAME", lambda o: short(o.name)),
             ("NETWORK", lambda o: short(o.network)),
+            ("COLOR", lambda o: o.color),
             ("HOST", lambda o: short(o.host)),
             ("ADDRESSES", lambda o: " ".join(o.addresses)),
             ("STATE", state_of),
         ),
         (
+            ("GROUPS", lambda o: " ".join(map(short, o.security_groups))),
+            ("CONDITIONS", _conditions),
             ("MAC", lambda o: o.mac),
             ("ATTACHMENT", lambda o: _attachment(o.attachment)),
             ("DEVICE", lambda o: o.status.device),
+            ("UID", lambda o: o.uid),
+        ),
+    ),
+    "split": (
+        (
+            ("TENANT", lambda o: tenant_of(o.name)),
+            ("NAME", lambda o: short(o.name)),
+            ("WEIGHTS", weights),
+            ("DRAINING", lambda o: " ".join(drain.color for drain in o.drains)),
+            ("CLOSED", lambda o: " ".join(o.closed)),
+            ("EPOCH", lambda o: str(o.revision)),
+        ),
+        (("AFFINITY", lambda o: enum_of(o, "affinity")), ("UID", lambda o: o.uid)),
+    ),
+    "rollout": (
+        (
+            ("TENANT", lambda o: tenant_of(o.name)),
+            ("NAME", lambda o: short(o.name)),
+            ("NETWORKS", lambda o: " ".join(short(n) for n in o.networks)),
+            ("MOVE", lambda o: f"{o.origin}→{o.target}"),
+            ("STATE", lambda o: enum_of(o, "state")),
+            ("STEP", lambda o: f"{o.step}/{len(o.steps)}"),
+            ("WHY", lambda o: o.reason),
+            ("CONDITIONS", _conditions),
+        ),
+        (
+            ("BEHIND", lambda o: " ".join(short(h) for h in o.status.behind)),
+            ("TEXT", lambda o: o.text),
             ("UID", lambda o: o.uid),
         ),
     ),
@@ -157,13 +241,14 @@ def as_dict(message: Any) -> dict[str, Any]:
     from google.protobuf import json_format
 
     result: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    _shorten(message.DESCRIPTOR, result)
+    _tidy(message.DESCRIPTOR, result)
     return result
 
 
-def _shorten(descriptor: Any, data: dict[str, Any]) -> None:
+def _tidy(descriptor: Any, data: dict[str, Any]) -> None:
+    """Short words of enums; maps in the order of their keys, which protobuf gives in another one each time."""
     for name, field in descriptor.fields_by_name.items():
-        value = data.get(name)
+        value, kind = data.get(name), field.message_type
         if value is None:
             continue
         if field.enum_type is not None:
@@ -171,10 +256,12 @@ def _shorten(descriptor: Any, data: dict[str, Any]) -> None:
             # A value that this release does not know is a number.
             short_ones = [str(one).removeprefix(prefix) if isinstance(one, str) else one for one in _listed(value)]
             data[name] = short_ones if isinstance(value, list) else short_ones[0]
-        elif field.message_type is not None:
+        elif kind is not None and kind.GetOptions().map_entry:
+            data[name] = dict(sorted(value.items()))
+        elif kind is not None:
             for one in _listed(value):
-                if isinstance(one, dict) and not field.message_type.GetOptions().map_entry:
-                    _shorten(field.message_type, one)
+                if isinstance(one, dict):
+                    _tidy(kind, one)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -197,7 +284,11 @@ def show(found: Sequence[tuple[Kind, Sequence[Any]]], form: str) -> None:
             if number:
                 click.echo()
             plain, more = COLUMNS[kind.name]
-            columns = plain + more if form == "wide" else plain
+            columns = [
+                (head, cell)
+                for head, cell in (plain + more if form == "wide" else plain)
+                if head not in SOMETIMES or any(cell(item) for item in objects)
+            ]
             heads = [head for head, _ in columns]
             if len(found) > 1:
                 heads[heads.index("NAME")] = kind.title.upper()
@@ -221,6 +312,11 @@ def dump(data: Any, form: str) -> None:
         click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
 
 
+def line(message: Any) -> str:
+    """A message as one line of JSON."""
+    return json.dumps(as_dict(message), ensure_ascii=False)
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Aligned columns; plain text that can be cut and grepped, with colors on a terminal."""
     body = [[str(cell) for cell in row] for row in rows]
@@ -237,9 +333,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 _COLORS = {
-    **dict.fromkeys(("ACTIVE", "READY", "created", "added"), "green"),
+    **dict.fromkeys(("SUCCEEDED", "ACTIVE", "READY", "created", "added"), "green"),
     **dict.fromkeys(("PENDING", "UPDATING", "DISCONNECTED", "UNBOUND", "DELETING", "changed"), "yellow"),
     **dict.fromkeys(("FAILED", "LOST", "FOREIGN_HISTORY", "UNKNOWN", "FENCED", "NO", "failed"), "red"),
+    **dict.fromkeys(("ROLLED_BACK", "ROLLING_BACK"), "red"),
 }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import click
 import yaml
 
+from tealnet import kinds
 from tealnet.cli import output
-from tealnet.cli.documents import Document
+from tealnet.cli.documents import Document, bare_first
 from tealnet.cli.explain import explain
 from tealnet.cli.options import files_option, tenant_option
 from tealnet.cli.progress import Progress
@@ -30,12 +31,30 @@ def plan(session: Session, documents: Sequence[Document]) -> list[Any]:
     if len(documents) > _MOST:
         raise Failure(f"{len(documents)} documents: a plan takes at most {_MOST}; give fewer files", code=TROUBLE)
     request = system_pb2.PlanRequest()
-    for document in documents:
+    bare, planned = {document.name: document for document in bare_first(documents)}, []
+    first = next((n for n, document in enumerate(documents) if document.kind is kinds.GROUP), 0)
+    for document in (*documents[:first], *bare.values(), *documents[first:]):
+        planned.append(document)
         item = request.items.add()
-        getattr(item.object, document.kind.name).CopyFrom(document.body)
+        getattr(item.object, document.kind.field).CopyFrom(document.body)
         item.update_mask.CopyFrom(field_mask_pb2.FieldMask(paths=document.mask))
     with Progress("planning"):
-        return list(session.client.call(session.client.system.Plan, request).results)
+        results = list(session.client.call(session.client.system.Plan, request).results)
+    begun = {d.name: r for d, r in zip(planned, results, strict=True) if d is bare.get(d.name)}
+    whole = [(d, r) for d, r in zip(planned, results, strict=True) if d is not bare.get(d.name)]
+    return [_joined(begun[d.name], r) if d.name in begun else r for d, r in whole]
+
+
+def _joined(begun: Any, result: Any) -> Any:
+    """What two steps on one object come to: made without its rules, then with them."""
+    if result.action == result.ACTION_FAIL or begun.action == begun.ACTION_FAIL:
+        return result if result.action == result.ACTION_FAIL else begun
+    if begun.action != begun.ACTION_UNCHANGED:
+        result.action = begun.action
+    result.ClearField("before")
+    if begun.HasField("before"):
+        result.before.CopyFrom(begun.before)
+    return result
 
 
 def print_plan(session: Session, documents: Sequence[Document]) -> int:
@@ -105,7 +124,7 @@ def diff(session: Session, *, files: tuple[str, ...], tenant: str) -> None:
 
 def _print_diff(document: Document, result: Any) -> None:
     if not result.HasField("before") and "revoked_before" not in document.mask:
-        after = getattr(result.after, document.kind.name)
+        after = getattr(result.after, document.kind.field)
         if "revoked_before" in after.DESCRIPTOR.fields_by_name:
             after.ClearField("revoked_before")  # the time of the creation, whenever that will be
     before, after = _yaml(result.before), _yaml(result.after)

@@ -169,10 +169,12 @@ class Session:
                 return kind.full_name(self.parent(required=True), ident)
             case [tenant, ident] if kind.owned:
                 return kind.full_name(f"tenants/{tenant}", ident)
-            case ["tenants", _, plural, _] if kind.owned and plural == kind.plural:
+            case ["tenants", _, plural, _] if kind.written and kind.owned and plural == kind.plural:
+                return text
+            case ["tenants", tenant, "networks", ident, _] if text == kind.full_name(f"tenants/{tenant}", ident):
                 return text
         forms = f"NAME, TENANT/NAME or {kind.full_name('tenants/TENANT', 'NAME')}" if kind.owned else "NAME"
-        raise Failure(f"{text!r} is not the name of a {kind.name}; write {forms}", code=2)
+        raise Failure(f"{text!r} is not the name of a {kind.words}; write {forms}", code=2)
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

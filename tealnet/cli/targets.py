@@ -16,12 +16,16 @@ import click
 from click.shell_completion import CompletionItem
 
 from tealnet import kinds
+from tealnet.cli import output
 from tealnet.cli.session import Failure, Session, load_config
 from tealnet.kinds import Kind
 
 _COMPLETION_SECONDS = 0.6
 _COMPLETION_MOST = 300
-_SHOWN_FIRST = (kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.PORT, kinds.HOST)
+_SHOWN_FIRST = (
+    kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.GROUP, kinds.PORT, kinds.SPLIT, kinds.ROLLOUT, kinds.TIER,
+    kinds.HOST,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Target:
 
 
 def kind_of_word(word: str) -> Kind:
-    """tenant(s), network(s) or net, router(s), port(s), host(s). Raises Failure (usage)."""
+    """tenant(s), network(s) or net, router(s), port(s), split(s), rollout(s), host(s). Raises Failure (usage)."""
     found = kinds.BY_WORD.get(word) or kinds.BY_WORD.get(word.lower())
     if found is None:
         near = get_close_matches(word.lower(), kinds.BY_WORD, n=1, cutoff=0.6)
@@ -59,6 +63,18 @@ def targets_of(session: Session, words: tuple[str, ...]) -> list[Target]:
     if len(chosen) > 1:
         raise Failure(f"names belong to one kind, not to {first!r}; write KIND/NAME for each", code=2)
     return [Target(chosen[0], session.name_of(chosen[0], name)) for name in names]
+
+
+def written(targets: list[Target]) -> list[Target]:
+    """The targets, which a command is to change or delete. Raises Failure (usage)."""
+    for target in targets:
+        if not target.kind.written:
+            raise Failure(
+                f"a {target.kind.name} is changed by `teal color set-weights` and by rollouts alone; it comes and goes "
+                "with its network's colors",
+                code=2,
+            )
+    return targets
 
 
 def one_target(session: Session, words: tuple[str, ...]) -> Target:
@@ -105,7 +121,7 @@ def _names(session: Session, kind: Kind, incomplete: str) -> Iterable[str]:
         request.parent = parent
     request.page_size = _COMPLETION_MOST
     for item in session.client.list_page(kind, request):
-        ident, tenant = item.name.rpartition("/")[2], item.name.split("/")[1]
+        ident, tenant = output.short(item.name), item.name.split("/")[1]
         word = f"{tenant}/{ident}" if kind.owned and (parent == "tenants/-" or "/" in incomplete) else ident
         if word.startswith(incomplete):
             yield word
@@ -135,6 +151,35 @@ def complete_names(kind: Kind) -> Callable[[click.Context, click.Parameter, str]
         return silent(lambda: _names(_session(ctx), kind, incomplete))
 
     return complete
+
+
+def complete_colors(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Colors of the network that stands on the line."""
+
+    def look() -> Iterable[str]:
+        session = _session(ctx)
+        name = session.name_of(kinds.NETWORK, str(ctx.params.get("network") or ""))
+        return [color for color in session.client.get(name).colors if color.startswith(incomplete)]
+
+    return silent(look)
+
+
+def complete_weights(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Networks, and after one the weights of its colors as they are."""
+    words: tuple[str, ...] = tuple(ctx.params.get(param.name or "") or ())
+    network = next((word for word in reversed(words) if "=" not in word), "")
+
+    def look() -> Iterable[str]:
+        session = _session(ctx)
+        found: list[str] = []
+        if network:
+            split = session.client.get(session.name_of(kinds.SPLIT, network))
+            said = {word.partition("=")[0] for word in words}
+            found = [f"{color}={weight}" for color, weight in sorted(split.weights.items()) if color not in said]
+        matching = [word for word in found if word.startswith(incomplete)]
+        return matching or [word for word in _names(session, kinds.SPLIT, incomplete) if word not in words]
+
+    return silent(look)
 
 
 def complete_contexts(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:

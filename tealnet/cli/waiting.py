@@ -36,11 +36,11 @@ class SyncFailure(Failure):
 
 
 def wait_for(
-    session: Session, *, parents: Sequence[str] = ("",), timeout: float, revision: int = 0, only: str = ""
+    session: Session, *, parents: Sequence[str] = ("",), timeout: float, revision: int = 0, only: Sequence[str] = ()
 ) -> str:
     """Wait until the data plane has everything up to `revision` (0: now) of the parents; says who knows it.
 
-    With `only` (a resource name) failures of other objects do not count. Raises SyncFailure.
+    With `only` (resource names) failures of other objects do not count. Raises SyncFailure.
     """
     deadline = time.monotonic() + timeout
     said = []
@@ -65,10 +65,10 @@ def in_words(answer: Any) -> str:
     return f"{answer.synced} of {answer.hosts} {hosts} it ({answer.took.ToMicroseconds() / 1000:.0f} ms)"
 
 
-def _is_well(answer: Any, only: str) -> bool:
+def _is_well(answer: Any, only: Sequence[str]) -> bool:
     if answer.complete:
         return True
-    concerned = [f for f in answer.failed if not only or f.object == only or not f.object.startswith("tenants/")]
+    concerned = [f for f in answer.failed if not only or f.object in only or not f.object.startswith("tenants/")]
     return bool(only) and not (concerned or answer.behind or answer.disconnected or answer.lost)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tealnet.core.identity import Identity, IdentityError, Kind, parse_role, parse_trust_domain
@@ -163,10 +163,7 @@ class Ca:
             raise PkiError(f"not a certificate signing request: {error}") from error
         if not valid:
             raise PkiError("the signing request is not signed by its own key")
-        strong = (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size >= 256) or (
-            isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048
-        )
-        if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) or not strong:
+        if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) or not is_strong(key):
             raise PkiError("the signing request's key must be ECDSA of 256 bits or RSA of 2048 at least")
         return self._certify(key, role, dns=dns, ips=ips, days=days, not_before=not_before)
 
@@ -228,6 +225,15 @@ def load_certificate(pem: bytes, what: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
         raise PkiError(f"{what} holds no PEM certificate") from error
+
+
+def is_strong(key: object) -> bool:
+    """Whether a public key is one that counts: ECDSA of 256 bits or RSA of 2048 at least, or Ed25519."""
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return key.curve.key_size >= 256
+    if isinstance(key, rsa.RSAPublicKey):
+        return key.key_size >= 2048
+    return isinstance(key, ed25519.Ed25519PublicKey)
 
 
 def uri_names(cert: x509.Certificate) -> list[str]:
@@ -341,6 +347,7 @@ __all__ = [
     "PkiError",
     "Request",
     "fingerprint",
+    "is_strong",
     "load_certificate",
     "make_csr",
     "uri_names",

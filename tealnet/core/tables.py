@@ -175,6 +175,11 @@ class Read:
         self._note(index, value)
         return list(index.buckets.get(value, ()))
 
+    def any(self, index: Index[V], value: Hashable) -> bool:
+        """Whether there is a row that has this property; however many there are."""
+        self._note(index, value)
+        return value in index.buckets
+
     def _note(self, source: Source, key: Hashable) -> None:
         if source.rank >= self.cell[0].rank:
             raise RuntimeError("a derived table may only read tables declared before it")

@@ -9,8 +9,8 @@ Everything is blocking and has a deadline; failures are LabError.
 """
 
 from tealnet.lab.errors import LabError
-from tealnet.lab.fabric import Network
+from tealnet.lab.fabric import Direction, Network
 from tealnet.lab.host import Family, Host, Parts
 from tealnet.lab.lab import Lab
 
-__all__ = ["Family", "Host", "Lab", "LabError", "Network", "Parts"]
+__all__ = ["Direction", "Family", "Host", "Lab", "LabError", "Network", "Parts"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tealnet.lab.controller import NAME, Controller
@@ -24,19 +24,19 @@ def client(settings: dict[str, Any]) -> Client:
     return Client(Context(**{name: settings[name] for name in names}))
 
 
-def wait_serving(teal: Client, controller: Controller) -> None:
-    """Wait until the controller answers.
+def wait_serving(teal: Client, controllers: Sequence[Controller]) -> None:
+    """Wait until a controller answers.
 
     Raises:
-        LabError: it has ended, or does not answer for a minute; with the last error.
+        LabError: one has ended, or none answers for a minute; with the last error.
     """
     from tealnet.client import ApiError
 
-    last, daemon = "", controller.process(NAME)
+    last, daemons = "", [controller.process(NAME) for controller in controllers]
 
     def answers() -> bool:
         nonlocal last
-        if not daemon or not daemon.alive():
+        if not all(daemon and daemon.alive() for daemon in daemons):
             raise LabError("the controller has ended")
         try:
             teal.status()

@@ -8,6 +8,7 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from tealnet import kinds
 from tealnet.lab.host import Host
 from tealnet.lab.traffic import Workload, capture
 from tealnet.lab.wait import wait_for
@@ -79,10 +80,10 @@ def _complete(story: Story) -> bool:
 
 
 def delete(story: Story) -> str:
-    """Both tenants go with all they hold; no namespace, device, OVS port or tenant flow is left on any host."""
+    """All tenants go with all they hold; no namespace, device, OVS port or tenant flow is left on any host."""
     started = time.monotonic()
-    for tenant in ("acme", "globex"):
-        story.client.delete(f"tenants/{tenant}", force=True)
+    for tenant in list(story.client.list_all(kinds.TENANT)):
+        story.client.delete(tenant.name, force=True)
     story.synced()
     for number in (1, 2, 3):
         host = story.lab.host(f"h{number}")

@@ -1,52 +1,68 @@
-"""The lab's controller: a machine of its own on the management network, with an embedded etcd."""
+"""The lab's controllers: machines of their own on the management network, alone with an embedded etcd, or several."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tealnet.lab import fabric
 from tealnet.lab.errors import LabError
+from tealnet.lab.etcd import ETCD, Member, controller_settings
 from tealnet.lab.fabric import Fabric, Network
 from tealnet.lab.host import python_env
 from tealnet.lab.machine import Machine
 from tealnet.lab.process import Process, child_called
 
 NAME = "controller"
-ETCD = "etcd"
-NUMBER = 254
+CONTROLLERS_MAX = 7
 TRUST_DOMAIN = "tealnet.local"
-SERVER = f"{fabric.CONTROLLER_ADDRESS}:7443"
+_LAST_NUMBER = 254
+
+
+def controller_name(index: int) -> str:
+    """controller, controller2, …"""
+    return NAME if index == 1 else f"{NAME}{index}"
 
 
 class Controller(Machine):
-    """The machine that runs the controller. Its API also listens on a unix socket that the person's shell can reach."""
+    """A machine that runs a controller. Its API also listens on a unix socket that the person's shell can reach."""
 
-    def __init__(self, directory: Path, *, lab: Path) -> None:
-        super().__init__(NAME, directory)
-        self.lab = lab
-        self.socket = lab / "api.sock"
+    def __init__(self, directory: Path, *, lab: Path, index: int = 1, members: Sequence[Member] = ()) -> None:
+        super().__init__(controller_name(index), directory)
+        self.lab, self.members = lab, list(members)
+        self.number = _LAST_NUMBER + 1 - index
+        self.socket = lab / ("api.sock" if index == 1 else f"api{index}.sock")
+
+    @property
+    def address(self) -> str:
+        """On the management network."""
+        return fabric.management_address(self.number)
+
+    @property
+    def server(self) -> str:
+        """Where agents reach it."""
+        return f"{self.address}:7443"
 
     @property
     def processes(self) -> tuple[str, ...]:
         """Names of what runs here when all is well."""
-        return NAME, ETCD
+        return (NAME,) if self.members else (NAME, ETCD)
 
     def build(self, cables: Fabric) -> None:
         """Start the machine and connect it."""
         # Shown at the same path inside, over the machine's fresh /run, so that the socket has one name.
         self.create(binds={str(self.lab): self.lab})
-        cables.connect(self, NUMBER, network=Network.MANAGEMENT, device="mgmt0")
-        self.ip(["link set lo up", f"address add {fabric.CONTROLLER_ADDRESS}/24 dev mgmt0", "link set mgmt0 up"])
+        cables.connect(self, self.number, network=Network.MANAGEMENT, device="mgmt0")
+        self.ip(["link set lo up", f"address add {self.address}/24 dev mgmt0", "link set mgmt0 up"])
 
     def configure(self) -> None:
         """Write its settings; certificates lie beside them already."""
         settings = {
             "listen": ["0.0.0.0:7443", f"unix:{self.socket}"],
-            "etcd": "embedded",
+            **(controller_settings(self.members) if self.members else {"etcd": "embedded"}),
             "data_dir": "/var/lib/tealnet/controller",
             "ca": "/etc/tealnet/ca.crt",
             "cert": "/etc/tealnet/controller.crt",
@@ -54,6 +70,7 @@ class Controller(Machine):
             "ca_key": "/etc/tealnet/ca.key",
             "trust_domain": TRUST_DOMAIN,
             "cluster": "default",
+            "replica": self.name,
         }
         (self.disk("/etc/tealnet") / "controller.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
@@ -63,7 +80,7 @@ class Controller(Machine):
         Raises:
             LabError: it runs already, or another process is meant.
         """
-        if name == ETCD:
+        if name == ETCD and not self.members:
             raise LabError("etcd is the controller's child and is started by it")
         if name != NAME:
             raise LabError(f"no process {name!r}; there are: {', '.join(self.processes)}")
@@ -75,16 +92,4 @@ class Controller(Machine):
         daemon = super().process(NAME)
         if name != ETCD:
             return daemon if name == NAME else None
-        return child_called(ETCD, parent=daemon) if daemon else None
-
-    def context(self) -> dict[str, Any]:
-        """How the admin reaches the API from this machine: the settings of a context of the `teal` command."""
-        pki = self.lab / "pki"
-        return {
-            "server": f"unix:{self.socket}",
-            "server_name": NAME,
-            "ca": str(pki / "ca.crt"),
-            "cert": str(pki / "admin.crt"),
-            "key": str(pki / "admin.key"),
-            "lab": self.lab.name,
-        }
+        return child_called(ETCD, parent=daemon) if daemon and not self.members else None

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tealnet.lab.machine import Machine, call
 
-CONTROLLER_ADDRESS = "198.51.100.254"
-HOSTS_MAX = 250
+HOSTS_MAX = 240  # above are members of etcd and controllers
 _DISABLED, _FORWARDING = 0, 3  # of a bridge port (bridge(8), state)
 
 
@@ -23,6 +22,21 @@ class Network(StrEnum):
 
     UNDERLAY = "underlay"
     MANAGEMENT = "management"
+
+
+class Direction(StrEnum):
+    """Which frames of a machine are lost."""
+
+    BOTH = "both"
+    OUT = "out"
+    """What it sends."""
+    IN = "in"
+    """What is sent to it."""
+
+
+# Hooks of nftables' netdev family as seen from the near end of a cable: what the machine sends comes in here.
+_HOOKS = {Direction.OUT: "ingress", Direction.IN: "egress"}
+_CUT = "cut_"
 
 
 def management_address(number: int) -> str:
@@ -78,23 +92,41 @@ class Fabric(Machine):
             ]
         )
 
-    def cut(self, number: int, network: Network) -> None:
-        """Lose every frame of a host silently: its link stays up, as when something breaks farther away."""
-        self._set_state(number, network, state=_DISABLED)
+    def cut(self, number: int, network: Network, *, direction: Direction = Direction.BOTH) -> None:
+        """Lose frames of a machine silently: its link stays up, as when something breaks farther away."""
+        self.heal(number, network)
+        if direction is Direction.BOTH:
+            self._set_state(number, network, state=_DISABLED)
+        else:
+            near = _near(network, number)
+            hook = f"type filter hook {_HOOKS[direction]} device {near} priority 0; policy drop;"
+            self._nft(f"table netdev {_CUT}{near} {{ chain {direction} {{ {hook} }}; }}")
 
     def heal(self, number: int, network: Network) -> None:
-        """Carry the host's frames again."""
+        """Carry the machine's frames again."""
+        table = f"netdev {_CUT}{_near(network, number)}"
+        self._nft(f"table {table}; delete table {table}")  # declared first: deleting what is not there is an error
         self._set_state(number, network, state=_FORWARDING)
 
     def _set_state(self, number: int, network: Network, *, state: int) -> None:
         # bridge(8) and not `ip link`, which takes the state and does nothing with it.
         call([*self.net(), "bridge", "link", "set", "dev", _near(network, number), "state", str(state)])
 
-    def cuts(self) -> dict[int, list[Network]]:
-        """What is cut, by host number."""
-        found: dict[int, list[Network]] = {}
+    def _nft(self, text: str) -> None:
+        call([*self.net(), "nft", text])
+
+    def cuts(self) -> dict[int, list[str]]:
+        """What is cut, by machine number: "underlay", or "underlay (out)"."""
+        found: dict[int, list[str]] = {}
         for port in json.loads(call([*self.net(), "bridge", "-json", "link"]) or "[]"):
             if port["state"] == "disabled":
-                network = next(n for n in Network if port["ifname"].startswith(n[0]))
-                found.setdefault(int(port["ifname"][1:]), []).append(network)
+                found.setdefault(int(port["ifname"][1:]), []).append(str(_network_of(port["ifname"])))
+        rows = json.loads(call([*self.net(), "nft", "-j", "list", "chains", "netdev"]))["nftables"]
+        for chain in (row["chain"] for row in rows if "chain" in row):
+            near = chain["table"].removeprefix(_CUT)
+            found.setdefault(int(near[1:]), []).append(f"{_network_of(near)} ({chain['name']})")
         return found
+
+
+def _network_of(near: str) -> Network:
+    return next(network for network in Network if near.startswith(network[0]))

@@ -120,11 +120,11 @@ class Host(Machine):
         batch = [*self._addresses("br-underlay"), "link set br-underlay up"]
         self.ask("keep", device="br-underlay", batch="\n".join(batch) + "\n")
 
-    def configure_agent(self, *, server: str) -> None:
+    def configure_agent(self, *, servers: Sequence[str]) -> None:
         """Write the agent's settings; certificates lie beside them already."""
         settings = {
             "host": self.name,
-            "servers": [server],
+            "servers": list(servers),
             "ca": "/etc/tealnet/ca.crt",
             "cert": "/etc/tealnet/host.crt",
             "key": "/etc/tealnet/host.key",

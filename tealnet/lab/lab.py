@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from tealnet.lab import api, needs, pki, place, process
+from tealnet.lab.controller import CONTROLLERS_MAX, Controller, controller_name
 from tealnet.lab.controller import NAME as CONTROLLER
-from tealnet.lab.controller import SERVER, Controller
 from tealnet.lab.errors import LabError
-from tealnet.lab.fabric import HOSTS_MAX, Fabric, Network
+from tealnet.lab.etcd import ETCD, MEMBERS_MAX, Member, certify, member_name
+from tealnet.lab.fabric import HOSTS_MAX, Direction, Fabric, Network
 from tealnet.lab.host import AGENT, Family, Host, Parts
 from tealnet.lab.machine import END_SECONDS, Machine, tail
 from tealnet.lab.process import Process
@@ -48,7 +49,16 @@ class Lab:
         self._hosts = self._read_hosts(content)
         machines = directory / "machines"
         self.fabric = Fabric(machines / "fabric")
-        self.controller = Controller(machines / CONTROLLER, lab=directory)
+        count = content.get("etcd", 0)
+        self.members = [
+            Member(machines / member_name(index), index=index, count=count) for index in range(1, count + 1)
+        ]
+        """Machines of the etcd cluster; none: the controller has an embedded one."""
+        self.controllers = [
+            Controller(machines / controller_name(index), lab=directory, index=index, members=self.members)
+            for index in range(1, content.get("controllers", 1) + 1)
+        ]
+        self.controller = self.controllers[0]
 
     # -- up and down
 
@@ -61,11 +71,14 @@ class Lab:
         mtu: int = 1500,
         family: Family = Family.V4,
         parts: Parts = Parts.ALL,
+        controllers: int = 1,
+        etcd: int = 0,
         note: Note = _silent,
     ) -> Self:
         """Make a lab with hosts h1, h2, … and wait until all of it works; what fails is taken down again.
 
-        `mtu` is the underlay's in bytes, `family` that of the tunnel addresses; `note` hears of each step.
+        `mtu` is the underlay's in bytes, `family` that of the tunnel addresses; `note` hears of each step. `etcd` is
+        the number of members of a cluster of its own (0: embedded in the one controller).
 
         Raises:
             LabError: the lab exists, something to run it is missing, or a part did not start.
@@ -73,6 +86,10 @@ class Lab:
         needs.check()
         if not 0 <= hosts <= HOSTS_MAX:
             raise LabError(f"{hosts} hosts: a lab has 0 to {HOSTS_MAX}")
+        if not 1 <= controllers <= CONTROLLERS_MAX or not 0 <= etcd <= MEMBERS_MAX:
+            raise LabError(f"a lab has 1 to {CONTROLLERS_MAX} controllers and 0 to {MEMBERS_MAX} members of etcd")
+        if controllers > 1 and not etcd:
+            raise LabError("several controllers need an etcd of their own: --etcd 1 or --etcd 3")
         directory = place.directory(name)
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +99,8 @@ class Lab:
         except OSError as error:
             raise LabError(f"cannot make {error.filename}: {error.strerror}; TEALNET_LAB_DIR is where") from None
         with place.locked(directory):
-            lab = cls(directory, {"mtu": mtu, "parts": parts, "family": family, "ready": False, "hosts": {}})
+            content = {"mtu": mtu, "parts": parts, "family": family, "ready": False, "hosts": {}}
+            lab = cls(directory, {**content, "controllers": controllers, "etcd": etcd})
             try:
                 lab._build(hosts, note=note)
             except BaseException:
@@ -144,13 +162,13 @@ class Lab:
         for number in range(1, hosts + 1):
             self._hosts[f"h{number}"] = self._host(f"h{number}", number=number, parts=self.parts)
         self._save()
-        for machine in (self.fabric, self.controller, *self.hosts):
+        for machine in (self.fabric, *self.members, *self.controllers, *self.hosts):
             machine.directory.mkdir(parents=True)
         note("networks")
         self.fabric.build()
         if self.parts is Parts.ALL:
-            note("certificates and controller")
-            self._start_controller()
+            note("certificates and controllers")
+            self._start_controllers()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for host in pool.map(self._build_host, self.hosts):
                 note(f"host {host.name}")
@@ -159,11 +177,17 @@ class Lab:
         self.ready = True
         self._save()
 
-    def _start_controller(self) -> None:
-        pki.create(self.directory / "pki", self.controller)
-        self.controller.build(self.fabric)
-        self.controller.configure()
-        self.controller.start(CONTROLLER)
+    def _start_controllers(self) -> None:
+        pki.create(self.directory / "pki", self.controllers)
+        if self.members:
+            certify(self.directory / "pki" / ETCD, members=self.members, controllers=list(self.controllers))
+        for member in self.members:
+            member.build(self.fabric)
+            member.start(ETCD)
+        for controller in self.controllers:
+            controller.build(self.fabric)
+            controller.configure()
+            controller.start(CONTROLLER)
         (self.directory / "context.yaml").write_text(yaml.safe_dump(self.context, sort_keys=False))
 
     def _build_host(self, host: Host) -> Host:
@@ -173,11 +197,11 @@ class Lab:
     def _start_agents(self, hosts: Sequence[Host], *, note: Note) -> None:
         note("waiting for the controller")
         with self.client() as teal:
-            self._or_words(lambda: api.wait_serving(teal, self.controller))
+            self._or_words(lambda: api.wait_serving(teal, self.controllers))
             api.register_hosts(teal, hosts)
             for host in hosts:
                 pki.equip(self.directory / "pki", host)
-                host.configure_agent(server=SERVER)
+                host.configure_agent(servers=[controller.server for controller in self.controllers])
                 host.start(AGENT)
             note("waiting for the agents")
             api.wait_ready(teal, hosts)
@@ -193,8 +217,16 @@ class Lab:
 
     @property
     def context(self) -> dict[str, Any]:
-        """How to reach the controller's API from this machine: server, server_name, ca, cert, key, lab."""
-        return self.controller.context()
+        """How the admin reaches the API from this machine: the settings of a context of the `teal` command."""
+        pki = self.directory / "pki"
+        return {
+            "server": ",".join(f"unix:{controller.socket}" for controller in self.controllers),
+            "server_name": CONTROLLER,
+            "ca": str(pki / "ca.crt"),
+            "cert": str(pki / "admin.crt"),
+            "key": str(pki / "admin.key"),
+            "lab": self.name,
+        }
 
     def client(self) -> Client:
         """The SDK as admin of this lab; close it, or use it with `with`."""
@@ -211,10 +243,13 @@ class Lab:
             raise LabError(f"no host {name!r} in lab {self.name!r}; there are: {', '.join(self._hosts) or 'none'}")
         return self._hosts[name]
 
-    def machine(self, name: str) -> Host | Controller:
-        """A host, or the controller under that name."""
-        if name == CONTROLLER and self.parts is Parts.ALL:
-            return self.controller
+    def machine(self, name: str) -> Host | Controller | Member:
+        """A host, or a controller or member of etcd under that name."""
+        if self.parts is Parts.ALL:
+            central: list[Controller | Member] = [*self.controllers, *self.members]
+            for machine in central:
+                if machine.name == name:
+                    return machine
         return self.host(name)
 
     def machines(self) -> list[str]:
@@ -240,7 +275,7 @@ class Lab:
                 raise LabError(f"a lab has at most {HOSTS_MAX} hosts")
             name = name or f"h{number}"
             place.check_name(name)
-            if name in (*self._hosts, "fabric", CONTROLLER):
+            if name in (*self._hosts, "fabric") or name.startswith((CONTROLLER, ETCD)):
                 raise LabError(f"the name {name!r} is taken")
             chosen = parts or self.parts
             if chosen is Parts.ALL and self.parts is not Parts.ALL:
@@ -285,7 +320,8 @@ class Lab:
     def kill(self, name: str, what: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a process of a host, or of `controller`, and wait until it is gone. Nothing restarts it but `start`.
 
-        Processes: agent, ovsdb-server, ovs-vswitchd; controller, etcd (the controller starts its etcd again).
+        Processes: agent, ovsdb-server, ovs-vswitchd; controller; etcd (an embedded one is started again by its
+        controller).
         """
         self.machine(name).kill(what, number)
 
@@ -301,25 +337,29 @@ class Lab:
         """Start a process that has ended; Open vSwitch's are waited for until they listen."""
         return self.machine(name).start(what)
 
-    def cut(self, name: str, network: Network = Network.UNDERLAY) -> None:
-        """Lose every frame of a host on a network, silently."""
-        self.fabric.cut(self.host(name).number, network)
+    def cut(self, name: str, network: Network = Network.UNDERLAY, *, direction: Direction = Direction.BOTH) -> None:
+        """Lose every frame of a machine on a network, silently; only hosts are on the underlay."""
+        self.fabric.cut(self._on(name, network), network, direction=direction)
 
     def heal(self, name: str, network: Network = Network.UNDERLAY) -> None:
         """Carry them again."""
-        self.fabric.heal(self.host(name).number, network)
+        self.fabric.heal(self._on(name, network), network)
+
+    def _on(self, name: str, network: Network) -> int:
+        machine = self.machine(name)
+        if network is Network.UNDERLAY and not isinstance(machine, Host):
+            raise LabError(f"{name} is on the management network only")
+        return machine.number
 
     # -- what it is like
 
     def status(self) -> dict[str, Any]:
         """The lab as a JSON object: machines, addresses, processes with their states, cuts."""
         cuts = self.fabric.cuts() if self.fabric.alive() else {}
-        machines = [
-            {**host.look(), "vtep": host.vtep, "cut": [str(network) for network in cuts.get(host.number, [])]}
-            for host in self.hosts
-        ]
+        machines = [{**host.look(), "vtep": host.vtep, "cut": cuts.get(host.number, [])} for host in self.hosts]
         if self.parts is Parts.ALL:
-            machines.insert(0, self.controller.look())
+            central: list[Controller | Member] = [*self.controllers, *self.members]
+            machines[:0] = [{**machine.look(), "cut": cuts.get(machine.number, [])} for machine in central]
         return {
             "name": self.name,
             "directory": str(self.directory),
@@ -374,6 +414,8 @@ class Lab:
                 "parts": self.parts,
                 "family": self.family,
                 "ready": self.ready,
+                "controllers": len(self.controllers),
+                "etcd": len(self.members),
                 "hosts": {host.name: {"number": host.number, "parts": host.parts} for host in self.hosts},
             },
         )

@@ -1,4 +1,5 @@
-"""The story that `teal demo` tells and tests/lab checks: two tenants with the same addresses on three hosts.
+"""The story that `teal demo` tells and tests/lab checks: two tenants with the same addresses on three hosts, and a
+third one whose web service changes color.
 
 Each chapter does something real through the public API and looks at packets. It returns what it found, or raises
 StoryError with what should not be.
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tealnet import kinds
 from tealnet.client import Client
-from tealnet.lab import chapters_isolation, chapters_life
+from tealnet.lab import chapters_colors, chapters_isolation, chapters_life
 from tealnet.lab.errors import LabError
 from tealnet.lab.lab import Lab
 from tealnet.lab.traffic import Workload
@@ -152,5 +153,9 @@ CHAPTERS = (
     Chapter("a workload moves", chapters_life.move),
     Chapter("agents killed under ping", chapters_life.agents),
     Chapter("controller killed under ping", chapters_life.controller),
+    Chapter("a web service in blue, under load", chapters_colors.blue),
+    Chapter("green beside it, tested in isolation", chapters_colors.green),
+    Chapter("canary, then the full switch", chapters_colors.switch),
+    Chapter("a broken green is left again", chapters_colors.rollback),
     Chapter("everything deleted", chapters_life.delete),
 )

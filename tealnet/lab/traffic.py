@@ -56,12 +56,12 @@ class Workload:
 
     def running(self, word: str, *rest: str) -> AbstractContextManager[Running]:
         """A long-running probe: ready at entry, ended at exit, its answer in `.result`."""
-        return _running(self.argv(word, *rest), f"{word} in {self.name}")
+        return probing(self.argv(word, *rest), f"{word} in {self.name}")
 
 
 def capture(host: Host, interface: str) -> AbstractContextManager[Running]:
     """All frames that arrive on a device of the host itself; `.result["frames"]` after the end, as hex."""
-    return _running(probe_argv(host, "sniff", interface), f"capture on {interface} of {host.name}")
+    return probing(probe_argv(host, "sniff", interface), f"capture on {interface} of {host.name}")
 
 
 def probe_argv(host: Host, word: str, *rest: str, netns: str = "") -> list[str]:
@@ -71,7 +71,8 @@ def probe_argv(host: Host, word: str, *rest: str, netns: str = "") -> list[str]:
 
 
 @contextmanager
-def _running(argv: list[str], what: str) -> Iterator[Running]:
+def probing(argv: list[str], what: str) -> Iterator[Running]:
+    """Any long-running probe by its command line: ready at entry, ended at exit."""
     process = subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,

@@ -18,6 +18,9 @@ import sys
 import time
 from ipaddress import ip_address
 
+from tealnet.probe import load, twins
+from tealnet.probe.steady import steady, talk
+
 ETH_P_ALL = 3
 
 
@@ -88,10 +91,14 @@ def _echo(kind: int, *, ident: int, number: int, ipv4: bool) -> bytes:
 
 
 def sniff(interface: str) -> dict[str, object]:
-    """All frames that arrive on an interface (not those that leave), as hex; the first 20,000."""
+    """All frames that arrive on an interface (not those that leave), as hex; the first 20,000.
+
+    `any` is every interface, also those that come later, from their first frame on.
+    """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    sock.bind((interface, ETH_P_ALL))
+    if interface != "any":
+        sock.bind((interface, ETH_P_ALL))
     frames: list[str] = []
     _say("ready")
     ending = 0.0
@@ -108,13 +115,33 @@ def sniff(interface: str) -> dict[str, object]:
             ending = 1.0
 
 
-def send(interface: str, frames: list[str]) -> dict[str, object]:
-    """Raw frames (hex), as they are."""
+def send(interface: str, frames: list[str], *, interval: float) -> dict[str, object]:
+    """Raw frames (hex), as they are, `interval` seconds apart: a switch that has to think about each loses a burst."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sock.bind((interface, 0))
     for frame in frames:
         sock.send(bytes.fromhex(frame).ljust(60, b"\0"))
+        if interval:
+            time.sleep(interval)
     return {"sent": len(frames)}
+
+
+def repeat(interface: str, frames: list[str], *, interval: float) -> dict[str, object]:
+    """Raw frames (hex), one after the other, over and over until the end; an interface that is gone is no error."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sock.bind((interface, 0))
+    raw = [bytes.fromhex(frame).ljust(60, b"\0") for frame in frames]
+    sent = failed = 0
+    _say("ready")
+    for frame in itertools.cycle(raw):
+        try:
+            sock.send(frame)
+            sent += 1
+        except OSError:
+            failed += 1
+        if _stdin_closed(interval)[0]:
+            break
+    return {"sent": sent, "failed": failed}
 
 
 def serve(port: int) -> dict[str, object]:
@@ -202,6 +229,11 @@ def main() -> None:
     word = words.add_parser("send")
     word.add_argument("interface")
     word.add_argument("frames", nargs="+")
+    word.add_argument("--interval", type=float, default=0.0)
+    word = words.add_parser("repeat")
+    word.add_argument("interface")
+    word.add_argument("frames", nargs="+")
+    word.add_argument("--interval", type=float, default=0.005)
     word = words.add_parser("serve")
     word.add_argument("port", type=int)
     word = words.add_parser("transfer")
@@ -212,17 +244,66 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("targets", nargs="+")
     word.add_argument("--wait", type=float, default=0.5)
+    word = words.add_parser("answer")
+    word.add_argument("port", type=int)
+    word.add_argument("text")
+    word = words.add_parser("ask")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("--count", type=int, default=1)
+    word.add_argument("--kind", choices=("tcp", "udp"), default="tcp")
+    word = words.add_parser("hold")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("--count", type=int, default=10)
+    word.add_argument("--interval", type=float, default=0.05)
+    word = words.add_parser("load")
+    word.add_argument("port", type=int)
+    word.add_argument("addresses", nargs="+")
+    word.add_argument("--rate", type=float, default=100.0)
+    word = words.add_parser("table")
+    word.add_argument("name")
+    word.add_argument("--tcp", type=int, nargs="*", default=[])
+    word.add_argument("--udp", type=int, nargs="*", default=[])
+    word = words.add_parser("steady")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("record")
+    word.add_argument("--rate", type=float, default=100.0)
+    word.add_argument("--kind", choices=("tcp", "udp"), default="tcp")
+    word = words.add_parser("talk")
+    word.add_argument("address")
+    word.add_argument("port", type=int)
+    word.add_argument("--interval", type=float, default=0.05)
     given = parser.parse_args()
     if given.word == "ping":
         result = ping(given.address, interval=given.interval, count=given.count)
     elif given.word == "sniff":
         result = sniff(given.interface)
     elif given.word == "send":
-        result = send(given.interface, given.frames)
+        result = send(given.interface, given.frames, interval=given.interval)
+    elif given.word == "repeat":
+        result = repeat(given.interface, given.frames, interval=given.interval)
     elif given.word == "serve":
         result = serve(given.port)
     elif given.word == "transfer":
         result = transfer(given.address, port=given.port, size=given.size)
+    elif given.word == "answer":
+        result = twins.answer(given.port, given.text)
+    elif given.word == "ask":
+        result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
+    elif given.word == "hold":
+        result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
+    elif given.word == "load":
+        result = load.load(given.addresses, port=given.port, rate=given.rate)
+    elif given.word == "table":
+        from tealnet.probe.truth import Table
+
+        result = Table(given.name, tcp=given.tcp, udp=given.udp).run()
+    elif given.word == "talk":
+        result = talk(given.address, port=given.port, interval=given.interval)
+    elif given.word == "steady":
+        result = steady(given.address, port=given.port, rate=given.rate, record=given.record, kind=given.kind)
     else:
         result = reach(given.targets, port=given.port, wait=given.wait)
     print(json.dumps(result), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from agent.stream import SessionOver, Unit
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.digest import version
 from tealnet.core.tables import Graph
-from tests.fakes.controller import HOST_UID, FakeController, endpoint, hostpeer, localport, segment
+from tests.fakes.controller import HOST_UID, FakeController, endpoint, hostpeer, localport, segment, uid
 from tests.fakes.device import DictDevice
 
 LOCAL = Local(
@@ -143,7 +144,7 @@ async def test_from_welcome_to_ack_and_over_a_restart(tmp_path: Path, devices: d
         await until(lambda: agent.said.acks)
         assert agent.said.acks[-1].revision == controller.revision
         assert agent.said.acks[-1].applied_at and not agent.said.acks[-1].failures
-        assert all(devices[layer].content for layer in LAYERS)
+        assert {layer for layer in LAYERS if not devices[layer].content} == {"zone"}  # nobody is tracked without colors
     before = {layer: dict(device.content) for layer, device in devices.items()}
     async with running(tmp_path / "checkpoint", devices) as agent:  # no controller: it serves what it knows
         hello = agent.core.hello()
@@ -285,3 +286,54 @@ async def test_facts_are_sent_when_they_change(tmp_path: Path, devices: dict[str
         facts = [message.facts for name, message in agent.said.messages if name == "facts"]
         assert [len(fact.conditions) for fact in facts] == [1, 0]
         assert agent.core.latest()["facts"].facts == facts[-1]
+
+
+# -- an instant at which to switch
+
+
+def split(weight: int, *, apply_at: int = 0, epoch: int = 1) -> tuple[str, bytes]:
+    """Weights of a network of domain 700 with the colors 1 and 2: so many of 100 for color 2."""
+    colors = [pb.ColorWeight(color=1, weight=100 - weight), pb.ColorWeight(color=2, weight=weight)]
+    body = pb.Weights(domain=700, network_number=5, colors=colors, epoch=epoch, apply_at=apply_at)
+    return f"weights/{uid(5)}", body.SerializeToString()
+
+
+def in_force(agent: Agent) -> int:
+    return agent.inputs.weights.rows[uid(5)].colors[1].weight
+
+
+async def test_weights_are_held_until_their_instant_and_said_to_be_armed(
+    tmp_path: Path, devices: dict[str, DictDevice]
+) -> None:
+    controller, key = FakeController(), f"weights/{uid(5)}"
+
+    def unit(weight: int, *, apply_at: int = 0) -> list[pb.Update]:
+        domain = dict([segment(), endpoint(1), split(weight, apply_at=apply_at)])
+        return controller.unit({**WORLD, "domain/700": domain})
+
+    async with running(tmp_path / "checkpoint", devices) as agent:
+        await agent.core.greeted(WELCOME)
+        far = time.time_ns() + 3600 * 10**9
+        await agent.take(unit(10, apply_at=far))
+        assert in_force(agent) == 10, "nothing was in force before"
+        await agent.take(unit(20, apply_at=far))
+        await until(lambda: agent.said.acks and agent.said.acks[-1].revision == controller.revision)
+        assert [(failure.key, failure.reason) for failure in agent.said.acks[-1].failures] == [(key, "Armed")]
+        assert in_force(agent) == 10
+    async with running(tmp_path / "checkpoint", devices) as agent:  # held over a restart
+        assert in_force(agent) == 10 and key in agent.core.resources.armed
+        switching = asyncio.create_task(agent.core.switch())
+        soon = time.time_ns() + 200_000_000
+        await agent.take(unit(30, apply_at=soon))
+        assert in_force(agent) == 10
+        await until(lambda: in_force(agent) == 30)
+        assert 0 <= time.time_ns() - soon < 50_000_000
+        await until(lambda: agent.said.acks[-1].revision == controller.revision and not agent.said.acks[-1].failures)
+        assert agent.core.resources.late == set()
+        await agent.take(unit(40, apply_at=soon))
+        assert in_force(agent) == 40 and agent.core.resources.late == {key}
+        await agent.take(unit(50, apply_at=far))
+        await agent.take(unit(60))  # taken back
+        assert in_force(agent) == 60 and not agent.core.resources.armed and not agent.core.resources.late
+        switching.cancel()
+        await asyncio.gather(switching, return_exceptions=True)

@@ -18,7 +18,7 @@ from agent.drivers.base import DeviceUnavailable, Failure
 from agent.facts import Facts
 from agent.inputs import Inputs
 from agent.layer import LAST_LOOK, LAST_RETRY
-from agent.objects import Addressing, Guard, Link, Namespace, NetnsKind, NetnsRef, OvsPort
+from agent.objects import Addressing, Guard, Link, Namespace, NetnsKind, NetnsRef, OvsPort, Zone
 from agent.reconcile import Applied, Reconciler
 from tealnet.core.rows.stream import Attach, LocalPort
 from tealnet.core.tables import Graph, Read
@@ -185,6 +185,7 @@ class Process:
                     "guard": ((device, Guard(device)),),
                     "ovsdb": ((("port", device), OvsPort("br-int", device, number, uid)),),
                     "address": ((device, Addressing(device, space, local.interface)),),
+                    "zone": ((device, Zone(number, 100)),),
                 }[layer]
 
             return Wants(layer, self.graph.derive(inputs.localports, compute), "localport")
@@ -295,7 +296,7 @@ async def test_what_went_while_the_agent_was_down_is_closed_before_it_is_unplugg
     await Process(machine).converge(port("a"), port("b"))
     before = len(machine.log)
     await Process(machine).converge(port("b"))
-    assert [layer for layer, *_ in machine.log[before:]] == ["flow", "address", "ovsdb", "guard", "link"]
+    assert [layer for layer, *_ in machine.log[before:]] == ["flow", "zone", "address", "ovsdb", "guard", "link"]
 
 
 async def test_a_zone_is_emptied_before_its_port_is_opened() -> None:
@@ -572,6 +573,7 @@ def expected(ports: list[LocalPort]) -> dict[str, set[Hashable]]:
         "guard": devices,
         "ovsdb": {("port", device) for device in devices},
         "address": devices,
+        "zone": devices,
         "flow": {row.uid for row in ports},
     }
 

@@ -24,6 +24,9 @@ class Memory:
         self.resources = Resources()
         self.sessions: list[str] = []
         self.problems: list[str] = []
+        self.observe_numbers: list[int] = []
+        self.rule_seconds: list[int] = []
+        self.stream: Stream | None = None
         self.begun, self.taken = 0, 0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -53,6 +56,12 @@ class Memory:
     def latest(self) -> dict[str, pb.FromAgent]:
         return {"ack": pb.FromAgent(ack=pb.Ack(revision=self.resources.revision))}
 
+    def observe(self, wanted: pb.Observe) -> None:
+        self.observe_numbers.append(wanted.number)
+
+    def want_rule_report(self, wanted: pb.WantRuleReport) -> None:
+        self.rule_seconds.append(wanted.seconds)
+
     def session_changed(self, *, server: str, problem: SessionOver | None) -> None:
         if server:
             self.sessions.append(server)
@@ -78,7 +87,7 @@ class Rig:
     @asynccontextmanager
     async def agent(self, *targets: str) -> AsyncIterator[Memory]:
         memory = Memory()
-        stream = Stream(memory, servers=targets or self.targets, credentials=self.credentials)
+        stream = memory.stream = Stream(memory, servers=targets or self.targets, credentials=self.credentials)
         task = asyncio.create_task(stream.run())
         try:
             yield memory
@@ -124,6 +133,17 @@ async def test_a_server_that_goes_is_left_for_another_at_once(rig: Rig) -> None:
         await until(lambda: memory.sessions[-1] == rig.targets[1], 3)
         assert asyncio.get_running_loop().time() - begin < 2
     await second.stop()
+
+
+async def test_what_is_to_be_observed_and_how_far_the_clock_is_off(rig: Rig) -> None:
+    async with rig.server(0) as server, rig.agent(rig.targets[0]) as memory:
+        await server.until(lambda: rig.guest.ack, "a session")
+        server.observe("h1", pb.Observe(number=5))
+        await until(lambda: memory.observe_numbers == [5])
+        assert memory.stream is not None
+        await until(lambda: memory.stream and memory.stream.offset().uncertainty)
+        offset = memory.stream.offset()  # there is one clock
+        assert abs(offset.offset) <= offset.uncertainty < 500_000_000
 
 
 async def test_silence_ends_a_session(rig: Rig) -> None:

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tealnet import kinds
 from tealnet.kinds import Kind
-from tealnet.v1 import common_pb2, host_pb2, port_pb2, system_pb2
+from tealnet.v1 import common_pb2, host_pb2, port_pb2, rollout_pb2, security_pb2, split_pb2, system_pb2
 
 Answer = Callable[[Any], Any]
 TRUST_DOMAIN = "lab.test"
@@ -55,11 +55,18 @@ class Fake:
         self.sync: Answer = lambda _: system_pb2.SyncResponse(complete=True, hosts=3, synced=3)
         self.watch: Callable[[Any], Iterator[Any]] = self._watch
         self.events: list[system_pb2.Event] = []
+        self.verdict = security_pb2.TestPolicyResponse()
+        self.rules = security_pb2.ListRulesResponse()
+        self.denials = security_pb2.ListDenialsResponse()
+        self.set_weights: Answer = self._set_weights
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(32))
         for kind in kinds.KINDS:
-            self._serve(f"{kind.title}Service", self._standard(kind) | (self._hosts() if kind is kinds.HOST else {}))
+            special = {kinds.HOST: self._hosts, kinds.SPLIT: self._splits, kinds.ROLLOUT: self._rollouts}
+            more = special.get(kind, dict)
+            self._serve(f"{kind.title}Service", self._standard(kind) | more())
         self._serve("SystemService", self._system())
+        self._serve("PolicyService", self._policy())
         credentials = grpc.ssl_server_credentials(
             [((pki / "controller.key").read_bytes(), (pki / "controller.crt").read_bytes())],
             (pki / "ca.crt").read_bytes(), require_client_auth=True,
@@ -111,7 +118,8 @@ class Fake:
                 with self._lock:
                     return answer(request)
             except Refusal as refusal:
-                context.set_trailing_metadata((("grpc-status-details-bin", refusal.status.SerializeToString()),))
+                if refusal.status.details:  # without: as if the transport had failed
+                    context.set_trailing_metadata((("grpc-status-details-bin", refusal.status.SerializeToString()),))
                 context.abort(refusal.code, refusal.text)
 
         return call
@@ -130,7 +138,7 @@ class Fake:
     # ---- methods
 
     def _standard(self, kind: Kind) -> dict[str, tuple[type[Any], Answer]]:
-        title, name = kind.title, kind.name
+        title, name = kind.title, kind.field
 
         def create(request: Any) -> Any:
             full = kind.full_name(getattr(request, "parent", ""), getattr(request, f"{name}_id"))
@@ -152,7 +160,7 @@ class Fake:
             found = [o for o in self.objects.values() if isinstance(o, kind.message) and _keeps(request.filter, o)]
             found = [o for o in found if parent == "tenants/-" or o.name.startswith(parent + "/")]
             response = getattr(kind.messages, f"List{kind.title_plural}Response")()
-            getattr(response, kind.plural).extend(sorted(found, key=lambda o: str(o.name)))
+            getattr(response, f"{kind.field}s").extend(sorted(found, key=lambda o: str(o.name)))
             return response
 
         def update(request: Any) -> Any:
@@ -167,16 +175,23 @@ class Fake:
             self._check(request.name)
             get(request)
             held = [n for n in self.objects if n.startswith(request.name + "/")]
-            if held and not request.force:
+            held += [
+                n for n, o in self.objects.items()
+                if isinstance(o, security_pb2.SecurityGroup) and n != request.name
+                and any(r.remote_group == request.name for r in (*o.ingress, *o.egress))
+            ]  # fmt: skip
+            if held and not getattr(request, "force", False):
                 raise Refusal(
                     grpc.StatusCode.FAILED_PRECONDITION, f"{request.name} is in use by {held[0]}", reason="IN_USE",
                     blocker=f"{held[0]} refers to it",
                 )  # fmt: skip
+            if getattr(request, "validate_only", False):
+                return empty_pb2.Empty()
             for each in (request.name, *held):
                 self.objects.pop(each)
             return empty_pb2.Empty()
 
-        verbs = {"Create": create, "Get": get, "Update": update, "Delete": delete}
+        verbs = {"Create": create, "Get": get, "Update": update, "Delete": delete} if kind.written else {"Get": get}
         methods = {f"{verb}{title}": (type(kind.request(verb)), answer) for verb, answer in verbs.items()}
         return {**methods, f"List{kind.title_plural}": (type(kind.request("List")), list_)}
 
@@ -220,9 +235,42 @@ class Fake:
             "AcceptHost": (host_pb2.AcceptHostRequest, lambda _: host_pb2.AcceptHostResponse(hosts=["hosts/h1"])),
         }
 
+    def _splits(self) -> dict[str, tuple[type[Any], Answer]]:
+        return {"SetWeights": (split_pb2.SetWeightsRequest, lambda request: self.set_weights(request))}
+
+    def _rollouts(self) -> dict[str, tuple[type[Any], Answer]]:
+        states = {
+            "Pause": "PAUSED", "Resume": "SHIFTING", "Advance": "SHIFTING", "Confirm": "SUCCEEDED",
+            "Rollback": "ROLLING_BACK",
+        }  # fmt: skip
+
+        def asked(verb: str) -> Answer:
+            def answer(request: Any) -> Any:
+                self._check(request.name)
+                if request.name not in self.objects:
+                    raise not_found(request.name)
+                item = self.objects[request.name]
+                item.state, item.text = f"STATE_{states[verb]}", getattr(request, "text", "")
+                return item
+
+            return answer
+
+        return {f"{verb}Rollout": (getattr(rollout_pb2, f"{verb}RolloutRequest"), asked(verb)) for verb in states}
+
+    def _set_weights(self, request: split_pb2.SetWeightsRequest) -> split_pb2.SetWeightsResponse:
+        response = split_pb2.SetWeightsResponse()
+        for entry in request.networks:
+            split = self.objects[kinds.split_of(entry.network)]
+            split.weights.update({color: entry.weights.get(color, 0) for color in split.weights})
+            response.splits.append(split if request.validate_only else self._store(split))
+        response.revision = self.revision
+        return response
+
     def _system(self) -> dict[str, tuple[type[Any], Answer]]:
         def events(request: Any) -> Any:
-            return system_pb2.ListEventsResponse(events=[e for e in self.events if request.name in ("", e.name)])
+            return system_pb2.ListEventsResponse(
+                events=[e for e in self.events if f"{e.name}/".startswith(request.name)]
+            )
 
         return {
             "Sync": (system_pb2.SyncRequest, lambda request: self.sync(request)),
@@ -234,6 +282,13 @@ class Fake:
                 system_pb2.GetVersionRequest,
                 lambda _: system_pb2.GetVersionResponse(version="9", api="tealnet.v1"),
             ),
+        }
+
+    def _policy(self) -> dict[str, tuple[type[Any], Answer]]:
+        return {
+            "TestPolicy": (security_pb2.TestPolicyRequest, lambda _: self.verdict),
+            "ListRules": (security_pb2.ListRulesRequest, lambda _: self.rules),
+            "ListDenials": (security_pb2.ListDenialsRequest, lambda _: self.denials),
         }
 
     def _plan(self, request: system_pb2.PlanRequest) -> system_pb2.PlanResponse:
@@ -264,7 +319,7 @@ class Fake:
     def _watch(self, _: system_pb2.WatchRequest) -> Iterator[system_pb2.WatchResponse]:
         for item in self.objects.values():
             response = system_pb2.WatchResponse(type=system_pb2.WatchResponse.TYPE_ADDED, revision=item.revision)
-            getattr(response.object, kinds.kind_of(item.name).name).CopyFrom(item)
+            getattr(response.object, kinds.kind_of(item.name).field).CopyFrom(item)
             yield response
         yield system_pb2.WatchResponse(type=system_pb2.WatchResponse.TYPE_SYNCED, revision=self.revision)
 

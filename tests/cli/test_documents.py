@@ -187,7 +187,7 @@ def test_a_missing_file_and_an_empty_directory(tmp_path: Path) -> None:
 
 def test_the_examples_are_good() -> None:
     folder = Path(__file__).parents[2] / "examples"
-    assert len(read_files((str(folder),), tenant="")) >= 12
+    assert len(read_files((str(folder),), tenant="")) >= 17
 
 
 def test_what_the_examples_show_in_comments_is_good_too() -> None:

@@ -270,7 +270,10 @@ def test_completion_knows_kinds_and_names(fake: Fake, teal: Teal, monkeypatch: p
     def look(line: str) -> list[str]:
         return complete(teal, monkeypatch, line)
 
-    assert look("teal get ") == ["tenants", "networks", "routers", "ports", "hosts"]
+    plurals = [
+        "tenants", "networks", "routers", "securityGroups", "ports", "splits", "rollouts", "policyTiers", "hosts",
+    ]  # fmt: skip
+    assert look("teal get ") == plurals
     assert look("teal get ne") == ["networks"]
     assert look("teal get ports ") == ["acme/db-1", "acme/web-1"]
     assert look("teal get ports -t acme w") == ["web-1"]
@@ -350,6 +353,7 @@ def every_command(group: click.Command, words: tuple[str, ...] = ()) -> Iterator
 def test_help_teaches_with_an_example(teal: Teal, words: tuple[str, ...]) -> None:
     done = teal(*words, "--help")
     assert done.code == 0
-    assert not [line for line in done.out.splitlines()[1:] if line.endswith("...")], "a command's line is cut off"
+    _, _, text = done.out.partition("\n\n")  # after the usage
+    assert not [line for line in text.splitlines() if line.endswith("...")], "a command's line is cut off"
     example = f"  teal {' '.join(words)}".rstrip()
     assert example in done.out or f"$(teal {' '.join(words)}" in done.out, done.out

@@ -64,6 +64,8 @@ BODIES: dict[str, dict[str, list[Any]]] = {
         "quota.networks": [10_000_001, 2**32 - 1],
         "quota.routers": [10_000_001],
         "quota.ports": [2**32 - 1],
+        "quota.rollouts": [2**32 - 1],
+        "quota.security_groups": [2**32 - 1],
         "revoked_before": TIMES,
     },
     "host": {
@@ -111,8 +113,10 @@ BODIES: dict[str, dict[str, list[Any]]] = {
         "dns.servers": [*([v] for v in NO_ADDRESS), ["10.0.0.53", "10.0.0.53"]],
         "dns": [{"servers": [f"10.0.0.{n}" for n in range(9)]}, {"search_domains": [f"a{n}" for n in range(9)]}],
         "dns.search_domains": [["-a"], [""], ["a b"], [f"{LONG}.org"], ["a" * 254], ["a.org", "a.org"]],
-        "policy": [2, 9],  # 2: not yet
+        "policy": [9],
         "address_quarantine": [Duration(seconds=-1), Duration(nanos=5), Duration(seconds=30 * 86400 + 1)],
+        "colors": [["base"], ["A"], ["blue", "blue"], [f"c{n}" for n in range(9)], [""]],
+        "initial_weights": [{"A": 1}, {"blue": 10_000_001}],
     },
     "port": {
         "name": NAMES,
@@ -137,6 +141,11 @@ BODIES: dict[str, dict[str, list[Any]]] = {
         "allowed_addresses": [
             *NO_PREFIX, *NO_UNICAST, ["10.0.0.0/7"], ["10.0.0.0/24"], ["10.9.0.0/24", "10.9.0.0/24"],
             [f"10.9.{n}.0/24" for n in range(33)],
+        ],
+        "color": ["blue", "A"],
+        "security_groups": [
+            ["x"], [""], ["tenants/globex/securityGroups/default"],
+            Wrong(["tenants/acme/securityGroups/none"], ABSENT, "port.security_groups"),
         ],
     },
 }  # fmt: skip
@@ -254,8 +263,17 @@ REQUESTS: dict[str, dict[str, list[Any]]] = {
     "Plan": {"items": [[{}] * 2001]},
 }
 """Wrong values of the other fields of requests, by method."""
-UNASKED = {"GetStatus", "GetVersion"}  # nothing can be wrong in them
+UNASKED = {
+    "GetStatus",
+    "GetVersion",
+    "Backup",
+    "Defragment",
+    "ListAlarms",
+    "DisarmAlarms",
+}  # nothing can be wrong in them
 OWN_TESTS = {"Join", "RenewCertificate"}  # tests/controller/test_write_batch.py: whoever is wrong is told nothing
+ELSEWHERE = ("SecurityGroupService", "PolicyTierService", "PolicyService", "TrafficSplitService", "RolloutService")
+"""Services whose rooms have tests of their own for this: test_security_check, test_policy_api, test_write_colors, …"""
 SWITCHES = {"validate_only", "force", "atomic", "spec_only"}  # yes or no
 
 

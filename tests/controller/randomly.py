@@ -13,7 +13,9 @@ NAMES = [
     "", "acme", "globex", "web", "p1", "p2", "h1", "main", "-", "Acme", "a" * 64, "tenants/acme", "tenants/-",
     "tenants/globex",
     "tenants/acme/networks/web", "tenants/acme/networks/db", "tenants/acme/routers/main", "tenants/acme/ports/p1",
-    "tenants/acme/ports/p2", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
+    "tenants/acme/networks/web/trafficSplit", "tenants/acme/networks/web/x", "blue", "green", "base",
+    "tenants/acme/ports/p2", "tenants/acme/securityGroups/web", "tenants/acme/securityGroups/default",
+    "policyTiers/base", "hosts/h1", "hosts/h2", "hosts/-", "tenants/acme/ports/", "tenants//ports/x",
 ]  # fmt: skip
 VALUES = [
     "10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/16", "fd00::/64", "10.0.0.5", "10.0.0.6", "10.0.0.1", "fd00::5",
@@ -49,12 +51,25 @@ FITTING = {  # by the field's name: what may well be right there
     "path": ["/run/netns/cni-1"],
     "servers": ["10.0.0.53"],
     "search_domains": ["example.org"],
+    "color": ["blue", "green", ""],
+    "colors": ["blue", "green", "red"],
+    "closed": ["blue"],
+    "security_groups": ["tenants/acme/securityGroups/web", "tenants/acme/securityGroups/db"],
+    "remote_group": ["tenants/acme/securityGroups/web", "tenants/acme/securityGroups/db", "web", ""],
+    "remote_cidr": ["10.0.0.0/8", "::/0", ""],
+    "protocol": ["tcp", "icmp", "any", "47"],
+    "ports": ["80", "8000-8099"],
+    "source": ["tenants/acme/ports/p1"],
+    "target": ["tenants/acme/ports/p1"],
 }
+KEYS = {"weights": ["blue", "green"], "initial_weights": ["blue", "green"]}
+"""By the map's name: what may well be right as a key."""
 NUMBERS = {
     FieldDescriptor.TYPE_INT32: st.sampled_from([0, 1, -1, 5, 2**31 - 1, -(2**31)]),
     FieldDescriptor.TYPE_INT64: st.sampled_from([0, 1, -1, 5, 2**62, 2**63 - 1, -(2**63)]),
     FieldDescriptor.TYPE_UINT32: st.sampled_from([0, 1, 2, 1300, 2**32 - 1]),
     FieldDescriptor.TYPE_UINT64: st.sampled_from([0, 1, 2**64 - 1]),
+    FieldDescriptor.TYPE_DOUBLE: st.floats(),
 }
 
 
@@ -79,8 +94,9 @@ def messages(draw: st.DrawFn, descriptor: Any, depth: int = 0, percent: int = 70
         if field.full_name.startswith("google.protobuf.Any") or draw(st.integers(0, 99)) >= percent:
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            label = st.one_of(st.just("a"), TEXT)
-            getattr(message, field.name).update(draw(st.dictionaries(label, label, max_size=1)))
+            label = st.one_of(st.sampled_from(KEYS.get(field.name, ["a"])), TEXT)
+            value = scalar(field.message_type.fields_by_name["value"])
+            getattr(message, field.name).update(draw(st.dictionaries(label, value, max_size=2)))
             continue
         one = scalar(field) if field.message_type is None else messages(field.message_type, depth + 1, percent)
         if field.is_repeated:

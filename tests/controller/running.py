@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,19 @@ class FakeAgent:
     units: list[list[pb.Update]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     failures: list[pb.KeyFailure] = field(default_factory=list)
+    rule_report: pb.RuleReport | None = None  # what to answer when asked; None: nothing
     acks: bool = True
     takes: bool = True
     pings: bool = True
+    features: tuple[str, ...] = ("colors",)
+    pinged: pb.Ping = field(default_factory=pb.Ping)  # the last one heard
+    observe: pb.Observe = field(default_factory=pb.Observe)
+    counted: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # color → connections, opened, failed
+    failing: int = 0  # endpoints that do not answer probes
+    offset: int = 1000  # of its clock, in ns
+    held: dict[str, pb.Weights] = field(default_factory=dict)  # until their apply_at
+    applied_at: dict[int, int] = field(default_factory=dict)  # epoch → Unix time in ns
+    later: list[asyncio.Future[None]] = field(default_factory=list)
     spoil: set[str] = field(default_factory=set)  # scopes to claim a digest mismatch for, once
     call: Any = None
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -158,6 +169,7 @@ class FakeAgent:
             instance_uid=self.instance,
             boot_id=self.boot,
             agent_version="test",
+            features=self.features,
             vtep=self.vtep,
             scopes=digests,
         )
@@ -176,10 +188,61 @@ class FakeAgent:
         """Take the last unit, if it was held back."""
         await self.say(pb.FromAgent(taken=pb.Taken(unit=self.units[-1][0].unit)))
 
+    def weights(self) -> dict[str, pb.Weights]:
+        """What it was sent, by key."""
+        bodies = {key: body for held in self.scopes.values() for key, body in held.items()}
+        return {key: pb.Weights.FromString(body) for key, body in bodies.items() if key.startswith("weights/")}
+
+    def _hold(self) -> None:
+        """Weights whose instant is ahead are not applied yet; the first ones of all are."""
+        now = time.time_ns()
+        ahead = {key: w for key, w in self.weights().items() if w.apply_at > now and self.applied_at}
+        for key, weights in ahead.items():
+            delay = (weights.apply_at - now) / 1e9
+            asyncio.get_running_loop().call_later(delay, partial(self._switch, key, weights))
+        self.held = ahead
+        self.failures = [failure for failure in self.failures if failure.reason != "Armed"]
+        self.failures += [pb.KeyFailure(key=key, reason="Armed") for key in ahead]
+
+    def _switch(self, key: str, weights: pb.Weights) -> None:
+        if self.held.get(key) == weights:
+            del self.held[key]
+            self.applied_at[weights.epoch] = weights.apply_at
+            self.failures = [failure for failure in self.failures if failure.key != key]
+            self.later.append(asyncio.ensure_future(self._said()))
+
+    async def _said(self) -> None:
+        await self.ack()
+        await self.report()
+
+    async def report(self) -> None:
+        """What was asked for, as it is now."""
+        now = time.time_ns()
+        observed = pb.Observed(number=self.observe.number, at=now, since=1)
+        observed.clock.CopyFrom(pb.Clock(offset_ns=self.offset, uncertainty_ns=1000))
+        for uid in self.observe.networks:
+            if (found := self.weights().get(f"weights/{uid.hex()}")) is None:
+                continue
+            network = observed.networks.add(network_uid=uid)
+            if found.network_number in (held.network_number for held in self.held.values()):
+                network.armed_epoch = found.epoch
+                network.epoch = max(self.applied_at, default=0)
+                network.applied_at = self.applied_at.get(network.epoch, 0)
+            else:
+                network.epoch, network.applied_at = found.epoch, self.applied_at.setdefault(found.epoch, now)
+            for color, (connections, opened, failed) in self.counted.items():
+                network.colors.add(color=color, connections=connections, opened=opened, failed=failed)
+        for probe in self.observe.probes:
+            text = "10.0.0.5: connection refused" if self.failing else ""
+            observed.probes.add(id=probe.id, targets=1, failing=self.failing, tries=1, text=text, last_at=now)
+        await self.say(pb.FromAgent(observed=observed))
+
     async def _ping(self) -> None:
         while True:
             if self.pings:
-                await self.say(pb.FromAgent(ping=pb.Ping(number=1)))
+                await self.say(pb.FromAgent(ping=pb.Ping(number=1, sent_at=time.time_ns())))
+            if self.pings and self.observe.networks:
+                await self.report()
             await asyncio.sleep(0.3)
 
     async def _read(self) -> None:
@@ -193,8 +256,15 @@ class FakeAgent:
                     case "refused":
                         self.refused = message.refused
                         return
+                    case "want_rule_report" if self.rule_report is not None:
+                        await self.say(pb.FromAgent(rule_report=self.rule_report))
                     case "want_versions":
                         await self._versions(message.want_versions.scope)
+                    case "ping":
+                        self.pinged = message.ping
+                    case "observe":
+                        self.observe = message.observe
+                        await self.report()
                     case "update":
                         staged.append(message.update)
                         if message.update.last:
@@ -245,6 +315,7 @@ class FakeAgent:
         mismatched = [d.scope for d in deltas if d.HasField("digest") and not self._agrees(d)]
         if self.takes:
             await self.say(pb.FromAgent(taken=pb.Taken(unit=parts[0].unit, mismatched=mismatched)))
+        self._hold()
         if self.acks and not mismatched:
             await self.ack()
 

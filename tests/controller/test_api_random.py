@@ -13,22 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tealnet.core.pki import make_csr
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, security_pb2, split_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
+from tests.controller.methods import METHODS
 from tests.controller.randomly import messages
 from tests.controller.running import Site, site
 
-MODULES = (tenant_pb2, host_pb2, network_pb2, router_pb2, port_pb2, system_pb2)
-METHODS = {
-    f"/{service.full_name}/{method.name}": method
-    for module in MODULES
-    for service in module.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
 ROLES = ("admin", "tenant/acme/admin", "tenant/acme/viewer", "tenant/globex/admin", "host/h1", "host/h2")
 FINE = set(grpc.StatusCode) - {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED}
 
 WEB, MAIN = "tenants/acme/networks/web", "tenants/acme/routers/main"
+GROUP = "tenants/acme/securityGroups/web"
 RIGHT: list[Any] = [
     tenant_pb2.CreateTenantRequest(tenant_id="globex"),
     tenant_pb2.UpdateTenantRequest(tenant={"name": "tenants/acme"}),
@@ -38,7 +33,15 @@ RIGHT: list[Any] = [
     router_pb2.UpdateRouterRequest(router={"name": MAIN}),
     network_pb2.CreateNetworkRequest(parent="tenants/acme", network_id="db", network={"cidrs": ["10.0.1.0/24"]}),
     network_pb2.UpdateNetworkRequest(network={"name": WEB}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB, "colors": ["blue", "green"]}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB, "colors": ["blue"]}),
+    network_pb2.UpdateNetworkRequest(network={"name": WEB}, update_mask={"paths": ["colors"]}),
+    split_pb2.SetWeightsRequest(
+        parent="tenants/acme", networks=[{"network": WEB, "weights": {"blue": 3, "green": 1}}], force=True
+    ),
+    split_pb2.GetTrafficSplitRequest(name=f"{WEB}/trafficSplit"),
     port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p2", port={"network": WEB}),
+    port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p4", port={"network": WEB, "color": "green"}),
     port_pb2.UpdatePortRequest(port={"name": "tenants/acme/ports/p1"}),
     port_pb2.DeletePortRequest(name="tenants/acme/ports/p1"),
     port_pb2.BatchCreatePortsRequest(parent="tenants/acme", requests=[{"port_id": "p3", "port": {"network": WEB}}]),
@@ -49,6 +52,12 @@ RIGHT: list[Any] = [
     host_pb2.JoinRequest(host_id="h1", token="x"),
     host_pb2.RenewCertificateRequest(csr_pem=make_csr("host/h1", "tealnet.local").csr_pem),
     tenant_pb2.DeleteTenantRequest(name="tenants/globex", force=True),
+    security_pb2.CreateSecurityGroupRequest(parent="tenants/acme", security_group_id="db"),
+    security_pb2.UpdateSecurityGroupRequest(security_group={"name": GROUP}),
+    security_pb2.DeleteSecurityGroupRequest(name=GROUP),
+    security_pb2.CreatePolicyTierRequest(policy_tier_id="base", policy_tier={"position": 1}),
+    security_pb2.UpdatePolicyTierRequest(policy_tier={"name": "policyTiers/base"}),
+    tenant_pb2.DeleteTenantRequest(name="tenants/acme", force=True),
 ]
 """Requests that are right; random fields are merged into them."""
 
@@ -81,6 +90,7 @@ async def seed(place: Site, channel: Any) -> None:
         router_pb2.CreateRouterRequest(parent="tenants/acme", router_id="main"),
         network_pb2.CreateNetworkRequest(parent="tenants/acme", network_id="web", network=web),
         port_pb2.CreatePortRequest(parent="tenants/acme", port_id="p1", port=port),
+        security_pb2.CreateSecurityGroupRequest(parent="tenants/acme", security_group_id="web"),
     ):
         assert await send(channel, method_of(request), request) is grpc.StatusCode.OK
 

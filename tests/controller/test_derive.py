@@ -180,6 +180,7 @@ def test_a_large_scope_goes_in_parts() -> None:
 # ---- random histories
 
 HOSTS, PORTS, NETWORKS = ("h1", "h2", "h3"), (P1, P2, P3), (WEB, DB)
+COLORS = ((), (("blue", 4),), (("blue", 4), ("green", 1)), (("blue", 2), ("green", 4)))
 hosts = st.sampled_from(HOSTS)
 ports = st.sampled_from(PORTS)
 networks = st.sampled_from(NETWORKS)
@@ -190,12 +191,13 @@ def host(name: str, *, fenced: bool) -> Put:
     return MAKE.host(name, int(name[1]), vtep=f"192.0.2.{name[1]}", fenced=fenced)
 
 
-def network(name: str, router: str) -> Put:
-    return MAKE.network(name, NETWORKS.index(name) + 1, [f"10.{NETWORKS.index(name)}.0.0/24"], router=router)
+def network(name: str, router: str, colors: tuple[tuple[str, int], ...]) -> Put:
+    cidrs = [f"10.{NETWORKS.index(name)}.0.0/24"]
+    return MAKE.network(name, NETWORKS.index(name) + 1, cidrs, router=router, colors=colors)
 
 
-def port(name: str, of: str, where: str, last: int) -> Put:
-    return MAKE.port(name, of, [f"10.{NETWORKS.index(of)}.0.{last}"], host=where)
+def port(name: str, of: str, where: str, last: int, segment: str) -> Put:
+    return MAKE.port(name, of, [f"10.{NETWORKS.index(of)}.0.{last}"], host=where, segment=segment)
 
 
 def tombstone(name: str, where: str, to: str, *, due: bool) -> Put:
@@ -205,7 +207,14 @@ def tombstone(name: str, where: str, to: str, *, due: bool) -> Put:
 changes = st.one_of(
     st.builds(host, hosts, fenced=st.booleans()),
     st.builds(lambda h: KEYS.intent(f"hosts/{h}"), hosts),
-    st.builds(network, networks, st.sampled_from(("", ROUTER))),
+    st.builds(network, networks, st.sampled_from(("", ROUTER)), st.sampled_from(COLORS)),
+    st.builds(
+        lambda name, blue, green: MAKE.split(name, {"blue": blue, "green": green}),
+        networks,
+        st.integers(0, 2),
+        st.integers(0, 2),
+    ),
+    st.builds(lambda name: KEYS.intent(f"{name}/trafficSplit"), networks),
     st.builds(KEYS.intent, networks),
     st.builds(
         lambda domain, hop: MAKE.router(ROUTER, domain, [("10.99.0.0/16", hop)]),
@@ -213,7 +222,7 @@ changes = st.one_of(
         st.sampled_from(("10.0.0.5", "10.1.0.6")),
     ),
     st.just(KEYS.intent(ROUTER)),
-    st.builds(port, ports, networks, anywhere, st.integers(5, 7)),
+    st.builds(port, ports, networks, anywhere, st.integers(5, 7), st.sampled_from(("base", "green"))),
     st.builds(KEYS.intent, ports),
     st.builds(tombstone, ports, hosts, anywhere, due=st.booleans()),
     st.builds(lambda p, h: KEYS.tombstone(uid_of(f"hosts/{h}"), uid_of(p)), ports, hosts),

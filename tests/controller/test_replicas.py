@@ -16,11 +16,15 @@ from controller.chores import Chores
 from controller.etcd import Etcd
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Op, Put, created, delete, put
+from controller.idle import KEPT, Idle
+from controller.intents.base import identity_digest
+from controller.policy_reports import PolicyReports
 from controller.release import Release
 from controller.rows import Term
 from controller.server import Controller
+from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
-from tealnet.v1 import host_pb2
+from tealnet.v1 import host_pb2, network_pb2, security_pb2
 from tests.controller.making import Maker, uid_of
 from tests.controller.running import FakeAgent, Site, prepare, running, until
 
@@ -118,7 +122,9 @@ async def test_a_question_that_is_given_up_leaves_nothing(pair: Pair) -> None:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: not [b for b in world.barriers.rows.values() if not b.mark])
-        await until(lambda: not any("Sync._answer" in repr(task) for task in asyncio.all_tasks()), "the answer's end")
+        await until(
+            lambda: not any("Questions._answer" in repr(task) for task in asyncio.all_tasks()), "the answer's end"
+        )
         await pair.controllers[0].store.barrier()
         assert not world.answers.rows
 
@@ -165,7 +171,9 @@ async def test_a_silent_host_is_lost_and_returns(single: Pair) -> None:
 async def release_of(single: Pair, clock: Callable[[], float] = time.monotonic) -> Release:
     store = single.controllers[0].store
     term = await until(lambda: store.world.terms.rows.get("chores"))
-    return Release(store, created(store.keys.chores, term.create_revision), clock=clock)
+    release = Release(store, created(store.keys.chores, term.create_revision), clock=clock)
+    store.subscribe(release.idle.follow)
+    return release
 
 
 def buried(single: Pair, *, acked: bool, quarantine: int = 0) -> list[Put]:
@@ -273,7 +281,7 @@ async def test_identities_go_when_their_tenant_is_gone(single: Pair) -> None:
 
     def issued(number: int, uid: str) -> list[Put]:
         row = store_pb2.Identity(tenant_uid=uid).SerializeToString()
-        return [put(keys.identity(number), row), put(keys.identity_set(uid), str(number).encode())]
+        return [put(keys.identity(number), row), put(keys.identity_set(identity_digest((uid,))), str(number).encode())]
 
     await single.write(*issued(7001, living), *issued(7002, uid_of("old")), *issued(7003, uid_of("older")))
     held = keys.reference(kind="identity", uid="7003", by_kind="port", by_uid=uid_of("p"))
@@ -286,18 +294,70 @@ async def test_identities_go_when_their_tenant_is_gone(single: Pair) -> None:
     await release.numbers()
     await until(lambda: 7002 not in store.world.identities.rows)
     assert {7001, 7003} <= store.world.identities.rows.keys()
-    assert not (await single.etcd.range(keys.identity_set(uid_of("old")))).kvs
+    assert not (await single.etcd.range(keys.identity_set(identity_digest((uid_of("old"),))))).kvs
+
+
+async def test_an_identity_that_is_used_again_waits_again(single: Pair) -> None:
+    """And one that nobody has used for long goes, also while its groups live."""
+    store, make = single.controllers[0].store, single.make
+    now = [0.0]
+    idle = Idle(store, clock=lambda: now[0])
+    store.subscribe(idle.follow)
+    await single.write(make.identity(7001, "tenants/acme"), make.identity(7002, "tenants/acme", NET))
+    left = store.revision
+    assert idle.expired(left) == {}  # a host may be at that very revision
+    assert idle.expired(left + 1) == {7002: left}  # there is no such group: nobody will have it again
+    now[0] = KEPT
+    assert idle.expired(left + 1) == {7001: left, 7002: left}
+    used = await single.write(make.port(P3, NET, ["10.0.0.7"], identity=7001))
+    assert 7001 not in idle.expired(used + 9)
+    gone = await single.write(delete(make.keys.intent(P3)))
+    assert 7001 not in idle.expired(gone + 9)
+    now[0] = 2 * KEPT
+    assert idle.expired(gone) == {7002: left}
+    assert idle.expired(gone + 1) == {7001: gone, 7002: left}
+    await store.load()
+    assert 7001 not in idle.expired(store.revision + 9)  # read anew: what was between is not known
+
+
+async def test_groups_come_and_go_while_a_host_sleeps(single: Pair) -> None:
+    """No number gets another meaning before the host that knows the old one is back."""
+    release, controller = await release_of(single), single.controllers[0]
+    store, make = controller.store, single.make
+    agent = FakeAgent("h1", "192.0.2.1")
+    async with agent.connected(single.sites[0]):
+        await until(lambda: controller.sessions.by_host[H1].synced > 0)
+    await until(lambda: H1 not in store.world.sessions.rows)
+    issued: set[int] = set()
+
+    async def rounds() -> None:
+        seen = await store.barrier()
+        await until(lambda: min(r.low_water for r in store.world.replicas.rows.values()) > seen, "a low water mark")
+        await release.numbers()
+        await release.numbers()
+        await store.barrier()
+
+    for turn in range(40):
+        group = f"tenants/acme/securityGroups/g{turn}"
+        number = 8000 + turn
+        assert number not in store.world.identities.rows
+        await single.write(make.group(group), make.identity(number, "tenants/acme", group))
+        await single.write(make.port(P3, NET, ["10.0.0.7"], identity=number))
+        await single.write(delete(make.keys.intent(P3)))
+        await single.write(delete(make.keys.intent(group)))
+        issued.add(number)
+    await rounds()
+    assert issued <= store.world.identities.rows.keys()
+    async with agent.connected(single.sites[0]):
+        await until(lambda: controller.sessions.by_host[H1].synced == store.revision)
+        await rounds()
+        assert not issued & store.world.identities.rows.keys()
 
 
 async def test_a_store_that_fills_up_is_told_in_time(single: Pair) -> None:
     controller = single.controllers[0]
-    chores = Chores(
-        controller.store,
-        controller.sync,
-        replica=controller.replica,
-        events=controller.events,
-        settings=replace(controller.settings, etcd_quota_mib=2),
-    )
+    settings = replace(controller.settings, etcd_quota_mib=2)
+    chores = Chores(controller.chores.rollouts, replica=controller.replica, settings=settings)
 
     async def reasons() -> list[str]:
         await chores._room()
@@ -350,3 +410,40 @@ async def test_sync_follows_a_host_to_another_replica(pair: Pair) -> None:
             outcome = await asking
             assert outcome.complete and outcome.synced == {H1} and outcome.took < 5
             await asyncio.wait_for(agent.done.wait(), 5)
+
+
+async def test_rules_are_asked_of_all_replicas(pair: Pair) -> None:
+    """One question, one answer per replica that has hosts, and nothing left."""
+    make, store = pair.make, pair.controllers[0].store
+    group, policy = "tenants/acme/securityGroups/web", network_pb2.Network.POLICY_ENFORCE
+    rule = security_pb2.SecurityRule(protocol="tcp")
+    await pair.write(
+        make.network(NET, 1, policy=policy),
+        make.group(group, ingress=[rule]),
+        make.identity(301, "tenants/acme", group),
+        make.port(P1, NET, ["10.0.0.5"], host="h1", identity=301),
+        make.port(P2, NET, ["10.0.0.6"], host="h2", identity=301),
+    )
+    ((number, origin),) = pair.controllers[0].sessions.resources.security.bodies.rows[301].origins
+    count = pb.RuleCount(identity=301, direction=pb.RULE_DIRECTION_INGRESS, rule=number, packets=2)
+    one, two = FakeAgent("h1", "192.0.2.1"), FakeAgent("h2", "192.0.2.2", instance="instance-2")
+    one.rule_report = two.rule_report = pb.RuleReport(whole=True, counts=[count])
+    controller = pair.controllers[0]
+    reports = PolicyReports(store, controller.sessions, controller.questions)
+    row = store_pb2.Barrier(question=store_pb2.Barrier.QUESTION_RULES, identities=[301])
+    async with one.connected(pair.sites[0]), two.connected(pair.sites[1]):
+        await until(lambda: controller.store.world.sessions.rows.keys() >= {H1, H2})
+        written: list[str] = []
+        store.subscribe(lambda _, changes: written.extend(change.table for change in changes))
+        told = await reports.ask(row, timeout=5)
+        assert not told.silent
+        assert [s.packets for s in told.sums.values()] == [4]
+        assert list(told.sums) == [(origin.uid, origin.id, pb.RULE_DIRECTION_INGRESS)]
+        # The question and its end, the answer and its end; the tables of one batch may show them together.
+        assert written.count("answers") <= 2
+        two.rule_report = None
+        told = await reports.ask(row, timeout=0.3)
+        assert told.silent == {H2} and [s.packets for s in told.sums.values()] == [2]
+    await store.barrier()
+    assert not store.world.answers.rows
+    assert not [b for b in store.world.barriers.rows.values() if not b.mark]

@@ -199,12 +199,14 @@ async def test_status_events_version(place: Site, admin: Client, acme: Client) -
     async with refused(grpc.StatusCode.NOT_FOUND):
         await acme.system.ListEvents(system_pb2.ListEventsRequest(name="hosts/h1"))
     own_events = (await acme.system.ListEvents(system_pb2.ListEventsRequest())).events
-    assert {event.name for event in own_events} == {"tenants/acme", NET, "tenants/acme/ports/p1"}
+    default = "tenants/acme/securityGroups/default"
+    assert {event.name for event in own_events} == {"tenants/acme", default, NET, "tenants/acme/ports/p1"}
     await admin.tenants.DeleteTenant(tenant_pb2.DeleteTenantRequest(name="tenants/acme", force=True))
     await admin.tenants.CreateTenant(tenant_pb2.CreateTenantRequest(tenant_id="acme"))
     async with place.channel(place.ca.issue("tenant/acme/admin")) as channel:  # its certificate is of the new one
         later = (await Client(channel).system.ListEvents(system_pb2.ListEventsRequest())).events
-    assert [(event.name, event.reason) for event in later] == [("tenants/acme", "Created")]
+    own = {"tenants/acme", "tenants/acme/securityGroups/default"}
+    assert {(event.name, event.reason) for event in later} == {(name, "Created") for name in own}
     assert (await acme.system.GetVersion(system_pb2.GetVersionRequest())).api == "tealnet.v1"
     health = health_pb2_grpc.HealthStub(admin.channel)
     answer = await health.Check(health_pb2.HealthCheckRequest())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from controller.decode_status import INTENTS
 from controller.errors import OutOfRange, ResourceExhausted
 from controller.rows import Intent
 from controller.store import Change
@@ -110,7 +111,7 @@ class FakeStore:
         self.subscriber(revision, list(changes))
 
 
-TABLES = ("tenants", "hosts", "routers", "networks", "ports")
+TABLES = tuple(INTENTS.values())
 
 
 async def test_snapshot_synced_changes_and_resume() -> None:

@@ -136,7 +136,8 @@ def plan(*objects: Any, masks: dict[int, list[str]] | None = None) -> system_pb2
     request = system_pb2.PlanRequest()
     for number, body in enumerate(objects):
         item = request.items.add()
-        getattr(item.object, body.DESCRIPTOR.name.lower()).CopyFrom(body)
+        (name,) = (field.name for field in item.object.DESCRIPTOR.fields if field.message_type is body.DESCRIPTOR)
+        getattr(item.object, name).CopyFrom(body)
         item.update_mask.paths.extend((masks or {}).get(number, []))
     return request
 

@@ -11,8 +11,8 @@ from tealnet.v1 import host_pb2, network_pb2, router_pb2, tenant_pb2
 from tests.controller.writing import Replicated, refusal, writing
 
 
-async def delete_tenant(one: Replicated, name: str) -> None:
-    await one.tenants.DeleteTenant(tenant_pb2.DeleteTenantRequest(name=name, force=True), None)
+async def delete_tenant(one: Replicated, name: str, *, force: bool = True) -> None:
+    await one.tenants.DeleteTenant(tenant_pb2.DeleteTenantRequest(name=name, force=force), None)
 
 
 async def test_what_is_referenced_stays_and_the_error_says_by_whom() -> None:

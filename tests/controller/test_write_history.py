@@ -16,6 +16,7 @@ from tests.controller.writing import Replicated, outcome, writing
 
 TENANTS, NETWORKS, PORTS = ("acme", "globex"), ("web", "db"), [f"p{n}" for n in range(8)]
 HOSTS = ["", "hosts/h1", "hosts/h2"]
+COLORS = [[], ["blue"], ["blue", "green"], ["green", "blue"], ["red", "green"], ["green"]]
 
 
 def step(one: Replicated, rng: random.Random) -> Any:
@@ -25,13 +26,16 @@ def step(one: Replicated, rng: random.Random) -> Any:
     host, router = rng.choice(HOSTS), rng.choice(["", f"tenants/{tenant}/routers/main"])
     address = f"10.0.0.{rng.randrange(2, 12)}"
     cidrs = rng.choice([["10.0.0.0/24"], ["10.0.0.0/24", "fd00::/64"], ["10.0.0.0/28"]])
-    match rng.randrange(20):
+    if network == "db" and rng.random() < 0.7:  # so that both fit into one router
+        cidrs = ["10.0.1.0/24"]
+    colors, color = rng.choice(COLORS), rng.choice(["", "blue", "green", "red"])
+    match rng.randrange(28):
         case 0:
             return one.tenant(tenant)
         case 1:
             return one.router(f"{tenant}/main")
         case 2 | 3:
-            return one.network(f"{tenant}/{network}", cidrs=cidrs, router=router)
+            return one.network(f"{tenant}/{network}", cidrs=cidrs, router=router, colors=colors)
         case 4:
             return one.update_network(net, "router", router=router)
         case 5:
@@ -55,9 +59,19 @@ def step(one: Replicated, rng: random.Random) -> Any:
         case 16:
             return one.update_port(own, "addresses", addresses=[address])
         case 17:
-            return one.port(f"{tenant}/{port}", network, host=host, addresses=[address])
+            return one.port(f"{tenant}/{port}", network, host=host, addresses=[address], color=color)
+        case 18 | 19 | 20:
+            return one.colors(f"{tenant}/{network}", *colors)
+        case 21:
+            return one.update_network(net, "colors", "router", colors=colors, router=router)
+        case 22 | 23:
+            weights = f"blue={rng.randrange(3)} green={rng.randrange(3)}"
+            on_open = rng.choice(["ON_OPEN_KEEP", "ON_OPEN_CUT"])
+            return one.weights(f"{tenant}/web {weights}", f"{tenant}/db {weights}", force=True, on_open=on_open)
+        case 24:
+            return one.weights(f"{tenant}/{network} {color or 'blue'}=1", force=True)
         case _:
-            return one.port(f"{tenant}/{port}", network, host=host)
+            return one.port(f"{tenant}/{port}", network, host=host, color=color)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -43,7 +43,6 @@ _BAD: list[tuple[dict[str, Any], str]] = [
     ({"cidrs": ["10.0.0.0/24"], "mtu": 575}, "network.mtu"),
     ({"cidrs": ["10.0.0.0/24"], "mtu": 9001}, "network.mtu"),
     ({"cidrs": ["fd00::/64"], "mtu": 1279}, "network.mtu"),
-    ({"cidrs": ["10.0.0.0/24"], "policy": 2}, "network.policy"),
     ({"cidrs": ["10.0.0.0/24"], "policy": 77}, "network.policy"),
     ({"cidrs": ["10.0.0.0/24"], "dns": {"servers": ["x"]}}, "network.dns.servers[0]"),
     ({"cidrs": ["10.0.0.0/24"], "dns": {"servers": ["10.0.0.5"] * 2}}, "network.dns.servers[1]"),

@@ -23,12 +23,18 @@ from controller.status import Status
 from controller.store import Store, bootstrap
 from tealnet.core.identity import Identity, Kind
 from tealnet.core.pki import Ca
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, security_pb2, split_pb2, tenant_pb2
+
+
+def group_name(name: str) -> str:
+    """acme/web → tenants/acme/securityGroups/web"""
+    tenant, ident = name.split("/")
+    return f"tenants/{tenant}/securityGroups/{ident}"
 
 
 def become(kind: Kind = Kind.ADMIN, name: str = "") -> None:
     """From now on calls of this task are this party's."""
-    set_caller(Caller(Identity(kind, name), time.time(), time.monotonic() + 30))
+    set_caller(Caller(Identity(kind, name), time.time(), time.time() + 3600, time.monotonic() + 30))
 
 
 @dataclass
@@ -42,6 +48,10 @@ class Replicated:
     routers: Any
     ports: Any
     hosts: Any
+    splits: Any
+    rollouts: Any
+    groups: Any
+    tiers: Any
     join: Any
 
     async def tenant(self, ident: str, **body: Any) -> Any:
@@ -72,6 +82,73 @@ class Replicated:
         port = port_pb2.Port(network=f"tenants/{tenant}/networks/{network}", **body)
         request = port_pb2.CreatePortRequest(parent=f"tenants/{tenant}", port_id=ident, port=port)
         return await self.ports.CreatePort(request, None)
+
+    async def colors(self, name: str, *colors: str, **body: Any) -> Any:
+        """`name` is acme/web."""
+        tenant, ident = name.split("/")
+        full = f"tenants/{tenant}/networks/{ident}"
+        return await self.update_network(full, "colors", *body, colors=colors, **body)
+
+    async def weights(self, *networks: str, **more: Any) -> Any:
+        """Each of `networks` is like `acme/web blue=95 green=5`."""
+        request = split_pb2.SetWeightsRequest(**more)
+        for words in networks:
+            name, *pairs = words.split()
+            tenant, ident = name.split("/")
+            request.parent = f"tenants/{tenant}"
+            weights = {color: int(weight) for color, weight in (pair.split("=") for pair in pairs)}
+            request.networks.add(network=f"tenants/{tenant}/networks/{ident}", weights=weights)
+        return await self.splits.SetWeights(request, None)
+
+    async def split(self, name: str) -> Any:
+        """`name` is acme/web."""
+        tenant, ident = name.split("/")
+        full = f"tenants/{tenant}/networks/{ident}/trafficSplit"
+        return await self.splits.GetTrafficSplit(split_pb2.GetTrafficSplitRequest(name=full), None)
+
+    async def rollout(self, name: str, **body: Any) -> Any:
+        """`name` is acme/r; of the network web, from blue to green at once, unless told otherwise."""
+        tenant, ident = name.split("/")
+        body = {
+            "networks": [f"tenants/{tenant}/networks/web"],
+            "target": "green",
+            "steps": [rollout_pb2.RolloutStep(weights={"green": 100})],
+            **body,
+        }
+        request = rollout_pb2.CreateRolloutRequest(
+            parent=f"tenants/{tenant}", rollout_id=ident, rollout=rollout_pb2.Rollout(**body)
+        )
+        return await self.rollouts.CreateRollout(request, None)
+
+    async def ask(self, verb: str, name: str, **more: Any) -> Any:
+        """Pause, Resume, Advance, Confirm, Rollback, Get or Delete a rollout like acme/r."""
+        tenant, ident = name.split("/")
+        request = getattr(rollout_pb2, f"{verb}RolloutRequest")(name=f"tenants/{tenant}/rollouts/{ident}", **more)
+        return await getattr(self.rollouts, f"{verb}Rollout")(request, None)
+
+    async def group(self, name: str, **body: Any) -> Any:
+        tenant, ident = name.split("/")
+        request = security_pb2.CreateSecurityGroupRequest(
+            parent=f"tenants/{tenant}", security_group_id=ident, security_group=security_pb2.SecurityGroup(**body)
+        )
+        return await self.groups.CreateSecurityGroup(request, None)
+
+    async def update_group(self, name: str, *mask: str, **body: Any) -> Any:
+        group = security_pb2.SecurityGroup(name=group_name(name), **body)
+        request = security_pb2.UpdateSecurityGroupRequest(security_group=group)
+        request.update_mask.paths.extend(mask)
+        return await self.groups.UpdateSecurityGroup(request, None)
+
+    async def delete_group(self, name: str, **more: Any) -> None:
+        await self.groups.DeleteSecurityGroup(
+            security_pb2.DeleteSecurityGroupRequest(name=group_name(name), **more), None
+        )
+
+    async def tier(self, ident: str, **body: Any) -> Any:
+        request = security_pb2.CreatePolicyTierRequest(
+            policy_tier_id=ident, policy_tier=security_pb2.PolicyTier(**body)
+        )
+        return await self.tiers.CreatePolicyTier(request, None)
 
     async def delete_port(self, name: str, **more: Any) -> None:
         await self.ports.DeletePort(port_pb2.DeletePortRequest(name=name, **more), None)
@@ -114,8 +191,10 @@ def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Repli
     mtu = settings.default_mtu
     status = Status(store.world, declare(store.world, default_mtu=mtu), lambda _: 0, default_mtu=mtu)
     built = api.build(store, settings, status=status, ca=ca, max_ops=max_ops)
-    tenants, networks, routers, ports, hosts = (servicer for _, servicer in built.servicers)
-    return Replicated(store, built, tenants, networks, routers, ports, hosts, built.join[0][1])
+    tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers = (s for _, s in built.servicers)
+    return Replicated(
+        store, built, tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers, built.join[0][1]
+    )
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core import digest
 from tealnet.core.rows import stream
-from tealnet.core.rows.stream import Attach, BadResource, Subnet, decode
+from tealnet.core.rows.parse import BadResource
+from tealnet.core.rows.stream import Attach, Subnet, decode
 
 UID, OTHER = "0" * 31 + "a", "0" * 31 + "b"
 MAC = bytes.fromhex("02aabbccddee")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,8 @@ class Guest:
     ack: pb.Ack | None = None
     facts: pb.Facts | None = None
     taken: list[pb.Taken] = field(default_factory=list)
+    observed: pb.Observed | None = None
+    heard: tuple[int, int] = (0, 0)  # when the last ping was sent and came
     outbox: asyncio.Queue[pb.ToAgent | None] | None = None
     controller: FakeController = field(default_factory=FakeController)
 
@@ -128,7 +131,7 @@ class FakeServer(agent_pb2_grpc.AgentServiceServicer):
             return
         outbox: asyncio.Queue[pb.ToAgent | None] = asyncio.Queue()
         reader = asyncio.create_task(self._read(guest, requests, outbox))
-        pinger = asyncio.create_task(self._ping(outbox))
+        pinger = asyncio.create_task(self._ping(guest, outbox))
         try:
             while (message := await outbox.get()) is not None:
                 if not self.silent:
@@ -138,10 +141,19 @@ class FakeServer(agent_pb2_grpc.AgentServiceServicer):
             reader.cancel()
             pinger.cancel()
 
-    async def _ping(self, outbox: asyncio.Queue[pb.ToAgent | None]) -> None:
+    async def _ping(self, guest: Guest, outbox: asyncio.Queue[pb.ToAgent | None]) -> None:
         while True:
             await asyncio.sleep(PING_EVERY)
-            outbox.put_nowait(pb.ToAgent(ping=pb.Ping(number=1)))
+            sent, came = guest.heard
+            ping = pb.Ping(number=1, sent_at=time.time_ns(), echo_sent_at=sent, echo_received_at=came)
+            outbox.put_nowait(pb.ToAgent(ping=ping))
+
+    def observe(self, name: str, wanted: pb.Observe) -> None:
+        """Say what this host is to report."""
+        guest = self.guests[name]
+        assert guest.outbox is not None
+        guest.observed = None
+        guest.outbox.put_nowait(pb.ToAgent(observe=wanted))
 
     async def _read(self, guest: Guest, requests: Any, outbox: asyncio.Queue[pb.ToAgent | None]) -> None:
         try:
@@ -152,6 +164,10 @@ class FakeServer(agent_pb2_grpc.AgentServiceServicer):
                     guest.ack = message.ack
                 elif message.HasField("taken"):
                     guest.taken.append(message.taken)
+                elif message.HasField("observed"):
+                    guest.observed = message.observed
+                elif message.HasField("ping"):
+                    guest.heard = message.ping.sent_at, time.time_ns()
                 elif message.HasField("facts"):
                     guest.facts = message.facts
                 self._changed.set()

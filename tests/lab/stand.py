@@ -36,6 +36,7 @@ READY, DISCONNECTED, FOREIGN_HISTORY = (
     host_pb2.Host.STATE_DISCONNECTED,
     host_pb2.Host.STATE_FOREIGN_HISTORY,
 )
+OFF, ENFORCE = network_pb2.Network.POLICY_OFF, network_pb2.Network.POLICY_ENFORCE
 SOON = 10.0  # seconds: the deadline of what takes well below one
 # Open vSwitch 3.1 with a userspace datapath forgets its routes for a moment whenever any link of the host appears or
 # changes; flows that it checks just then lose their tunnel, in and out, until the next check (measured: in about one
@@ -69,10 +70,14 @@ class Stand:
         found = [router_pb2.StaticRoute(prefix=prefix, next_hop=hop) for prefix, hop in routes.items()]
         self.client.update(router_pb2.Router(name=full("routers", name), routes=found), mask=["routes"])
 
-    def network(self, name: str, *cidrs: str, router: str = "", mtu: int = 0) -> None:
+    def network(
+        self, name: str, *cidrs: str, router: str = "", mtu: int = 0, policy: network_pb2.Network.Policy = ENFORCE
+    ) -> None:
         """A network, attached to a router of the same tenant or to none."""
         tenant, ident = name.split("/")
-        body = network_pb2.Network(cidrs=cidrs, mtu=mtu, router=full("routers", f"{tenant}/{router}") if router else "")
+        body = network_pb2.Network(
+            policy=policy, cidrs=cidrs, mtu=mtu, router=full("routers", f"{tenant}/{router}") if router else ""
+        )
         body.address_quarantine.seconds = 0
         self.client.create(kinds.NETWORK, parent=f"tenants/{tenant}", ident=ident, body=body)
 
@@ -177,10 +182,10 @@ def full(collection: str, name: str) -> str:
 
 
 @contextmanager
-def standing(name: str, *, hosts: int) -> Iterator[Stand]:
+def standing(name: str, *, hosts: int, controllers: int = 1, etcd: int = 0) -> Iterator[Stand]:
     """A new lab; what a crashed run left under the name is removed first."""
     Lab.remove(name)
-    with Lab.up(name, hosts=hosts) as lab, api.client(lab.context) as client:
+    with Lab.up(name, hosts=hosts, controllers=controllers, etcd=etcd) as lab, api.client(lab.context) as client:
         stand = Stand(lab, client)
         stand.sync()  # a host in session may still be at making its bridge
         stand.empty = {host.name: look(host) for host in lab.hosts}

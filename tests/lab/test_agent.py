@@ -41,7 +41,7 @@ class Rig:
         self.revision = 1000
         for host in lab.hosts:
             save_host(self.ca, host.name, host.disk("/etc/tealnet"))
-            host.configure_agent(server="")
+            host.configure_agent(servers=[])
             path = host.disk("/etc/tealnet") / "agent.yaml"
             settings = yaml.safe_load(path.read_text()) | {"servers": self.targets, "server_name": SERVER_NAME}
             path.write_text(yaml.safe_dump(settings))

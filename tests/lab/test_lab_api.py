@@ -95,7 +95,7 @@ def test_mistakes_are_told(lab: Lab) -> None:
         Lab.up("api", hosts=1)
     with pytest.raises(LabError, match="no lab 'other'"):
         Lab.load("other")
-    with pytest.raises(LabError, match="a lab has 0 to 250"):
+    with pytest.raises(LabError, match="a lab has 0 to 240"):
         Lab.up("other", hosts=251)
     with pytest.raises(LabError, match="h1 has no process 'agent'; there are: ovsdb-server"):
         lab.kill("h1", "agent")

@@ -55,6 +55,7 @@ with socket.create_server(("{GATEWAY}", 7001)) as server:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
+    Lab.remove("test-underlay")  # what a crashed run left
     with Lab.up("test-underlay", hosts=2, parts=Parts.BARE) as lab:
         yield lab
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ovs.sandbox import listens
+
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 DEADLINE = 20.0
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
@@ -63,7 +65,7 @@ class PrivateOvs:
     def start_db(self) -> None:
         options = [f"--remote=p{self.socket}", "--log-file", "--pidfile", "-vconsole:off"]
         self._start("ovsdb-server", [*DIES_WITH_US, "ovsdb-server", f"{self.run_dir}/conf.db", *options])
-        until(lambda: os.path.exists(f"{self.run_dir}/db.sock"), "ovsdb-server")
+        until(lambda: listens(f"{self.run_dir}/db.sock"), "ovsdb-server")
 
     def start_vswitchd(self) -> None:
         command = [*DIES_WITH_US, "ovs-vswitchd", self.socket, "--log-file", "--pidfile", "-vconsole:off"]

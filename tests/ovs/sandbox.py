@@ -18,6 +18,7 @@ import asyncio
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -44,14 +45,25 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
+def listens(path: str) -> bool:
+    """Whether somebody takes connections there; the socket is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
 class CommandError(Exception):
     """A command failed; with what it said."""
 
 
 class Sandbox:
-    """A running Open vSwitch. `run_dir` is what /run/openvswitch is elsewhere: sockets, pid files, logs."""
+    """A running Open vSwitch. `run_dir` is what /run/openvswitch is elsewhere: sockets, pid files, logs.
 
-    def __init__(self) -> None:
+    `dummy`: "override" makes every port a dummy one, whatever its type; "" leaves tunnels as they are: what goes into
+    one comes out of a bridge with the route to it.
+    """
+
+    def __init__(self, *, dummy: str = "override") -> None:
+        self._dummy = f"--enable-dummy={dummy}" if dummy else "--enable-dummy"
         self.run_dir = tempfile.mkdtemp(prefix="tealnet-sandbox-")
         self.db = f"unix:{self.run_dir}/db.sock"
         self._env = os.environ | {name: self.run_dir for name in ("OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR")}
@@ -61,7 +73,7 @@ class Sandbox:
         try:
             self._run("ovsdb-tool", "create", f"{self.run_dir}/conf.db", SCHEMA)
             self._start("ovsdb-server", f"{self.run_dir}/conf.db", f"--remote=p{self.db}")
-            wait_until(lambda: os.path.exists(f"{self.run_dir}/db.sock"), "ovsdb-server")
+            wait_until(lambda: listens(f"{self.run_dir}/db.sock"), "ovsdb-server")
             self.vsctl("--no-wait", "init")
             self.start_vswitchd()
         except BaseException:
@@ -84,9 +96,9 @@ class Sandbox:
 
     def start_vswitchd(self) -> None:
         """Start it and wait until it answers; bridges are those that the database knows."""
-        # "override": every datapath type, also netdev and system, is the dummy one.
-        self._start("ovs-vswitchd", self.db, "--enable-dummy=override", "--disable-system", "--no-chdir")
-        wait_until(lambda: os.path.exists(self.vswitchd_ctl()), "ovs-vswitchd")
+        options = [self._dummy, "--disable-system", "--disable-system-route", "--no-chdir"]
+        self._start("ovs-vswitchd", self.db, *options)
+        wait_until(lambda: listens(self.vswitchd_ctl()), "ovs-vswitchd")
         self.vsctl(
             "set", "Open_vSwitch", ".", f"external-ids:starts={time.monotonic_ns()}"
         )  # returns when it is applied

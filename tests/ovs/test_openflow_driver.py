@@ -280,14 +280,35 @@ async def test_conntrack_packets_and_revalidation(sandbox: Sandbox) -> None:
     async with driver_of(sandbox) as driver:
         await driver.apply(keyed(counting), [])
         await driver.flush_zones([17, 18])
-        await driver.set_ct_limit(17, 100)
-        assert "zone=17,limit=100" in sandbox.appctl("dpctl/ct-get-limits")
         await asyncio.gather(*(driver.revalidated() for _ in range(20)))
         frame = bytes.fromhex("ffffffffffff02000000000188b5") + bytes(50)
         await driver.packet_out(actions=act.resubmit(5), packet=frame, match=match(in_port=1, metadata=7))
         assert "n_packets=1" in sandbox.ofctl("dump-flows", "br-int", "table=5")
         with pytest.raises(RefusedError):
             await driver.packet_out(actions=act.group(99), packet=frame)
+
+
+async def test_a_pulse_makes_revalidation_quick_and_is_no_flow_of_its_own(sandbox: Sandbox) -> None:
+    sandbox.vsctl("set", "Open_vSwitch", ".", "other_config:max-revalidator=2000")
+    pulse, other = Flow(62, 0, b"", b"", 1), Flow(5, 10, match(metadata=7), b"", 2)
+    driver = FlowDriver(sandbox.mgmt("br-int"), run_dir=sandbox.run_dir, pulse=pulse)
+    task = asyncio.create_task(driver.run())
+    try:
+        await is_connected(driver)
+        await driver.apply(keyed(other), [])
+        await driver.revalidated()  # takes its time
+        assert await driver.read() == keyed(other), "it is not made where it is not wanted"
+        await driver.apply(keyed(pulse), [])
+        async with asyncio.timeout(1.5):
+            for _ in range(5):
+                await driver.revalidated()
+        assert await driver.read() == keyed(other, pulse)
+        await driver.apply({}, [pulse.key])
+        await driver.revalidated()
+        assert await driver.read() == keyed(other)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 # -- a switch that misbehaves

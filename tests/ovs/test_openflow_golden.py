@@ -143,6 +143,22 @@ GOLDEN: list[tuple[Flow, str]] = [
     (flow(25, 100, match(ct_state="+trk+inv")), "table=25,priority=100,ct_state=+trk+inv actions=drop"),
     (
         flow(
+            71, 9, match(ct_state="+trk-inv", ip=True, ct_nw_src="10.0.0.0/29", ct_nw_proto=6, ct_tp_dst=(80, 0xFFF0)),
+            act.conjunction(1001, 1, 2), act.conjunction(1002, 2, 2),
+        ),
+        "table=71,priority=9,ct_state=+trk-inv,ip,ct_nw_src=10.0.0.0/29,ct_nw_proto=6,ct_tp_dst=0x50/0xfff0 "
+        "actions=conjunction(1001,1/2),conjunction(1002,2/2)",
+    ),
+    (
+        flow(
+            71, 9, match(ct_state="+trk-inv", ipv6=True, ct_ipv6_dst="fd00::/64", ct_nw_proto=58, ct_tp_src=128),
+            act.to_controller(128),
+        ),
+        "table=71,priority=9,ct_state=+trk-inv,ipv6,ct_ipv6_dst=fd00::/64,ct_nw_proto=58,ct_tp_src=128 "
+        "actions=controller(max_len=128)",
+    ),
+    (
+        flow(
             25, 90, match(ct_state="+trk-new", metadata=(0, COLOR)), act.move("ct_mark[0..7]", "metadata[32..39]"),
             act.resubmit(30),
         ),
@@ -232,6 +248,11 @@ GOLDEN: list[tuple[Flow, str]] = [
         flow(70, 1, match(conj_id=5, ip=True), act.check_pkt_larger(1514, "reg13[6]"), act.output_reg("xreg2[3..18]")),
         "table=70,priority=1,conj_id=5,ip "
         "actions=check_pkt_larger(1514)->NXM_NX_REG13[6],output:OXM_OF_PKT_REG2[3..18]",
+    ),
+    (
+        flow(35, 75, match(reg13=(16, 0x71)), act.multipath("nw_src", slots=256, into="reg12[0..7]"), act.resubmit(37)),
+        "table=35,priority=75,reg13=16/0x71 "
+        "actions=multipath(nw_src,0,modulo_n,256,0,NXM_NX_REG12[0..7]),resubmit(,37)",
     ),
     (
         flow(70, 2, match(udp6=True, udp_dst=(0x1000, 0xF000)), act.conjunction(5, 1, 3), act.conjunction(6, 2, 2)),

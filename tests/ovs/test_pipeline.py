@@ -6,21 +6,16 @@ addresses. acme/web-2 lives on host b.
 
 from __future__ import annotations
 
-import asyncio
-import re
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
 
 from agent import names
-from agent.drivers.openflow import FlowDriver
-from agent.features import FEATURES
 from agent.features.l2_port import link_local
-from agent.inputs import THIS, Inputs, This
 from agent.pipeline import ROUTER_MAC
-from tealnet.core.rows.stream import Attach, Endpoint, HostPeer, LocalPort, Route, Segment, Subnet
-from tealnet.core.tables import Graph
+from tealnet.core.rows.stream import Endpoint, Route, Segment, Subnet
+from tests.ovs.host import PipelineHost
 from tests.ovs.sandbox import Sandbox
 
 pytestmark = pytest.mark.ovs
@@ -58,77 +53,14 @@ WEB2 = endpoint(20, vni=WEB, v4="10.0.0.20", v6="fd00::20", host=B, identity=500
 LOCAL = {10: (WEB1, "acme", "web-1"), 11: (DB1, "acme", "db-1"), 12: (GLOBEX1, "globex", "web-1")}
 
 
-class HostA:
+class HostA(PipelineHost):
     """The inputs of host a, and their flows on a switch."""
 
     def __init__(self, ovs: Sandbox) -> None:
-        self.ovs = ovs
-        self.graph = Graph()
-        self.inputs = Inputs(self.graph)
-        self.wants = [wants for feature in FEATURES for wants in feature.declare(self.graph, self.inputs)]
-        this = This(A, 1, ip_address("192.0.2.1"), "netdev", "br-int", "vxlan0", 1, 4789)
-        self.inputs.this.put(THIS, this)
-        for uid, number in ((B, 2), (C, 3)):
-            self.inputs.hostpeers.put(uid, HostPeer(uid, ip_address(f"192.0.2.{number}"), number))
-        for segment in SEGMENTS:
-            self.inputs.segments.put(segment.vni, segment)
-        for row in (WEB1, DB1, GLOBEX1, WEB2):
-            self.inputs.endpoints.put(row.uid, row)
+        super().__init__(ovs, uid=A, others={B: 2, C: 3})
+        self.put(segments=SEGMENTS, endpoints=(WEB1, DB1, GLOBEX1, WEB2))
         for ofport, (row, tenant, name) in LOCAL.items():
             self.plug(row, tenant=tenant, name=name, ofport=ofport)
-
-    def plug(self, row: Endpoint, *, tenant: str, name: str, ofport: int) -> None:
-        port = LocalPort(
-            row.uid, row.vni, row.addresses, row.mac, row.identity, (), tenant, name, Attach.NETNS, name, "eth0"
-        )
-        self.inputs.localports.put(row.uid, port)
-        self.inputs.issued.put(row.uid, ofport)
-        self.inputs.ofports.put(names.device(port), ofport)
-        self.inputs.guarded.put(names.device(port), True)
-
-    def flows(self) -> dict[int, object]:
-        self.graph.settle()
-        assert self.graph.errors() == []
-        return {
-            key: flow
-            for wants in self.wants
-            if wants.layer == "flow"
-            for row in wants.table.rows.values()
-            for key, flow in row
-        }
-
-    def load(self) -> None:
-        """Make the switch equal to what is wanted."""
-
-        async def apply() -> None:
-            driver = FlowDriver(self.ovs.mgmt("br-int"), run_dir=self.ovs.run_dir)
-            running = asyncio.create_task(driver.run())
-            async for facts in driver.changes():
-                if facts.connected:
-                    break
-            wanted, there = self.flows(), await driver.read()
-            gone = [key for key in there if key not in wanted]
-            failures = await driver.apply({k: v for k, v in wanted.items() if k not in there}, gone)  # type: ignore[misc]
-            assert failures == {}
-            assert set(await driver.read()) == set(wanted)
-            running.cancel()
-
-        asyncio.run(apply())
-
-    def sends(self, packet: str) -> list[str]:
-        """What a packet does in the end: the outputs, or [] when it is dropped."""
-        trace = self.ovs.trace("br-int", packet)
-        return (
-            re.findall(r"(?:^|\s)(?:-> output port is|output:)\s*(\w+)", trace) if "drop" not in _final(trace) else []
-        )
-
-    def final(self, packet: str) -> str:
-        """The datapath actions of a packet."""
-        return _final(self.ovs.trace("br-int", packet))
-
-
-def _final(trace: str) -> str:
-    return trace.rpartition("Datapath actions:")[2].strip().splitlines()[0]
 
 
 @pytest.fixture(scope="module")

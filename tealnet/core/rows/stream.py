@@ -7,32 +7,27 @@ says why not: an invalid resource is absent and reported, it never stops the oth
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.rows import parse
+from tealnet.core.rows.colors import Weights, parse_weights
+from tealnet.core.rows.parse import Address, BadResource, Prefix
+from tealnet.core.rows.security import Policy, Rules, parse_policy, parse_rules
 
-Address = IPv4Address | IPv6Address
-Prefix = IPv4Network | IPv6Network
-
-KINDS = ("hostpeer", "segment", "endpoint", "localport", "route")
+KINDS = ("hostpeer", "segment", "endpoint", "localport", "route", "weights", "rules")
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}")  # IFNAMSIZ is 16 with the final zero
 _PATH = re.compile(r"(/[A-Za-z0-9_.@:+-]+)+")
-_UID = re.compile(r"[0-9a-f]{32}")
 # Names that agents give (agent.names) to what they make for ports: no other port may lay a claim to them.
 _AGENTS_DEVICE = re.compile(r"tn[0-9a-f]{12}")
 _AGENTS_NETNS = re.compile(r"/(var/)?run/netns/[^/.]+\.[^/.]+")
-
-
-class BadResource(ValueError):
-    """A resource that this build can't make sense of: to be treated as absent, and reported."""
 
 
 class Attach(Enum):
@@ -69,6 +64,7 @@ class Segment:
     network_number: int
     mtu: int
     subnets: tuple[Subnet, ...]
+    base: bool = False  # what has no color belongs to this color of its network
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +96,7 @@ class LocalPort:
     kind: Attach
     where: str  # NETNS: name within the tenant; NETNS_PATH: path; DEVICE: device
     interface: str  # inside the namespace; "" for DEVICE
+    policy: Policy = Policy.OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ class Route:
     next_hop: Address
 
 
-Row = HostPeer | Segment | Endpoint | LocalPort | Route
+Row = HostPeer | Segment | Endpoint | LocalPort | Route | Weights | Rules
 
 
 def hostpeer_key(uid: str) -> str:
@@ -142,11 +139,11 @@ def route_key(domain: int, prefix: Prefix) -> str:
 def decode(key: str, body: bytes) -> Row:
     """The row of a resource. Raises BadResource with the reason; never anything else."""
     kind, _, ident = key.partition("/")
-    parse = _PARSERS.get(kind)
-    if parse is None:
+    parser = _PARSERS.get(kind)
+    if parser is None:
         raise BadResource(f"unknown kind of resource: {kind}")
     try:
-        return parse(ident, body)
+        return parser(ident, body)
     except DecodeError as error:
         raise BadResource(f"not a message: {error}") from error
     except BadResource:
@@ -158,7 +155,9 @@ def decode(key: str, body: bytes) -> Row:
 def _hostpeer(ident: str, body: bytes) -> HostPeer:
     message = pb.HostPeer.FromString(body)
     return HostPeer(
-        uid=_uid_text(ident), vtep=_address(message.vtep), number=_within(message.number, 1, 65534, "number")
+        uid=parse.uid_text(ident),
+        vtep=parse.address(message.vtep),
+        number=parse.within(message.number, 1, 65534, "number"),
     )
 
 
@@ -167,54 +166,56 @@ def _segment(ident: str, body: bytes) -> Segment:
     if not ident.isdecimal() or str(int(ident)) != ident:
         raise BadResource(f"not a VNI: {ident}")
     return Segment(
-        vni=_vni(int(ident)),
-        domain=_within(message.domain, 1, 2**32 - 1, "domain"),
-        color=_within(message.color, 0, 8, "color"),
-        network_number=_within(message.network_number, 1, 2**31 - 1, "network number"),
-        mtu=_within(message.mtu, 576, 65535, "MTU"),
+        vni=parse.vni(int(ident)),
+        domain=parse.within(message.domain, 1, 2**32 - 1, "domain"),
+        color=parse.within(message.color, 0, 8, "color"),
+        network_number=parse.within(message.network_number, 1, 2**31 - 1, "network number"),
+        mtu=parse.within(message.mtu, 576, 65535, "MTU"),
         subnets=tuple(_subnet(subnet) for subnet in message.subnets),
+        base=message.base,
     )
 
 
 def _endpoint(ident: str, body: bytes) -> Endpoint:
     message = pb.Endpoint.FromString(body)
     return Endpoint(
-        uid=_uid_text(ident),
-        vni=_vni(message.vni),
-        addresses=_addresses(message.addresses),
-        mac=_mac(message.mac),
-        host_uid=_uid(message.host_uid),
-        previous_host_uid=_uid(message.previous_host_uid) if message.previous_host_uid else "",
+        uid=parse.uid_text(ident),
+        vni=parse.vni(message.vni),
+        addresses=parse.addresses(message.addresses),
+        mac=parse.mac(message.mac),
+        host_uid=parse.uid(message.host_uid),
+        previous_host_uid=parse.uid(message.previous_host_uid) if message.previous_host_uid else "",
         identity=message.identity,
-        sources=tuple(_prefix(prefix) for prefix in message.sources),
+        sources=tuple(parse.prefix(prefix) for prefix in message.sources),
     )
 
 
 def _localport(ident: str, body: bytes) -> LocalPort:
     message = pb.LocalPort.FromString(body)
-    name = _matching(_NAME, message.name, "name")
+    name = parse.matching(_NAME, message.name, "name")
     kind, where, interface = _attachment(message.attachment, name)
     return LocalPort(
-        uid=_uid_text(ident),
-        vni=_vni(message.vni),
-        addresses=_addresses(message.addresses),
-        mac=_mac(message.mac),
+        uid=parse.uid_text(ident),
+        vni=parse.vni(message.vni),
+        addresses=parse.addresses(message.addresses),
+        mac=parse.mac(message.mac),
         identity=message.identity,
-        sources=tuple(_prefix(prefix) for prefix in message.sources),
-        tenant=_matching(_NAME, message.tenant, "tenant"),
+        sources=tuple(parse.prefix(prefix) for prefix in message.sources),
+        tenant=parse.matching(_NAME, message.tenant, "tenant"),
         name=name,
         kind=kind,
         where=where,
         interface=interface,
+        policy=parse_policy(message.policy),
     )
 
 
 def _route(ident: str, body: bytes) -> Route:
     message = pb.Route.FromString(body)
     route = Route(
-        domain=_within(message.domain, 1, 2**32 - 1, "domain"),
-        prefix=_prefix(message.prefix),
-        next_hop=_address(message.next_hop),
+        domain=parse.within(message.domain, 1, 2**32 - 1, "domain"),
+        prefix=parse.prefix(message.prefix),
+        next_hop=parse.address(message.next_hop),
     )
     if ident != f"{route.domain}/{route.prefix}":
         raise BadResource(f"the key says {ident}, the body {route.domain}/{route.prefix}")
@@ -225,9 +226,9 @@ def _route(ident: str, body: bytes) -> Route:
 
 def _attachment(message: pb.LocalAttachment, name: str) -> tuple[Attach, str, str]:
     if message.kind == pb.LocalAttachment.KIND_NETNS:
-        where, kind = _matching(_NAME, message.where or name, "namespace"), Attach.NETNS
+        where, kind = parse.matching(_NAME, message.where or name, "namespace"), Attach.NETNS
     elif message.kind == pb.LocalAttachment.KIND_NETNS_PATH:
-        where, kind = _matching(_PATH, message.where, "path"), Attach.NETNS_PATH
+        where, kind = parse.matching(_PATH, message.where, "path"), Attach.NETNS_PATH
         if any(part in (".", "..") for part in where.split("/")):
             raise BadResource(f"not a plain path: {where}")
         if _AGENTS_NETNS.fullmatch(where):
@@ -235,71 +236,17 @@ def _attachment(message: pb.LocalAttachment, name: str) -> tuple[Attach, str, st
     elif message.kind == pb.LocalAttachment.KIND_DEVICE:
         if _AGENTS_DEVICE.fullmatch(message.where):
             raise BadResource(f"{message.where}: a device that an agent makes belongs to its port alone")
-        return Attach.DEVICE, _matching(_DEVICE, message.where, "device"), ""
+        return Attach.DEVICE, parse.matching(_DEVICE, message.where, "device"), ""
     else:
         raise BadResource(f"unknown kind of attachment: {message.kind}")
-    return kind, where, _matching(_DEVICE, message.interface, "interface")
-
-
-def _matching(pattern: re.Pattern[str], text: str, what: str) -> str:
-    if pattern.fullmatch(text) is None:
-        raise BadResource(f"not a valid {what}: {text!r}")
-    return text
-
-
-def _within(number: int, low: int, high: int, what: str) -> int:
-    if not low <= number <= high:
-        raise BadResource(f"{what} {number} is not within {low}…{high}")
-    return number
-
-
-def _vni(number: int) -> int:
-    return _within(number, 1, 2**24 - 1, "VNI")
-
-
-def _uid_text(text: str) -> str:
-    return _matching(_UID, text, "uid")
-
-
-def _uid(raw: bytes) -> str:
-    if len(raw) != 16:
-        raise BadResource(f"a uid has 16 bytes, not {len(raw)}")
-    return raw.hex()
-
-
-def _address(raw: bytes) -> Address:
-    if len(raw) not in (4, 16):
-        raise BadResource(f"an address has 4 or 16 bytes, not {len(raw)}")
-    address = ip_address(raw)
-    if address.version == 6 and address.ipv4_mapped is not None:
-        raise BadResource(f"{address} is the v4 address {address.ipv4_mapped} in another form")
-    return address
-
-
-def _addresses(raws: Iterable[bytes]) -> tuple[Address, ...]:
-    addresses = tuple(_address(raw) for raw in raws)
-    if not addresses:
-        raise BadResource("no addresses")
-    return addresses
-
-
-def _prefix(message: pb.Prefix) -> Prefix:
-    return ip_network((_address(message.address), message.length))  # strict: host bits are an error
+    return kind, where, parse.matching(_DEVICE, message.interface, "interface")
 
 
 def _subnet(message: pb.Subnet) -> Subnet:
-    subnet = Subnet(_prefix(message.prefix), _address(message.gateway))
+    subnet = Subnet(parse.prefix(message.prefix), parse.address(message.gateway))
     if subnet.gateway not in subnet.prefix:
         raise BadResource(f"gateway {subnet.gateway} is not in {subnet.prefix}")
     return subnet
-
-
-def _mac(raw: bytes) -> str:
-    if len(raw) != 6:
-        raise BadResource(f"a MAC has 6 bytes, not {len(raw)}")
-    if raw[0] & 1 or raw == bytes(6):
-        raise BadResource("not a unicast MAC")
-    return raw.hex(":")
 
 
 _PARSERS: dict[str, Callable[[str, bytes], Row]] = {
@@ -308,4 +255,6 @@ _PARSERS: dict[str, Callable[[str, bytes], Row]] = {
     "endpoint": _endpoint,
     "localport": _localport,
     "route": _route,
+    "weights": parse_weights,
+    "rules": parse_rules,
 }

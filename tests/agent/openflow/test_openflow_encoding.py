@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Address
+from ipaddress import IPv4Network, IPv6Address, ip_address
 
 import pytest
 
@@ -18,7 +18,7 @@ from agent.openflow.flow import (
     is_ours,
     issued_group,
 )
-from agent.openflow.message import flow_add, group_write
+from agent.openflow.message import flow_add, flush_connection, group_write
 from agent.openflow.oxm import Value, decode, match
 from agent.openflow.text import actions_text, flow_text, match_text
 
@@ -182,3 +182,33 @@ def test_text_of_a_flow() -> None:
         "actions=ct(commit,table=25,zone=reg11[0..15],exec(set_field:0xff->ct_mark)),"
         "clone(set_field:0x100000000/0xff00000000->metadata,resubmit(,36)),conjunction(5,1/2),ct_clear,IN_PORT"
     )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "ends", "as_ovs_ofctl_sends_it"),
+    [
+        (
+            6,
+            ("::ffff:10.30.0.10", "::ffff:10.11.0.7"),
+            "06040068000000020000232000000020060000000000000000000048000000000000001400000000000000000000ffff"
+            "0a1e000a000000000001001400000000000000000000ffff0a0b000700000000000200080fa000000003000800500000"
+            "00020008000a0000",
+        ),
+        (
+            17,
+            ("fd30::10", "fd11::7"),
+            "060400680000000200002320000000201100000000000000000000480000000000000014fd3000000000000000000000"
+            "000000100000000000010014fd11000000000000000000000000000700000000000200080fa000000003000800500000"
+            "00020008000a0000",
+        ),
+    ],
+)
+def test_one_connection_is_forgotten(protocol: int, ends: tuple[str, str], as_ovs_ofctl_sends_it: str) -> None:
+    source, target = (int(ip_address(end)) for end in ends)
+    sent = flush_connection(2, zone=10, protocol=protocol, ends=(source, target), ports=(4000, 80))
+    assert sent.hex() == as_ovs_ofctl_sends_it
+
+
+def test_echo_requests_are_never_forgotten_one_by_one() -> None:
+    with pytest.raises(ProtocolError):
+        flush_connection(2, zone=10, protocol=58, ends=(1, 2), ports=(5, 0))

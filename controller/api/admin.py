@@ -1,0 +1,62 @@
+"""AdminService: backup of the store, its space and its alarms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import structlog
+
+from controller.etcd import Etcd, StoreError, Tls
+from controller.etcd.types import Alarm
+from tealnet.v1 import admin_pb2, admin_pb2_grpc
+
+log = structlog.get_logger()
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    """`endpoints` are those of all members; each is defragmented by itself."""
+
+    def __init__(self, etcd: Etcd, *, endpoints: Sequence[str], tls: Tls | None) -> None:
+        self.etcd, self.endpoints, self.tls = etcd, list(endpoints), tls
+
+    async def Backup(self, request: admin_pb2.BackupRequest, context: Any) -> AsyncIterator[admin_pb2.BackupResponse]:
+        """All parts in order; the stream fails rather than end early."""
+        size = 0
+        async for part in self.etcd.snapshot_parts():
+            size += len(part)
+            yield admin_pb2.BackupResponse(part=part)
+        log.info("backup taken", bytes=size)
+
+    async def Defragment(self, request: admin_pb2.DefragmentRequest, context: Any) -> admin_pb2.DefragmentResponse:
+        """A member serves nothing meanwhile, so they take turns."""
+        return admin_pb2.DefragmentResponse(members=[await self._defragment(one) for one in self.endpoints])
+
+    async def _defragment(self, endpoint: str) -> admin_pb2.DefragmentedMember:
+        member = admin_pb2.DefragmentedMember(endpoint=endpoint)
+        try:
+            async with Etcd([endpoint], self.tls) as etcd:
+                member.before_bytes = (await etcd.status()).db_size
+                await etcd.defragment()
+                member.after_bytes = (await etcd.status()).db_size
+        except StoreError as error:
+            member.error = str(error)
+        log.info("defragmented", endpoint=endpoint, error=member.error)
+        return member
+
+    async def ListAlarms(self, request: admin_pb2.ListAlarmsRequest, context: Any) -> admin_pb2.ListAlarmsResponse:
+        """Those that are on."""
+        return admin_pb2.ListAlarmsResponse(alarms=map(_alarm, await self.etcd.alarms()))
+
+    async def DisarmAlarms(
+        self, request: admin_pb2.DisarmAlarmsRequest, context: Any
+    ) -> admin_pb2.DisarmAlarmsResponse:
+        """All of them."""
+        found = await self.etcd.alarms()
+        for alarm in found:
+            await self.etcd.disarm(alarm)
+        return admin_pb2.DisarmAlarmsResponse(alarms=map(_alarm, found))
+
+
+def _alarm(alarm: Alarm) -> admin_pb2.StoreAlarm:
+    return admin_pb2.StoreAlarm(member=f"{alarm.member_id:x}", kind=alarm.kind.value)
