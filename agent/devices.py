@@ -95,7 +95,7 @@ class Devices:
         self._events = NetlinkEvents(
             self._thread, self._changed, netns=self._netns, link=self._link, guard=self._guard, address=self._address
         )
-        self.zone = ZoneDriver(self.ovsdb, run_dir=run_dir, datapath=datapath)
+        self.zone = ZoneDriver(self.ovsdb, run_dir=run_dir, datapath=datapath, forget=self._forget_zones)
         # The kernel's datapath notices by itself that a device was made again.
         self._plug = PlugDriver(self.ovsdb, self._thread) if datapath == "netdev" else None
         self.drivers: Mapping[str, Driver[Any, Any]] = {
@@ -225,6 +225,10 @@ class Devices:
             await self.flow.flush_zones(zones)
         except RefusedError as error:
             raise DeviceUnavailable(f"zones not flushed: {error}") from error
+
+    async def _forget_zones(self, zones: Collection[int]) -> None:
+        await self.revalidated()  # or a cached flow could fill them again
+        await self.flush_zones(zones)
 
     async def revalidated(self) -> None:
         """Return when the datapath has caught up with the flows. Raises DeviceUnavailable."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from agent.connections import Connection, parse
@@ -35,10 +35,20 @@ class Usage:
 
 
 class ZoneDriver:
-    """The driver of layer zone. `datapath` is "netdev" or "system"."""
+    """The driver of layer zone. `datapath` is "netdev" or "system".
 
-    def __init__(self, ovsdb: OvsdbDriver, *, run_dir: str, datapath: str) -> None:
-        self._ovsdb, self._run_dir, self._datapath = ovsdb, run_dir, datapath
+    `forget` empties zones that nobody follows any more: what they hold would get out of date.
+    """
+
+    def __init__(
+        self,
+        ovsdb: OvsdbDriver,
+        *,
+        run_dir: str,
+        datapath: str,
+        forget: Callable[[Collection[int]], Awaitable[None]],
+    ) -> None:
+        self._ovsdb, self._run_dir, self._datapath, self._forget = ovsdb, run_dir, datapath, forget
         self._name = f"{datapath}@ovs-{datapath}"
 
     async def read(self) -> dict[int, Zone]:
@@ -61,6 +71,8 @@ class ZoneDriver:
                 await self._dpctl("ct-set-limits", *part)
             for part in _parts([str(number) for number in unlimited]):
                 await self._dpctl("ct-del-limits", f"zone={','.join(part)}")
+            if delete:
+                await self._forget(delete)
         except UnixctlError as error:
             failures |= {number: Failure("ZoneLimit", str(error)) for number in limited}
         return failures

@@ -10,10 +10,11 @@ import asyncio
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -27,6 +28,8 @@ from tealnet.lab.lab import Lab
 from tealnet.lab.traffic import Workload
 from tests.fakes.agent_server import SERVER_NAME, FakeServer, Guest, save_host
 from tests.fakes.controller import uid
+
+T = TypeVar("T")
 
 DOMAIN = 700
 OPS, WEB = 30, 11  # network numbers, and the second byte of their addresses
@@ -60,6 +63,8 @@ class ColorRig:
         self.guests = {h.name: Guest(uid(1000 + h.number), h.number, h.vtep) for h in lab.hosts}
         self.revision, self.epoch = 1000, 1
         self.server: FakeServer
+        for guest in self.guests.values():
+            guest.proofs = {f"localport/{key_of('green')}"}  # it goes with its color
         for host in lab.hosts:
             save_host(self.ca, host.name, host.disk("/etc/tealnet"))
             host.configure_agent(servers=[])
@@ -120,6 +125,23 @@ class ColorRig:
         failures = await self.apply()
         assert not any(failures.values()), failures
 
+    async def observed(
+        self,
+        host: str,
+        network: Callable[[pb.NetworkObserved], bool],
+        probe: Callable[[pb.ProbeObserved], bool] = lambda probe: True,
+    ) -> pb.Observed:
+        """Wait for a report of this host that says so of web, and of each probe."""
+        guest = self.guests[host]
+
+        def says() -> bool:
+            seen = guest.observed
+            return seen is not None and all(map(network, seen.networks)) and all(map(probe, seen.probes))
+
+        await self.server.until(says, f"a report of {host}, not {guest.observed}")
+        assert guest.observed is not None and len(guest.observed.networks) == 1
+        return guest.observed
+
     def _endpoint(self, host: str, color: int, last: int) -> bytes:
         body = pb.Endpoint(
             vni=_vni(color), mac=_mac(color, last), host_uid=bytes.fromhex(self.guests[host].uid), identity=300
@@ -166,6 +188,16 @@ class ColorRig:
             for name in names:
                 stack.enter_context(self.workload(name).running("answer", PORT, name))
             yield
+
+
+@asynccontextmanager
+async def beside(context: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave what blocks in a thread: agents leave a controller that is silent for 1.5 s."""
+    value = await asyncio.to_thread(context.__enter__)
+    try:
+        yield value
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 @contextmanager

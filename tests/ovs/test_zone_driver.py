@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import pytest
@@ -16,6 +16,13 @@ from tests.ovs.sandbox import DEADLINE, Sandbox, sandbox
 __all__ = ["sandbox"]
 
 pytestmark = pytest.mark.ovs
+
+
+forgotten: list[int] = []
+
+
+async def forget(zones: Collection[int]) -> None:
+    forgotten.extend(zones)
 
 
 @asynccontextmanager
@@ -34,7 +41,7 @@ async def zones_of(ovs: Sandbox) -> AsyncIterator[tuple[ZoneDriver, OvsdbDriver]
             async for facts in ovsdb.changes():
                 if set(facts.ofports.values()) == {17, 18}:
                     break
-        yield ZoneDriver(ovsdb, run_dir=ovs.run_dir, datapath="dummy"), ovsdb
+        yield ZoneDriver(ovsdb, run_dir=ovs.run_dir, datapath="dummy", forget=forget), ovsdb
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -58,8 +65,9 @@ async def test_only_what_differs_is_changed_and_all_of_it_goes(sandbox: Sandbox)
         assert len(ovsdb.replica().tables["CT_Zone"]) == 1, "zones with one timeout share a row"
         await driver.apply({18: Zone(18, 200)}, [])
         assert await driver.read() == {17: Zone(17, 100, 300), 18: Zone(18, 200)}
+        forgotten.clear()
         assert await driver.apply({}, [17, 18]) == {}
-        assert await driver.read() == {}
+        assert await driver.read() == {} and forgotten == [17, 18]
         assert ovsdb.replica().tables["CT_Zone"] == {}
 
 
