@@ -18,6 +18,7 @@ from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import Digest, version
 from tealnet.core.rows.colors import Weights
 from tealnet.core.rows.parse import BadResource
+from tealnet.core.rows.security import rules_key
 from tealnet.core.rows.stream import LocalPort, Row, decode, endpoint_key, segment_key
 
 FEATURES = frozenset({"colors", "security"})  # features of resources that this build understands
@@ -317,8 +318,10 @@ class _Unit:
             for key in self.resources.keys(KEPT):
                 self._forget_kept(key)
             return
-        needed = {segment for key in kept if (segment := self._segment(key))}
+        ports = [port for key in kept if (port := self._port(key))]
+        needed = {segment_key(port.vni) for port in ports}
         own = {_endpoint_of(key) for key in kept}  # or nobody on this host would reach them
+        own |= {rules_key(port.identity) for port in ports}  # or they would be closed
         for lost in self._lost.values():
             for key, held in lost.items():
                 wanted = key in own or key.startswith("hostpeer/") or not needed.isdisjoint(lost)
@@ -350,13 +353,13 @@ class _Unit:
     def _before(self, key: str) -> Held | None:
         return next((lost[key] for lost in self._lost.values() if key in lost), None)
 
-    def _segment(self, port_key: str) -> str:
+    def _port(self, port_key: str) -> LocalPort | None:
         held = self.resources.find(port_key)
         try:
             port = decode(port_key, held.used) if held is not None and held.used is not None else None
         except BadResource:
-            port = None
-        return segment_key(port.vni) if isinstance(port, LocalPort) else ""
+            return None
+        return port if isinstance(port, LocalPort) else None
 
 
 def _endpoint_of(port_key: str) -> str:
