@@ -112,8 +112,13 @@ def states(box: Box, *words: str) -> dict[str, dict[str, str]]:
 
 
 def pings(box: Box, address: str, *words: str, seconds: int = 10) -> bool:
-    """Whether one reply comes in time: a busy machine may lose a first ARP, which the kernel repeats after a second."""
-    command = ["exec", *words, "h1", "--", "ping", "-c1", f"-w{seconds}", address]
+    """Whether one of a request each second is answered.
+
+    Not one ping with a deadline: it ends at the first error, and what the kernel began to resolve while a host was cut
+    off may fail after it has been healed.
+    """
+    script = f"for i in $(seq {seconds}); do ping -c1 -W1 {address} && exit 0; done; exit 1"
+    command = ["exec", *words, "h1", "--", "sh", "-c", script]
     argv = box.argv(sys.executable, "-m", "tealnet.cli.main", "lab", *command)
     return subprocess.run(argv, env=box.env, capture_output=True, timeout=SECONDS).returncode == 0
 
