@@ -163,7 +163,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     questions = Questions(store, replica)
     sync = Sync(store, sessions, questions)
     observer, max_ops = Observer(store, sessions, replica), await max_txn_ops(etcd)
-    committer = Committer(store, max_ops=max_ops)
+    committer = Committer(store, max_ops=max_ops, on_lease_gone=events.forget)
     tools = Tools(store, sync, status, events, committer, observer, settings.rollout_urls)
     chores = Chores(tools, replica=replica, settings=settings)
     watches = Watches(store)
