@@ -3,7 +3,7 @@ PYTHON_ENV := .venv/bin/python
 BENCHES := attach bulk dataplane rollout
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo test chaos chaos-long soak lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,17 @@ demo: setup ## the story on a lab of 3 hosts (root); KEEP=1 leaves the lab up
 
 test: setup ## every test (root)
 	@$(PYTHON_ENV) -m pytest $(ARGS)
+
+chaos: setup ## random operations and faults for MINUTES=12, judged (root); SEED=sim:N or SEED=lab:N runs one again
+	@$(PYTHON_ENV) -m tests.chaos --minutes $(or $(MINUTES),12) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+chaos-long: setup ## the same for HOURS=2, and the soak (root)
+	@$(PYTHON_ENV) -m tests.chaos.soak
+	@$(PYTHON_ENV) -m tests.chaos.promises all
+	@$(PYTHON_ENV) -m tests.chaos --minutes $$(( $(or $(HOURS),2) * 60 ))
+
+soak: setup ## 2,000 workloads come and go, 200 agents are killed: is anything left? (root)
+	@$(PYTHON_ENV) -m tests.chaos.soak
 
 lint: setup ## ruff
 	@$(PYTHON_ENV) -m ruff check .

@@ -126,6 +126,7 @@ class Agent:
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
             "switch": self.core.switch,
+            "persist": self.core.persist,
             "epochs": lambda: self.epochs.run(self.facts.revalidated),
             "cut": self.cutter.run,
             "observe": self.observer.run,

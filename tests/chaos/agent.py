@@ -122,6 +122,7 @@ class SimAgent:
             self.facts.run,
             self.core.acknowledge,
             self.core.switch,
+            self.core.persist,
             partial(self.epochs.run, self.facts.revalidated),
             self.cutter.run,
             self.observer.run,

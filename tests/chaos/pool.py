@@ -17,7 +17,7 @@ from tests.chaos.simulation import Verdict, directory_of, run
 
 LIMIT = 120  # seconds of one history, on any machine
 _NO_RANDOM_ADDRESSES = 0x0040000  # ADDR_NO_RANDOMIZE of personality(2)
-_TAIL = 120  # lines of the trace that are kept
+_TAIL = 400  # lines of the trace that are kept
 
 
 def repeatable() -> None:

@@ -1,4 +1,4 @@
-"""Promises that need many ports or hosts, kept on the simulation: `python -m tests.chaos.promises NAME`.
+"""Promises that need many ports or hosts, kept on the simulation: `python -m tests.chaos.promises NAME|all`.
 
 Each raises AssertionError if it is not kept, and prints its figures.
 """
@@ -6,6 +6,7 @@ Each raises AssertionError if it is not kept, and prints its figures.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -147,5 +148,11 @@ def main(name: str) -> None:
         site.loop.run_until_complete(work(site))  # type: ignore[arg-type]
 
 
+def everything() -> None:
+    """Each in a process of its own."""
+    for name in PROMISES:
+        subprocess.run([sys.executable, "-m", "tests.chaos.promises", name], check=True)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    everything() if sys.argv[1] == "all" else main(sys.argv[1])

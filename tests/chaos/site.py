@@ -96,6 +96,8 @@ class Site:
         if agent.process.is_dead:
             return
         self.note(f"kill {agent.process.name}")
+        if agent.core.checkpoint.is_behind:  # what it could not write, the next one does not know
+            self.set_back.add(name)
         self.hosts[name].crash_after = 0
         self.hosts[name].notify = lambda layer: None
         self.loop.kill(agent.process)
