@@ -86,9 +86,7 @@ class Committer:
     `on_lease_gone` is called when a lease that a draft writes on is not there any more.
     """
 
-    def __init__(
-        self, store: Store, *, max_ops: int = 128, on_lease_gone: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, store: Store, *, max_ops: int = 128, on_lease_gone: Callable[[], None] = lambda: None) -> None:
         self.store, self.max_ops = store, max_ops
         self._on_lease_gone = on_lease_gone
         self._in_flight: set[bytes] = set()

@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
 
 from tests.chaos.pool import repeatable, verdicts
 from tests.chaos.simulation import Verdict
@@ -80,13 +81,13 @@ def _show(verdict: Verdict) -> None:
         sys.stdout.flush()
 
 
-def _lab(seeds: itertools.count[int] | object, until: float) -> int:
+def _lab(seeds: Iterator[int], until: float) -> int:
     from tests.chaos.histories import histories
     from tests.chaos.rig import rig
 
     bad, settled = 0, []
     with rig("chaos") as stand:
-        for outcome in histories(stand, iter(seeds), until=until):  # type: ignore[call-overload]
+        for outcome in histories(stand, seeds, until=until):
             settled.append(outcome.settled)
             lost = "/".join(str(ping["lost"]) for ping in outcome.pings)
             sent = "/".join(str(ping["sent"]) for ping in outcome.pings)

@@ -78,7 +78,7 @@ class SimAgent:
         self.reconciler = Reconciler(
             graph=graph,
             desired=self.desired,
-            drivers=host.drivers,  # type: ignore[arg-type]
+            drivers=host.drivers,
             watcher=self.facts,
             ready=lambda: self.core.ready(),
             clock=running().time,
@@ -156,8 +156,10 @@ class SimAgent:
         for name, layer in self.reconciler.layers.items():
             if layer.unavailable or layer.must_look():
                 found.append(f"{name} is not known: {layer.unavailable}")
-            for key in list(layer.pending())[:3]:
-                found.append(f"{name} {key}: {layer.delta.actual.get(key)} → {layer.delta.desired.get(key)}, {layer.troubles.get(key)}")
+            found += [
+                f"{name} {k}: {layer.delta.actual.get(k)} → {layer.delta.desired.get(k)}: {layer.troubles.get(k)}"
+                for k in list(layer.pending())[:3]
+            ]
         return "; ".join(found)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import bisect
 import random
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
@@ -285,10 +286,8 @@ class SimLease:
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        try:
+        with suppress(StoreUnavailable):
             await self._link.revoke(self.id)
-        except StoreUnavailable:
-            pass
 
     async def _keep(self) -> None:
         while running().time() < self._until:
@@ -451,10 +450,8 @@ class Link:
     async def _late(self, compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op]) -> None:
         while not self.server.is_up:
             await asyncio.sleep(0.05)
-        try:
+        with suppress(StoreRefused):
             self.server.txn(compares, then, orelse)
-        except StoreRefused:
-            pass
 
     # -- leases
 

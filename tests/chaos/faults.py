@@ -116,12 +116,12 @@ class Faults:
         return f"stop {process.name} for {self._later(lambda: self.site.loop.cont(process), longest=12):.1f} s"
 
     def _clock(self) -> str:
-        one = self.dice.choice([*self.site.replicas.values(), *self.site.agents.values()])
+        one = self.dice.choice(self.site.daemons())
         one.process.offset = self.dice.choice([-86400.0, -3600.0, -5.0, 0.0, 5.0, 3600.0, 86400.0])
         return f"clock of {one.process.name} off by {one.process.offset:.0f} s"
 
     def _slow_process(self) -> str:
-        one = self.dice.choice([*self.site.replicas.values(), *self.site.agents.values()])
+        one = self.dice.choice(self.site.daemons())
         one.process.lag = 0.002
 
         def end() -> None:

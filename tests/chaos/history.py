@@ -92,7 +92,7 @@ def _step(op: _Op, state: str) -> str | None:
             return op.token if state != GONE else None
         case "delete", "ok" | "unknown":
             return GONE if state != GONE or not op.must else None
-        case ("delete" | "read"), "missing":
+        case (("delete" | "read"), "missing"):
             return state if state == GONE else None
         case "read", "ok":
             return state if state == op.value else None
@@ -134,9 +134,7 @@ def violations(history: list[Done], final: dict[str, str]) -> list[str]:
     found = []
     for key, ops in sorted(_ops(history).items()):
         if not linearizable(ops, final.get(key, GONE)):
-            lines = [
-                f"    {op.asked:.3f}–{op.returned:.3f} {op.act} {op.token or op.value} {op.result}" for op in ops
-            ]
+            lines = [f"    {op.asked:.3f}–{op.returned:.3f} {op.act} {op.token or op.value} {op.result}" for op in ops]
             found.append(f"not linearizable: {key}, in the end {final.get(key)!r}\n" + "\n".join(lines))
     return found + _backwards(history)
 

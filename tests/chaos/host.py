@@ -116,16 +116,15 @@ class SimHost:
             return Failure("Flaky", "not this time")
         if layer in ("guard", "address") and key not in self.content["link"]:
             return Failure("LinkMissing", f"there is no link {key}")
-        if isinstance(value, Link) and value.netns.kind is NetnsKind.OURS:
-            if basename(value.netns.path) not in self.content["netns"]:
-                return Failure("NetnsMissing", f"there is no namespace {value.netns.path}")
+        ours = isinstance(value, Link) and value.netns.kind is NetnsKind.OURS
+        if ours and basename(value.netns.path) not in self.content["netns"]:
+            return Failure("NetnsMissing", f"there is no namespace {value.netns.path}")
         return None
 
     def write(self, layer: str, key: Hashable, value: Any) -> None:
         """One object as it is wanted."""
-        if isinstance(value, Link):
-            if value.is_made_anew(self.content["link"].get(key)):
-                self.remove("link", key)
+        if isinstance(value, Link) and value.is_made_anew(self.content["link"].get(key)):
+            self.remove("link", key)
         self.content[layer][key] = value
 
     def remove(self, layer: str, key: Hashable) -> None:

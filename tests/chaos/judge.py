@@ -10,6 +10,7 @@ from agent.desired import LAYERS, Desired
 from agent.devices import flow_place, link_place
 from agent.features import FEATURES
 from agent.inputs import Inputs
+from agent.resources import Resources as Memory
 from controller.derive import declare
 from controller.resources import Resources
 from controller.store import Store
@@ -26,6 +27,11 @@ LASTING = (
     "tenants", "hosts", "routers", "networks", "ports", "splits", "rollouts", "groups", "tiers", "identities",
     "guards", "tombstones", "port_status", "host_status", "rollout_steps", "confirmations", "lineages",
 )  # fmt: skip
+
+_OWNED = (
+    "k/q/", "k/r/", "w/t/", "w/s/port/", "w/s/rollout/", "w/o/network", "w/o/port", "k/u/ip/", "k/u/mac/", "k/u/nic/",
+)  # fmt: skip
+"""Keys that are some tenant's."""
 
 
 def unsettled(site: Site) -> str:
@@ -138,17 +144,17 @@ def _devices(agent: SimAgent) -> Iterator[str]:
         [want for room in FEATURES for want in room.declare(graph, inputs)],
         places={"link": link_place, "flow": flow_place},
     )
-    for key, row in agent.core.resources.load([agent.core.resources.snapshot()]).items():
+    for key, row in Memory().load([agent.core.resources.snapshot()]).items():
         inputs.put(key, row)
-    for table in ("ofports", "issued", "guarded", "this"):
-        getattr(inputs, table).replace_all(dict(getattr(agent.inputs, table).rows))
+    for facts in ("ofports", "issued", "guarded", "this"):
+        getattr(inputs, facts).replace_all(dict(getattr(agent.inputs, facts).rows))
     graph.settle()
     desired.update()
     for layer in LAYERS:
         wanted, found = desired.deltas[layer].desired, agent.host.content[layer]
-        for key in wanted.keys() | found.keys():
-            if wanted.get(key) != found.get(key):
-                yield f"{layer} {key}: is {found.get(key)}, is to be {wanted.get(key)}"
+        for place in wanted.keys() | found.keys():
+            if wanted.get(place) != found.get(place):
+                yield f"{layer} {place}: is {found.get(place)}, is to be {wanted.get(place)}"
     if failures := desired.failures():
         yield f"failures: {failures}"
 
@@ -185,7 +191,7 @@ def twice(fresh: Store) -> Iterator[str]:
     """Numbers and addresses that must be one object's."""
     world = fresh.world
     networks, ports = world.networks.rows.values(), world.ports.rows.values()
-    numbers = {
+    numbers: dict[str, Counter[Any]] = {
         "VNI": Counter(s.vni for n in networks for s in n.spec.segments),
         "network number": Counter(n.spec.number for n in networks),
         "domain": Counter([n.spec.own_domain for n in networks] + [r.spec.domain for r in world.routers.rows.values()]),
@@ -212,6 +218,6 @@ def leftovers(site: Site) -> list[str]:
             relative = keys.relative(key)
         except ValueError:
             continue
-        if relative.startswith(("k/q/", "k/r/", "w/t/", "w/s/port/", "w/s/rollout/", "w/o/network", "w/o/port", "k/u/ip/", "k/u/mac/", "k/u/nic/")):
+        if relative.startswith(_OWNED):
             lines.append(f"key {relative} is left")
     return lines

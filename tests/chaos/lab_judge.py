@@ -19,7 +19,7 @@ from tests.chaos.history import Done, violations
 from tests.chaos.operations import LABEL
 from tests.chaos.rig import Rig
 from tests.lab.looks import look
-from tests.lab.stand import difference, reaches
+from tests.lab.stand import OFF, READY, difference, reaches
 
 _KINDS = (kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.PORT, kinds.GROUP, kinds.ROLLOUT)
 
@@ -35,9 +35,8 @@ def judge(rig: Rig, history: list[Done]) -> list[str]:
             client.revision = rig.stand.client.revision
             seen.append({o.name: o for kind in _KINDS for o in client.list_all(kind)})
     for other in seen[1:]:
-        for name in seen[0].keys() | other.keys():
-            if _intent(seen[0].get(name)) != _intent(other.get(name)):
-                lines.append(f"replicas differ in {name}: {seen[0].get(name)} {other.get(name)}")
+        names = [n for n in seen[0].keys() | other.keys() if _intent(seen[0].get(n)) != _intent(other.get(n))]
+        lines += [f"replicas differ in {name}: {seen[0].get(name)} {other.get(name)}" for name in names]
     final = {name: o.labels.get(LABEL, "") for name, o in seen[0].items()}
     lines += violations(history, final)
     lines += _store(rig)
@@ -102,7 +101,7 @@ def _host(rig: Rig, host: Any, ports: list[Any]) -> Iterator[str]:
     rig.lab.kill(host.name, "agent")
     (host.disk("/var/lib/tealnet") / "checkpoint").unlink(missing_ok=True)
     rig.lab.start(host.name, "agent")
-    rig.stand.host_becomes(host.name, 2)  # READY
+    rig.stand.host_becomes(host.name, READY)
     rig.stand.sync()
     again = look(host)
     if again != now:
@@ -119,7 +118,7 @@ def _packets(rig: Rig, ports: list[Any], networks: dict[str, Any]) -> Iterator[s
         return str(network.router or network.name)
 
     def is_open(port: Any) -> bool:
-        return networks[port.network].policy == network_pb2.Network.POLICY_OFF or port.name.startswith("tenants/anchor/")
+        return bool(networks[port.network].policy == OFF) or port.name.startswith("tenants/anchor/")
 
     jobs: list[tuple[Workload, str, str, bool]] = []
     for source in bound:
@@ -158,6 +157,6 @@ def _ask(jobs: list[tuple[Workload, str, str, bool]]) -> list[str]:
         time.sleep(0.5)
         missing = [a for a, so in reaches(source, *missing).items() if not so]
     lines += [f"{source.name} does not reach {a}" for a in missing]
-    if unwanted:
-        lines += [f"{source.name} reaches {a} of another domain" for a, so in reaches(source, *unwanted, wait=0.3).items() if so]
+    reached = reaches(source, *unwanted, wait=0.3) if unwanted else {}
+    lines += [f"{source.name} reaches {a} of another domain" for a, so in reached.items() if so]
     return lines

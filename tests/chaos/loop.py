@@ -102,7 +102,7 @@ class SimLoop(base_events.BaseEventLoop):
         await asyncio.sleep(0.0005)
         return func(*args)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         """There are no threads: done at once, known half a millisecond later."""
         return self.create_task(self._in_place(func, args))
 

@@ -138,7 +138,7 @@ class Operations:
         """Any."""
         while True:
             weights, makers = zip(*self._choices, strict=True)
-            call = self.dice.choices(makers, weights)[0]()
+            call: Call | None = self.dice.choices(makers, weights)[0]()
             if call is not None:
                 return call
 

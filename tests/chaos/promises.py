@@ -43,8 +43,8 @@ async def _tenant(site: Site) -> SimReplica:
     )
     batch = port_pb2.BatchCreatePortsRequest(parent="tenants/acme")
     for number in range(PORTS):
-        host = f"hosts/{site.names[number % len(site.names)]}"
-        batch.requests.add(port_id=f"p{number}", port=port_pb2.Port(network="tenants/acme/networks/web", host=host))
+        where = f"hosts/{site.names[number % len(site.names)]}"
+        batch.requests.add(port_id=f"p{number}", port=port_pb2.Port(network="tenants/acme/networks/web", host=where))
     await replica.call("port", "BatchCreatePorts", batch)
     await site.until(lambda: not unsettled(site), SOON, "all ports are there")
     assert sum(map(_plugged, site.hosts.values())) == PORTS
@@ -85,7 +85,7 @@ async def tenant_deleted_while_hosts_are_away(site: Site) -> None:
 
 
 async def keys_removed_by_hand(site: Site) -> None:
-    """What is missing in the store without proof stays, and is said to be unaccounted for, until an admin accepts it."""
+    """What is missing in the store without proof stays and is said to be unaccounted for, until it is accepted."""
     replica = await _tenant(site)
     before = {name: {layer: dict(rows) for layer, rows in host.content.items()} for name, host in site.hosts.items()}
     assert replica.controller is not None
@@ -145,7 +145,7 @@ def main(name: str) -> None:
     """Keep one."""
     work, hosts = PROMISES[name]
     with simulated(1, hosts=hosts, replicas=1) as site:
-        site.loop.run_until_complete(work(site))  # type: ignore[arg-type]
+        site.loop.run_until_complete(work(site))
 
 
 def everything() -> None:

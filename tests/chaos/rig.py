@@ -102,9 +102,7 @@ class LabClient:
         done = Done(call, self.number, time.monotonic())
         self.history.append(done)
         try:
-            answer = self.client.call(
-                getattr(self._stubs[call.service], call.method), call.request, timeout=PATIENCE
-            )
+            answer = self.client.call(getattr(self._stubs[call.service], call.method), call.request, timeout=PATIENCE)
         except ApiError as error:
             self._refused(done, error)
         else:
@@ -115,7 +113,9 @@ class LabClient:
                 done.value = answer.labels.get(LABEL, "")
         done.returned = time.monotonic()
         took = done.returned - done.asked
-        self.say(f"client {self.number}: {call.method} {call.key} {call.token} → {done.result} {done.value} {took:.2f} s")
+        self.say(
+            f"client {self.number}: {call.method} {call.key} {call.token} → {done.result} {done.value} {took:.2f} s"
+        )
         return done
 
     def _refused(self, done: Done, error: ApiError) -> None:
@@ -344,7 +344,9 @@ class LabFaults:
         """Somebody breaks something by plain tools; of the calm workload too."""
         host = self.lab.host(self._host())
         spaces = host.run(["ls", "/run/netns"]).stdout.split()
-        links = [line.split(":")[1].split("@")[0].strip() for line in host.run(["ip", "-o", "link"]).stdout.splitlines()]
+        links = [
+            line.split(":")[1].split("@")[0].strip() for line in host.run(["ip", "-o", "link"]).stdout.splitlines()
+        ]
         devices = [link for link in links if link.startswith("tn") and len(link) == 14]
         if not spaces or not devices:
             return ""

@@ -9,7 +9,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,10 +127,8 @@ async def _accept(site: Site) -> None:
     """There is an admin who does what conditions of hosts ask for."""
     while True:
         await asyncio.sleep(1)
-        try:
+        with suppress(ApiError, Gone, TimeoutError):
             await site.accept()
-        except (ApiError, Gone, TimeoutError):
-            pass
 
 
 async def _gone(site: Site, operations: Operations, tenant: str) -> None:
@@ -162,7 +160,11 @@ async def _end_rollouts(site: Site) -> None:
 
     async def running() -> list[str]:
         found = await replica.call("rollout", "ListRollouts", request)
-        return [f"{r.name} {rollout_pb2.Rollout.State.Name(r.state)} {r.status.waiting}" for r in found.rollouts if r.state not in DONE]
+        return [
+            f"{r.name} {rollout_pb2.Rollout.State.Name(r.state)} {r.status.waiting}"
+            for r in found.rollouts
+            if r.state not in DONE
+        ]
 
     began = site.loop.now
     while left := await running():

@@ -172,11 +172,11 @@ class Site:
 
     def dead(self) -> list[str]:
         """Processes that ended although nobody killed them."""
-        found = []
-        for one in (*self.replicas.values(), *self.agents.values()):
-            if one.failure is not None:
-                found.append(f"{one.process.name} ended: {_deep(one.failure)}")
-        return found
+        return [f"{one.process.name} ended: {_deep(one.failure)}" for one in self.daemons() if one.failure is not None]
+
+    def daemons(self) -> list[SimReplica | SimAgent]:
+        """All that run, or should."""
+        return [*self.replicas.values(), *self.agents.values()]
 
 
 def _deep(error: BaseException) -> str:
@@ -223,7 +223,9 @@ class Client:
             break
         done.returned = site.loop.now
         what = getattr(request, "name", "") or call.key
-        site.note(f"client {self.number}: {call.method} {what} {call.token} → {done.result} {done.value} {done.revision}")
+        site.note(
+            f"client {self.number}: {call.method} {what} {call.token} → {done.result} {done.value} {done.revision}"
+        )
         return done
 
     def _refused(self, done: Done, error: ApiError, *, first: bool) -> None:

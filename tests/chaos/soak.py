@@ -45,7 +45,10 @@ def main() -> int:
             if number == WARM - 1:
                 before = _measure(stand)
             if (number + 1) % 10 == 0:
-                print(f"{(number + 1) * given.at_once} workloads, {killed} kills, {time.monotonic() - began:.0f} s", flush=True)
+                print(
+                    f"{(number + 1) * given.at_once} workloads, {killed} kills, {time.monotonic() - began:.0f} s",
+                    flush=True,
+                )
         lines = _grown(before, _measure(stand))
         stand.client.delete("tenants/soak", force=True)
         stand.sync()
@@ -54,7 +57,9 @@ def main() -> int:
                 lines.append(f"{host.name} is not as it was: {difference(stand.empty[host.name], now)}")
     for line in lines:
         print(f"LEFT: {line}")
-    print(f"{rounds * given.at_once} workloads came and went, {killed} agents were killed; {len(lines)} things are left")
+    print(
+        f"{rounds * given.at_once} workloads came and went, {killed} agents were killed; {len(lines)} things are left"
+    )
     return 1 if lines else 0
 
 
@@ -118,7 +123,11 @@ def _grown(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     lines = []
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name, 0), after.get(name, 0)
-        most = old * (1 + GROWS) if name.endswith("KiB") else old + (FEW if name.endswith(("descriptors", "threads")) else 0)
+        most = (
+            old * (1 + GROWS)
+            if name.endswith("KiB")
+            else old + (FEW if name.endswith(("descriptors", "threads")) else 0)
+        )
         print(f"  {name:32} {old:>9} {new:>9}")
         if new > most:
             lines.append(f"{name}: {old} → {new}")

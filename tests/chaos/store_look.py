@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.store_look CA CERT KEY ENDPOINT…`: what is wrong in a lab's etcd, a line each; run inside it."""
+"""`python -m tests.chaos.store_look CA CERT KEY ENDPOINT…`, inside a lab: what is wrong in its etcd, a line each."""
 
 from __future__ import annotations
 

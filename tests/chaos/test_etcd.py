@@ -19,7 +19,9 @@ def compares(dice: random.Random, revision: int) -> list[Compare]:
     found = []
     for _ in range(dice.randint(0, 2)):
         kind = dice.choice(list(Field))
-        operand: Any = dice.choice([b"v1", b"v2"]) if kind is Field.VALUE else dice.choice([0, 1, revision, revision - 1])
+        operand: Any = (
+            dice.choice([b"v1", b"v2"]) if kind is Field.VALUE else dice.choice([0, 1, revision, revision - 1])
+        )
         end = END if dice.random() < 0.2 else b""
         found.append(Compare(dice.choice(KEYS), kind, operand, dice.choice(list(Is)), end))
     return found
@@ -63,18 +65,18 @@ def shown(result: TxnResult, offset: int) -> Any:
 
 async def test_as_etcd(tmp_path: Path) -> None:
     dice = random.Random(5)
-    async with EmbeddedEtcd(Options(tmp_path / "etcd", durability=Durability.MEMORY)) as server:
-        async with Etcd([server.endpoint]) as real:
-            memory, offset = Server(), await real.revision() - 1
-            for _ in range(400):
-                checks = compares(dice, memory.revision)
-                then, orelse = operations(dice, memory.revision), operations(dice, memory.revision)
-                moved = [Compare(c.key, c.field, _moved(c, offset), c.relation, c.end) for c in checks]
-                try:
-                    wanted: Any = shown(await real.txn(moved, _at(then, offset), _at(orelse, offset)), offset)
-                except StoreRefused:
-                    continue  # a key given twice: what is refused is checked where it is asked for
-                assert shown(memory.txn(checks, then, orelse), 0) == wanted, (checks, then, orelse)
+    options = Options(tmp_path / "etcd", durability=Durability.MEMORY)
+    async with EmbeddedEtcd(options) as server, Etcd([server.endpoint]) as real:
+        memory, offset = Server(), await real.revision() - 1
+        for _ in range(400):
+            checks = compares(dice, memory.revision)
+            then, orelse = operations(dice, memory.revision), operations(dice, memory.revision)
+            moved = [Compare(c.key, c.field, _moved(c, offset), c.relation, c.end) for c in checks]
+            try:
+                wanted: Any = shown(await real.txn(moved, _at(then, offset), _at(orelse, offset)), offset)
+            except StoreRefused:
+                continue  # a key given twice: what is refused is checked where it is asked for
+            assert shown(memory.txn(checks, then, orelse), 0) == wanted, (checks, then, orelse)
 
 
 def _moved(compare: Compare, offset: int) -> Any:

@@ -18,6 +18,7 @@ import grpc.aio
 from tealnet.agent.v1 import agent_pb2 as pb
 from tests.chaos.loop import Process, running
 
+EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 DELAY = 0.0006  # seconds one way, on average
 
 
@@ -32,7 +33,7 @@ class Way:
 def broken() -> grpc.aio.AioRpcError:
     """What a call says whose connection is gone."""
     nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "connection reset")
+    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing, "connection reset", None)
 
 
 class Pipe:
@@ -105,7 +106,7 @@ class ServerContext:
 
     async def read(self) -> Any:
         data = await self._connection.up.get()
-        return grpc.aio.EOF if data is None else pb.FromAgent.FromString(data)
+        return EOF if data is None else pb.FromAgent.FromString(data)
 
     async def write(self, message: bytes) -> None:
         await asyncio.sleep(0)
@@ -123,7 +124,7 @@ class ClientCall:
         if data is None:
             if self._connection.down.is_over:
                 raise broken()
-            return grpc.aio.EOF
+            return EOF
         return pb.ToAgent.FromString(data)
 
     async def write(self, message: pb.FromAgent) -> None:

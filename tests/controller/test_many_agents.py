@@ -46,7 +46,9 @@ async def test_two_hundred_agents_come_back_at_once() -> None:
             ops: list[Op] = [make.tenant("acme"), make.network(NET, 1, cidrs=["10.0.0.0/16"])]
             for n, agent in enumerate(agents):
                 ops.append(make.host(agent.name, n + 1, vtep=agent.vtep))
-                ops.append(make.port(f"tenants/acme/ports/p{n}", NET, [f"10.0.{n // 250}.{n % 250 + 2}"], host=agent.name))
+                ops.append(
+                    make.port(f"tenants/acme/ports/p{n}", NET, [f"10.0.{n // 250}.{n % 250 + 2}"], host=agent.name)
+                )
             await controller.store.passed((await controller.etcd.txn((), ops)).revision)
             async with contextlib.AsyncExitStack() as stack:
                 first = await _connect(stack, Site(Path(name), ca, settings, controller), agents)
