@@ -450,3 +450,21 @@ async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
         assert not old.unaccounted
         await until(lambda: store.world.tombstones.rows[h1, uid_of(P1), ""].acked)
         assert place.controller.status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE
+
+
+async def test_a_session_key_that_went_is_written_again_and_all_that_needed_it(place: Site, write: Writer) -> None:
+    """Also by somebody's hand: what the host said meanwhile is written when the key is there again."""
+    store, h1 = place.controller.store, uid_of("hosts/h1")
+    key, place_of = store.keys.session(h1), (h1, uid_of(P1), "")
+    async with one().connected(place) as agent:
+        await synced(place, agent, store.revision)
+        session = place.controller.sessions.by_host[h1]
+        await write(delete(key))
+        await until(lambda: h1 in store.world.sessions.rows, "the key is there again")
+        assert (await store.etcd.range(key)).kvs[0].value == session.key_value
+        # The key goes in the very transaction after which the host says that it has let a port go.
+        gone = write.make.tombstone("h1", P1, network=NET)
+        revision = await write(delete(store.keys.intent(P1)), gone, delete(key))
+        await synced(place, agent, revision)
+        await until(lambda: store.world.tombstones.rows[place_of].acked, "the tombstone is acked")
+        assert place.controller.sessions.by_host[h1] is session and not agent.done.is_set()
