@@ -31,7 +31,7 @@ from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.metrics import Status, StatusServer
 from agent.observe import Observer
-from agent.pipeline import Feature, narrows
+from agent.pipeline import Feature, domain_of, narrows
 from agent.policy.counters import Counters
 from agent.policy.cut import PolicyCutter
 from agent.probe import Prober
@@ -79,6 +79,7 @@ class Agent:
             clock=asyncio.get_running_loop().time,
             in_use=self.devices.in_use,
             narrows=narrows,
+            home=domain_of,
         )
         self.core = Core(
             local=_local(settings, datapath=datapath),
