@@ -1,9 +1,9 @@
 # `sudo make demo` and `sudo make test` are all a newcomer needs: both set up what is missing first.
 PYTHON_ENV := .venv/bin/python
-BENCHES := attach bulk dataplane rollout
+BENCHES := attach bulk dataplane policy rollout
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo test test-long lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: setup ## the story on a lab of 3 hosts (root); KEEP=1 leaves the lab up
 
 test: setup ## every test (root)
 	@$(PYTHON_ENV) -m pytest $(ARGS)
+
+test-long: setup ## what is done often to be sure, thousands of times: takes half an hour (root)
+	@TEALNET_LONG=1 $(PYTHON_ENV) -m pytest -m long $(ARGS)
 
 lint: setup ## ruff
 	@$(PYTHON_ENV) -m ruff check .
