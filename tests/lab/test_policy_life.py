@@ -1,11 +1,12 @@
-"""Open connections when their rule goes, with real sockets: CUT ends them at both ends at once, KEEP leaves them.
-
-And whoever is denied is in the logs, without anybody having asked.
+"""What policy does with real sockets, beside the truth table: open connections when their rule goes (CUT ends them at
+both ends at once, KEEP leaves them), errors about connections through a router, rules for one color, identities that
+come and go while an agent is stopped, and who is denied is in the logs without anybody having asked.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,12 +14,15 @@ from contextlib import ExitStack
 import pytest
 
 from tealnet import kinds
-from tealnet.lab.traffic import Running
+from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
-from tealnet.v1 import security_pb2
+from tealnet.v1 import port_pb2, security_pb2, split_pb2
 from tests.lab.stand import NETNS, NETNS_PATH, SOON, Stand, full, standing
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+LONG = bool(os.environ.get("TEALNET_LONG"))
+TIMES = 10_000 if LONG else 40  # groups that come and go
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(3000 if LONG else 120)]
 
 PORT, COUNT = "8000", 5
 CUT, KEEP = security_pb2.ON_CHANGE_CUT, security_pb2.ON_CHANGE_KEEP
@@ -29,10 +33,11 @@ ANY = security_pb2.SecurityRule()
 @pytest.fixture(scope="module")
 def stand() -> Iterator[Stand]:
     """h1: far (a client) · h2: near (another), db in a namespace of ours, pod in somebody else's."""
-    with standing("t-policy-cut", hosts=2) as stand:
+    with standing("t-policy-life", hosts=2) as stand:
         stand.settings("h2", allow_netns=["/run/netns/*"])
         stand.tenant("acme", NETNS, NETNS_PATH)
-        stand.network("acme/web", "10.1.0.0/24", "fd01::/64")
+        stand.router("acme/main")
+        stand.network("acme/web", "10.1.0.0/24", "fd01::/64", router="main")
         for name in ("client", "server"):
             body = security_pb2.SecurityGroup(ingress=[HTTP], egress=[ANY])
             stand.client.create(kinds.GROUP, parent="tenants/acme", ident=name, body=body)
@@ -136,3 +141,84 @@ def test_denials_are_in_the_logs_without_being_asked(stand: Stand) -> None:
     wait_for(lambda: bool(lines(controller, "controller.log")), seconds=20, what="a line of the controller")
     told = lines(controller, "controller.log")[0]
     assert (common | {"remote_port": full("ports", "acme/far"), "host": "hosts/h2"}).items() <= told.items()
+
+
+def words(source: Workload, address: str, *more: str) -> dict[str, int]:
+    """Who answers one question."""
+    found: dict[str, int] = source.probe("ask", address, PORT, *more)["words"]
+    return found
+
+
+def test_errors_about_a_connection_come_back_through_a_router(stand: Stand) -> None:
+    """The target may send nothing by itself; that nobody listens there is said all the same, and the hop limit, too."""
+    change(stand, "server", ingress=[security_pb2.SecurityRule(protocol="udp")], egress=[])
+    stand.network("acme/db", "10.2.0.0/24", "fd02::/64", router="main")
+    stand.port("acme/quiet", "db", "h2", security_groups=[full("securityGroups", "acme/server")])
+    stand.sync()
+    far, quiet = stand.workloads("acme/far", "acme/quiet")
+    for address in (quiet.v4, quiet.v6):
+        assert words(far, address, "--kind", "udp") == {"(Connection refused)": 1}
+    assert words(quiet, far.v4, "--kind", "udp") == {"(TimeoutError)": 1}
+    stand.delete("acme/quiet")
+    stand.client.delete(full("networks", "acme/db"))
+    change(stand, "server", ingress=[HTTP], egress=[ANY])
+
+
+def test_a_rule_for_one_color(stand: Stand) -> None:
+    """Clients without a color reach blue by weight; green's rule is not there."""
+    change(stand, "server", ingress=[security_pb2.SecurityRule(protocol="tcp", ports=[PORT], color="blue")])
+    stand.network("acme/app", "10.3.0.0/24", "fd03::/64", router="main")
+    stand.change("acme/app", colors=["blue", "green"])
+    group = [full("securityGroups", "acme/server")]
+    for color in ("blue", "green"):
+        stand.port(f"acme/{color}", "app", "h2", color=color, addresses=["10.3.0.5"], security_groups=group)
+    stand.sync()
+    far, blue, green = stand.workloads("acme/far", "acme/blue", "acme/green")
+    with blue.running("answer", PORT, "blue"), green.running("answer", PORT, "green"):
+        for color, answer in (("blue", "blue"), ("green", "(TimeoutError)")):
+            request = split_pb2.SetWeightsRequest(parent="tenants/acme")
+            request.networks.add(network=full("networks", "acme/app"), weights={color: 1})
+            stand.client.call(stand.client.splits.SetWeights, request)
+            stand.sync()
+            assert words(far, "10.3.0.5") == {answer: 1}
+            asked = security_pb2.TestPolicyRequest(
+                source=full("ports", "acme/far"), target=full("ports", f"acme/{color}"), protocol="tcp", port=int(PORT)
+            )
+            assert stand.client.test_policy(asked).allowed == (color == "blue")
+    for color in ("blue", "green"):
+        stand.delete(f"acme/{color}")
+    stand.client.delete(full("networks", "acme/app"))
+    change(stand, "server", ingress=[HTTP])
+
+
+@pytest.mark.long
+def test_groups_come_and_go_while_an_agent_is_stopped(stand: Stand) -> None:
+    """far joins one new group after the other while db's host hears of nothing; then it is no client to db any more."""
+    rule = security_pb2.SecurityRule(protocol="tcp", remote_group=full("securityGroups", "acme/client"))
+    change(stand, "server", ingress=[rule])
+    far, near, db = stand.workloads("acme/far", "acme/near", "acme/db")
+    with db.running("answer", PORT, "db"), near.running("load", PORT, db.v4, "--rate", "20") as friend:
+        assert words(far, db.v4) == {"db": 1}
+        stand.lab.stop("h2", "agent")
+        try:
+            for number in range(TIMES):
+                group = security_pb2.SecurityGroup(egress=[ANY])
+                stand.client.create(kinds.GROUP, parent="tenants/acme", ident=f"n{number}", body=group)
+                join(stand, "far", f"n{number}")
+                if number:
+                    stand.client.delete(full("securityGroups", f"acme/n{number - 1}"))
+        finally:
+            stand.lab.cont("h2", "agent")
+        stand.sync(seconds=120)
+        assert words(far, db.v4) == {"(TimeoutError)": 1}
+        join(stand, "far", "client")
+        stand.client.delete(full("securityGroups", f"acme/n{TIMES - 1}"))
+        stand.sync()
+        assert words(far, db.v4) == {"db": 1}
+    assert set(friend.result["words"]) == {"db"}, friend.result["words"]  # who was a client all the time
+    change(stand, "server", ingress=[HTTP])
+
+
+def join(stand: Stand, port: str, group: str) -> None:
+    body = port_pb2.Port(name=full("ports", f"acme/{port}"), security_groups=[full("securityGroups", f"acme/{group}")])
+    stand.client.update(body, mask=["security_groups"])
