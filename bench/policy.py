@@ -1,7 +1,7 @@
 """`make bench-policy`: what a group of 1,000 members costs ten hosts, and what rules cost packets; OVN the same way.
 
     add_member     one more member: its port gets the group
-    replace_all    1,000 ports leave the group, 1,000 others join
+    replace_all    1,000 ports leave the group, 1,000 others join: two calls
     new_rule       one more rule that names the group, on a port of each host
 
 Each is from the call until the last host has applied it. Then connections per second and throughput through two hosts,
@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 
 from bench import ovn_packages, policy_traffic
 from bench.common import BenchError, Neighbours, Number, Report, bounded, say, table
 from bench.ovn_packages import Ovn
 from bench.ovn_policy import Scale
-from bench.policy_plane import Change, Plane
+from bench.policy_plane import Change, Cost, Plane
 from tealnet.client import ApiError
 from tealnet.lab import Lab, LabError, Parts
 
@@ -38,57 +39,60 @@ def ours(report: Report, arguments: argparse.Namespace, neighbours: Neighbours) 
         try:
             plane.rule()
             plane.synced()
-            # The same ports on the same hosts: once none of them is in the group, then all are.
+            # The same ports on the same hosts: once one of them is in the group, then all are.
+            plane.join()
+            plane.synced()
             before, rules_before = max(map(len, plane.flows())), plane.rule_flows()
             plane.fill()
             after, rules_after = max(map(len, plane.flows())), plane.rule_flows()
-            report.put("flows_per_host_without_members", before, 0)
-            report.put("flows_per_host_with_members", after, 0)
-            report.put("rule_flows_per_member", (rules_after - rules_before) / arguments.members, 4)
-            say(f"flows of a host: {before} without members, {after} with; of rules {rules_before}, {rules_after}")
+            report.put("flows_per_host_with_one_member", before, 0)
+            report.put("flows_per_host_with_all_members", after, 0)
+            report.put("rule_flows_per_member", (rules_after - rules_before) / (arguments.members - 1), 4)
+            say(f"flows of a host: {before} with one member, {after} with all; of rules {rules_before}, {rules_after}")
             plane.spare(arguments.members)
-            found: dict[str, list[Change]] = {kind: [] for kind in KINDS}
             for kind, change, times in (
                 ("add_member", plane.join, arguments.repetitions),
                 ("new_rule", plane.rule, arguments.repetitions),
                 ("replace_all", plane.replace, arguments.replacements),
             ):
+                found = []
                 for _ in range(times):
-                    neighbours.wait_quiet()
-                    found[kind].append(plane.measure(change))
-                    one = found[kind][-1]
-                    say(f"{kind}: call {one.call:.1f} ms, last host {one.total:.1f} ms, {one.flows} flows")
-                _figures(report, kind, found[kind])
+                    neighbours.wait_quiet(seconds=2)
+                    found.append(one := plane.measure(change))
+                    say(f"{kind}: call {one.call:.1f} ms, last host {one.total:.1f} ms")
+                _figures(report, kind, found, plane.cost(change))
         finally:
             plane.close()
 
 
-def _figures(report: Report, kind: str, changes: Sequence[Change]) -> None:
+def _figures(report: Report, kind: str, changes: Sequence[Change], cost: Cost) -> None:
     report.put_stat(f"{kind}_call", [one.call for one in changes], unit="ms")
     report.put_stat(f"{kind}_last_host", [one.total for one in changes], unit="ms")
-    report.put(f"{kind}_flows_touched_per_host", max(one.flows for one in changes), 0)
-    report.put(f"{kind}_bytes_per_host", sum(one.sent for one in changes) / len(changes), 0)
+    report.put(f"{kind}_flows_touched_per_host", cost.flows, 0)
+    report.put(f"{kind}_bytes_per_host", cost.sent, 0)
     report.raw[f"{kind}_ms"] = [one.total for one in changes]
 
 
 def theirs(report: Report, ovn: Ovn, arguments: argparse.Namespace, neighbours: Neighbours) -> None:
     """Ten hosts with ovn-controllers, alone on the machine as ours were."""
     with Lab.up(LAB, hosts=0, parts=Parts.SWITCH, note=say) as lab:
-        scale = Scale(lab, ovn, hosts=arguments.hosts)
+        scale = Scale(lab, ovn, hosts=arguments.hosts, members=arguments.members)
         try:
             scale.rule()
-            report.put("ovn_flows_per_host_without_members", scale.flows(), 0)
+            scale.set_addresses(0, 1)
+            report.put("ovn_flows_per_host_with_one_member", scale.flows(), 0)
             scale.set_addresses(0, arguments.members)
-            report.put("ovn_flows_per_host_with_members", scale.flows(), 0)
-            added, blocks = iter(range(250)), iter(range(1, 1000))
+            report.put("ovn_flows_per_host_with_all_members", scale.flows(), 0)
+            added = iter(range(arguments.members, 2 * arguments.members))
+            firsts = cycle((arguments.members, 0))  # one half of the ports, then the other
             for kind, change, times in (
                 ("add_member", lambda: scale.add_address(next(added)), arguments.repetitions),
                 ("new_rule", scale.rule, arguments.replacements),
-                ("replace_all", lambda: scale.set_addresses(next(blocks), arguments.members), arguments.replacements),
+                ("replace_all", lambda: scale.set_addresses(next(firsts), arguments.members), arguments.replacements),
             ):
                 values = []
                 for _ in range(times):
-                    neighbours.wait_quiet()
+                    neighbours.wait_quiet(seconds=2)
                     values.append(scale.measure(change))
                     say(f"OVN {kind}: last host {values[-1]:.1f} ms")
                 report.put_stat(f"ovn_{kind}_last_host", values, unit="ms")
@@ -142,9 +146,9 @@ def print_table(report: Report) -> None:
     ]
     table("Until the last host has it (ms)", ("", "median", "95 %", "flows/host", "bytes/host", "OVN"), rows)
     counts: list[tuple[str, Number | str, Number | str]] = [
-        (f"flows per host {word} members", cell(f"flows_per_host_{word}_members", 0),
-         cell(f"ovn_flows_per_host_{word}_members", 0))
-        for word in ("without", "with")
+        (f"flows per host with {word}", cell(f"flows_per_host_with_{name}", 0),
+         cell(f"ovn_flows_per_host_with_{name}", 0))
+        for word, name in (("one member", "one_member"), ("all members", "all_members"))
     ]  # fmt: skip
     table("What a host holds", ("", "Tealnet", "OVN"), counts)
     traffic = []

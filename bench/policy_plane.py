@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
+from google.protobuf import field_mask_pb2
 
 from bench.common import BenchError
 from bench.simulated import SimulatedHost
@@ -24,8 +26,7 @@ from tealnet.v1 import network_pb2, port_pb2, security_pb2, system_pb2, tenant_p
 
 PARENT = "tenants/bench"
 METRICS = 9464  # TCP port of the controller's metrics
-AT_ONCE = 16  # calls
-_BATCH = 250
+_BATCH, _CHANGES = 250, 1000  # ports of one call
 _SENT = re.compile(r"^tealnet_sent_bytes_total (\S+)$", re.MULTILINE)
 _FLOW = re.compile(r" cookie=\w+, (table=\S+ .*?) ?actions=(.*)")
 
@@ -34,12 +35,17 @@ Flows = dict[str, str]  # table, priority and match → actions
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One measurement: ms until the call had returned and until the last host had it; flows of one host that are other
-    than before; bytes of units, of one host."""
+    """One measurement: ms until the call had returned, and until the last host had it."""
 
     call: float
     total: float
-    flows: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one change: flows that are other than before, on the host that has most, and bytes of units for one host."""
+
+    flows: int
     sent: float
 
 
@@ -81,7 +87,7 @@ class Plane:
     def fill(self) -> None:
         """All others become members."""
         self._move(self.others, "members")
-        self.members, self.others = self.others, []
+        self.members, self.others = [*self.members, *self.others], []
         self.synced()
 
     def spare(self, count: int) -> None:
@@ -108,24 +114,27 @@ class Plane:
     def replace(self) -> None:
         """All members leave, as many others join."""
         leaving, joining = self.members, self.others[: len(self.members)]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            changes = [*((name, "spare") for name in leaving), *((name, "members") for name in joining)]
-            list(pool.map(lambda change: self._put(*change), changes))
+        self._move(leaving, "spare")
+        self._move(joining, "members")
         self.members, self.others = joining, [*leaving, *self.others[len(joining) :]]
 
     # -- measuring
 
     def measure(self, change: Callable[[], None]) -> Change:
         """Do it and wait for the last host."""
-        flows, sent = self.flows(), self.sent()
         started = time.monotonic()
         change()
         returned = time.monotonic()
         self.synced()
-        done = time.monotonic()
-        touched = [_differ(before, after) for before, after in zip(flows, self.flows(), strict=True)]
-        total = self.sent() - sent
-        return Change(1000 * (returned - started), 1000 * (done - started), max(touched), total / (len(self.hosts) + 1))
+        return Change(1000 * (returned - started), 1000 * (time.monotonic() - started))
+
+    def cost(self, change: Callable[[], None]) -> Cost:
+        """Do it and count."""
+        flows, sent = self.flows(), self.sent()
+        change()
+        self.synced()
+        touched = max(_differ(before, after) for before, after in zip(flows, self.flows(), strict=True))
+        return Cost(touched, (self.sent() - sent) / (len(self.hosts) + 1))
 
     def synced(self, *, seconds: float = 120.0) -> None:
         """All hosts have everything. Raises BenchError with who has not."""
@@ -166,14 +175,16 @@ class Plane:
         self.lab.start("controller", "controller")
 
     def _move(self, ports: Sequence[str], group: str) -> None:
+        """One call for a port, and one for each thousand."""
         if len(ports) == 1:
-            self._put(ports[0], group)
+            self.client.update(_in_group(ports[0], group), mask=["security_groups"])
             return
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda name: self._put(name, group), ports))
-
-    def _put(self, name: str, group: str) -> None:
-        self.client.update(port_pb2.Port(name=name, security_groups=[group_name(group)]), mask=["security_groups"])
+        for start in range(0, len(ports), _CHANGES):
+            request = port_pb2.BatchUpdatePortsRequest(parent=PARENT)
+            for name in ports[start : start + _CHANGES]:
+                mask = field_mask_pb2.FieldMask(paths=["security_groups"])
+                request.requests.add(port=_in_group(name, group), update_mask=mask)
+            _refuse_errors(self.client.call(self.client.ports.BatchUpdatePorts, request, timeout=120))
 
     def _port(self, ident: str, host: str, group: str) -> None:
         self.client.create(kinds.PORT, parent=PARENT, ident=ident, body=_body(host, group))
@@ -185,15 +196,23 @@ class Plane:
             for _ in range(min(_BATCH, count - len(names))):
                 request.requests.add(parent=PARENT, port_id=f"m-{next(self._numbers)}", port=_body("far", group))
             answer = self.client.call(self.client.ports.BatchCreatePorts, request, timeout=120)
-            for result in answer.results:
-                if result.HasField("error"):
-                    raise BenchError(f"BatchCreatePorts: {result.error.message}")
+            _refuse_errors(answer)
             names += [result.port.name for result in answer.results]
         return names
 
 
 def _body(host: str, group: str) -> port_pb2.Port:
     return port_pb2.Port(network=f"{PARENT}/networks/net", host=f"hosts/{host}", security_groups=[group_name(group)])
+
+
+def _in_group(name: str, group: str) -> port_pb2.Port:
+    return port_pb2.Port(name=name, security_groups=[group_name(group)])
+
+
+def _refuse_errors(answer: Any) -> None:
+    for result in answer.results:
+        if result.HasField("error"):
+            raise BenchError(f"ports: {result.error.message}")
 
 
 def _flows(host: Host) -> Flows:

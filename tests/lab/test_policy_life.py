@@ -17,7 +17,7 @@ from tealnet import kinds
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import port_pb2, security_pb2, split_pb2
-from tests.lab.stand import NETNS, NETNS_PATH, SOON, Stand, full, standing
+from tests.lab.stand import NETNS, NETNS_PATH, READY, SOON, Stand, full, standing
 
 LONG = bool(os.environ.get("TEALNET_LONG"))
 TIMES = 10_000 if LONG else 40  # groups that come and go
@@ -114,6 +114,7 @@ def test_an_agent_that_was_away_cuts_what_has_to_be_cut(stand: Stand, held: list
     body = security_pb2.SecurityGroup(name=full("securityGroups", "acme/server"))
     stand.client.update(body, mask=["ingress"])
     stand.lab.start("h2", "agent")
+    stand.host_becomes("h2", READY)
     stand.sync()
     for one in held:
         one.end()
@@ -209,6 +210,7 @@ def test_groups_come_and_go_while_an_agent_is_stopped(stand: Stand) -> None:
                     stand.client.delete(full("securityGroups", f"acme/n{number - 1}"))
         finally:
             stand.lab.cont("h2", "agent")
+        stand.host_becomes("h2", READY, seconds=120)
         stand.sync(seconds=120)
         assert words(far, db.v4) == {"(TimeoutError)": 1}
         join(stand, "far", "client")
