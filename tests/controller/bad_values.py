@@ -307,6 +307,9 @@ def right(method: str) -> Any:
             return request
         case "BatchCreate":
             return port_pb2.BatchCreatePortsRequest(parent="tenants/acme", requests=[{"port_id": "new"}])
+        case "BatchUpdate":
+            one = {"port": {"name": OBJECTS["port"]}}
+            return port_pb2.BatchUpdatePortsRequest(parent="tenants/acme", requests=[one])
         case "CreateJoinToken":
             return host_pb2.CreateJoinTokenRequest(name="hosts/h1")
         case _:
