@@ -62,7 +62,8 @@ async def test_who_moves_is_let_go_when_the_datapath_has_caught_up() -> None:
     assert switch.step() == {("db", 8)}  # other steps meanwhile do not make it go
     assert not woken.is_set()
     switch.caught_up.set()
-    await asyncio.wait_for(woken.wait(), 5)
+    async with asyncio.timeout(5):
+        await woken.wait()
     assert not switch.step() and ("db", 8) not in switch.delta.actual
     task.cancel()
 
@@ -86,8 +87,8 @@ async def test_who_comes_back_is_at_home_and_leaves_anew() -> None:
     assert switch.want(("db", 7)) == {("db", 8)}  # left once more, after the round had begun
     rounds = switch.rounds
     switch.caught_up.set()
-    await asyncio.wait_for(woken.wait(), 5)
     async with asyncio.timeout(5):
+        await woken.wait()
         while switch.step():  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert switch.rounds > rounds  # what its last leaving waited for began after that
