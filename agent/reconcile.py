@@ -200,9 +200,14 @@ class Reconciler:
 
     def in_place(self, resource: str) -> bool:
         """Whether the flows that this resource wants are on the switch."""
+        waiting = self.waiting()
+        return waiting is not None and resource not in waiting
+
+    def waiting(self) -> set[str] | None:
+        """Resources whose flows are not all on the switch as they are wanted; None while nothing can be said."""
         if not self._ready() or not self._devices_passed or not self._flow.usable() or self._deriving:
-            return False
-        return not any(resource in self._desired.resources(FLOW, key) for key in self._flow.pending())
+            return None
+        return {resource for key in self._flow.pending() for resource in self._desired.resources(FLOW, key)}
 
     def take_narrowed(self) -> bool:
         """Have flows gone since the last call?"""

@@ -93,7 +93,7 @@ class Agent:
         closing = Closing(self.inputs, self.devices, self.devices)
         self.cutter = Cutter(self.inputs, self.epochs, closing)
         self.policy_cutter = PolicyCutter(
-            graph, self.inputs, closing, in_place=self.reconciler.in_place, revalidated=self.facts.revalidated
+            graph, self.inputs, closing, waiting=self.reconciler.waiting, revalidated=self.facts.revalidated
         )
         self.core.on_progress = self._progressed
         self.core.before_ack += self.cutter.settled, self.policy_cutter.settled

@@ -10,7 +10,7 @@ nobody says CUT, and no connection remembers it, conntrack is never looked at.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 import structlog
@@ -51,8 +51,8 @@ class Guarding:
 class PolicyCutter:
     """Ends what must end. `failures` are by resource key; `on_done` is called after they changed.
 
-    `in_place(resource)`: its flows are on the switch; `revalidated()` returns when no cached flow of older ones is
-    left.
+    `waiting()`: resources whose flows are not on the switch yet, None while that is not known; `revalidated()` returns
+    when no cached flow of older ones is left.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class PolicyCutter:
         inputs: Inputs,
         closing: Closing,
         *,
-        in_place: Callable[[str], bool],
+        waiting: Callable[[], Collection[str] | None],
         revalidated: Callable[[], Awaitable[None]],
     ) -> None:
         self.failures: dict[str, Failure] = {}
         self.on_done: Callable[[], None] = lambda: None
         self._inputs, self._closing = inputs, closing
-        self._in_place, self._revalidated = in_place, revalidated
+        self._waiting, self._revalidated = waiting, revalidated
         self._wanted = _declare(graph, inputs)
         self._wanted.watch_changes()
-        self._todo: set[str] = set()  # port uids whose guarding has changed
+        self._todo: set[str] = set()  # port uids whose connections have to be looked at
         self._done: dict[str, Guarding] = {}  # … as it was when their connections were in order
         self._adopted: frozenset[str] | None = None  # ports that may have connections of a former process
         self._remembered = True  # connections may remember CUT
@@ -78,14 +78,14 @@ class PolicyCutter:
 
     def kick(self) -> None:
         """Rules or ports may have changed, or come into force."""
-        self._todo |= self._wanted.take_changes()
+        self._note()
         if self._todo:
             self._wake.set()
 
     def pending(self) -> bool:
         """Whether rules that are on the switch end connections that have not been ended yet."""
-        self._todo |= self._wanted.take_changes()
-        return any(self._must_look(uid) for uid in self._ready())
+        self._note()
+        return bool(self._ready())
 
     async def settled(self) -> None:
         """Return when nothing is pending, or has failed; an Ack waits for this, but not for ever."""
@@ -102,10 +102,8 @@ class PolicyCutter:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._leave()
+            self._note()
             if ready := self._ready():
-                if self._adopted is None:
-                    self._adopted = frozenset(self._inputs.issued.rows)
                 await self._settle(ready)
             elif self.failures:  # what could not be closed is not there, or not to be closed, any more
                 self._say({})
@@ -113,45 +111,52 @@ class PolicyCutter:
                 await asyncio.sleep(RETRY)
                 self._wake.set()
 
-    def _leave(self) -> None:
-        """Forget what is not guarded any more; where only its policy is OFF, it may be guarded again."""
-        for uid in self._todo - self._wanted.rows.keys():
-            self._todo.discard(uid)
-            if uid not in self._inputs.localports.rows:
-                self._done.pop(uid, None)
+    def _note(self) -> None:
+        """Take in what has changed; most of it needs no look at any connection."""
+        if self._adopted is None:
+            if self._waiting() is None:
+                return
+            self._adopted = frozenset(self._inputs.issued.rows)
+        self._todo |= self._wanted.take_changes()
+        for uid in list(self._todo):
+            row = self._wanted.rows.get(uid)
+            if row is None:  # where only its policy is OFF, it may be guarded again
+                self._todo.discard(uid)
+                if uid not in self._inputs.localports.rows:
+                    self._done.pop(uid, None)
+            elif not self._must_look(uid, row):
+                self._todo.discard(uid)
+                self._done[uid] = row
 
-    def _ready(self) -> dict[str, Guarding]:
-        """What has changed, and is on the switch."""
-        wanted = {uid: row for uid in self._todo if (row := self._wanted.rows.get(uid)) is not None}
-        return {uid: row for uid, row in wanted.items() if all(map(self._in_place, _resources(uid, row)))}
-
-    def _must_look(self, uid: str) -> bool:
-        new, old = self._wanted.rows[uid], self._done.get(uid)
-        cut = new.on_change is OnChange.CUT
-        if not cut and not self._remembered:
+    def _must_look(self, uid: str, new: Guarding) -> bool:
+        old, cut = self._done.get(uid), new.on_change is OnChange.CUT
+        self._remembered = self._remembered or cut
+        if not self._remembered:
             return False
         if old is None:
             return self._adopted is None or uid in self._adopted
         return bool(old.rules - new.rules) or (cut and old.on_change is not OnChange.CUT)
 
+    def _ready(self) -> dict[str, Guarding]:
+        """What has to be looked at, and is on the switch."""
+        waiting = self._waiting() if self._todo else None
+        if waiting is None:
+            return {}
+        wanted = {uid: self._wanted.rows[uid] for uid in self._todo if uid in self._wanted.rows}
+        return {uid: row for uid, row in wanted.items() if not any(key in waiting for key in _resources(uid, row))}
+
     async def _settle(self, ready: dict[str, Guarding]) -> None:
-        looked = {uid: row for uid, row in ready.items() if self._must_look(uid)}
-        self._remembered = self._remembered or any(row.on_change is OnChange.CUT for row in ready.values())
         failures: dict[str, Failure] = {}
-        if looked:
-            try:
-                await self._revalidated()  # or a cached flow could let in what an older rule allows
-                await self._cut(looked)
-            except (DeviceUnavailable, OSError) as error:
-                failure = Failure("NotClosed", f"connections of a rule that has gone: {error}")
-                failures = {rules_key(row.identity): failure for row in looked.values()}
-                ready = {uid: row for uid, row in ready.items() if uid not in looked}
-        for uid, row in ready.items():
-            self._done[uid] = row
-            if self._wanted.rows.get(uid) == row:
-                self._todo.discard(uid)
-        if looked or self.failures:
-            self._say(failures)
+        try:
+            await self._revalidated()  # or a cached flow could let in what an older rule allows
+            await self._cut(ready)
+        except (DeviceUnavailable, OSError) as error:
+            failure = Failure("NotClosed", f"connections of a rule that has gone: {error}")
+            failures = {rules_key(row.identity): failure for row in ready.values()}
+        else:
+            self._done |= ready
+            self._todo -= {uid for uid, row in ready.items() if self._wanted.rows.get(uid) == row}
+        self._say(failures)
 
     def _say(self, failures: dict[str, Failure]) -> None:
         """What is now not as it should be."""

@@ -53,7 +53,7 @@ class World:
         self.late: set[str] = set()
         self.revalidations = 0
         self.cutter = PolicyCutter(
-            self.graph, self.inputs, Closing(self.inputs, self.host, self.host), in_place=self._in_place,
+            self.graph, self.inputs, Closing(self.inputs, self.host, self.host), waiting=lambda: self.late,
             revalidated=self._revalidated,
         )  # fmt: skip
         for number, (zone, identity, name) in enumerate(((11, WEB, "web"), (12, DB, "db")), 2):
@@ -85,9 +85,6 @@ class World:
     @property
     def forgotten(self) -> set[tuple[int, int]]:
         return {(row.zone, row.ports[0]) for row in self.host.forgotten}
-
-    def _in_place(self, resource: str) -> bool:
-        return resource not in self.late
 
     async def _revalidated(self) -> None:
         self.revalidations += 1
