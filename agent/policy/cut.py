@@ -167,7 +167,7 @@ class PolicyCutter:
         self.on_done()
 
     async def _cut(self, ports: dict[str, Guarding]) -> None:
-        code, remembered = CODES[OnChange.CUT], False
+        code, remembered = CODES[OnChange.CUT], self._is_said()
 
         def concerns(row: Connection, port: LocalPort) -> bool:
             nonlocal remembered
@@ -176,7 +176,11 @@ class PolicyCutter:
             return guarding is not None and guarding.cuts(row)
 
         await self._closing.close(concerns, "connections of a rule that has gone are cut")
-        self._remembered = remembered or any(row.on_change is OnChange.CUT for row in self._wanted.rows.values())
+        self._remembered = remembered or self._is_said()
+
+    def _is_said(self) -> bool:
+        """Whether any rules say CUT."""
+        return any(row.on_change is OnChange.CUT for row in self._wanted.rows.values())
 
 
 def _resources(uid: str, row: Guarding) -> tuple[str, ...]:
