@@ -20,8 +20,10 @@ from google.protobuf import field_mask_pb2
 
 from bench.common import BenchError
 from bench.simulated import SimulatedHost
+from bench.streams import cpu_of
 from tealnet import kinds
 from tealnet.lab import Host, Lab, api
+from tealnet.lab.host import AGENT
 from tealnet.v1 import network_pb2, port_pb2, security_pb2, system_pb2, tenant_pb2
 
 PARENT = "tenants/bench"
@@ -35,10 +37,12 @@ Flows = dict[str, str]  # table, priority and match → actions
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One measurement: ms until the call had returned, and until the last host had it."""
+    """One measurement: ms until the call had returned, and until the last host had it; ms of processor time that agent
+    and vswitchd of a host used for it, on average."""
 
     call: float
     total: float
+    cpu: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +126,17 @@ class Plane:
 
     def measure(self, change: Callable[[], None]) -> Change:
         """Do it and wait for the last host."""
+        used = self._cpu()
         started = time.monotonic()
         change()
         returned = time.monotonic()
         self.synced()
-        return Change(1000 * (returned - started), 1000 * (time.monotonic() - started))
+        done = time.monotonic()
+        cpu = (self._cpu() - used) / len(self.hosts)
+        return Change(1000 * (returned - started), 1000 * (done - started), 1000 * cpu)
+
+    def _cpu(self) -> float:
+        return sum(cpu_of(host, process) for host in self.hosts for process in (AGENT, "ovs-vswitchd"))
 
     def cost(self, change: Callable[[], None]) -> Cost:
         """Do it and count."""
