@@ -147,12 +147,20 @@ class Plane:
         return Cost(touched, (self.sent() - sent) / (len(self.hosts) + 1))
 
     def synced(self, *, seconds: float = 120.0) -> None:
-        """All hosts have everything. Raises BenchError with who has not."""
-        request = system_pb2.SyncRequest(revision=self.client.revision)
-        request.timeout.FromSeconds(int(seconds))
-        answer = self.client.call(self.client.system.Sync, request, timeout=seconds + 5)
-        if not answer.complete:
-            raise BenchError(f"not complete: {' '.join(str(answer).split())[:500]}")
+        """All hosts have everything. Raises BenchError with who has not.
+
+        On a machine that is too busy an agent may be away for a moment: it is waited for.
+        """
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            request = system_pb2.SyncRequest(revision=self.client.revision)
+            request.timeout.FromSeconds(max(1, int(left)))
+            answer = self.client.call(self.client.system.Sync, request, timeout=left + 5)
+            if answer.complete:
+                return
+            if answer.failed:
+                break
+        raise BenchError(f"not complete: {' '.join(str(answer).split())[:500]}")
 
     def flows(self) -> list[Flows]:
         """The flows of each host."""
