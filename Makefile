@@ -3,7 +3,7 @@ PYTHON_ENV := .venv/bin/python
 BENCHES := attach bulk dataplane rollout
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo test test-long lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: setup ## the story on a lab of 3 hosts (root); KEEP=1 leaves the lab up
 
 test: setup ## every test (root)
 	@$(PYTHON_ENV) -m pytest $(ARGS)
+
+test-long: setup ## the randomised tests with many samples each (root, an hour or two)
+	@TEALNET_TEST_LONG=1 $(PYTHON_ENV) -m pytest -m random --timeout=7200 $(ARGS)
 
 lint: setup ## ruff
 	@$(PYTHON_ENV) -m ruff check .

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agent.checkpoint import MAGIC, Checkpoint, CheckpointError, encode, parse
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
+from tests.samples import samples
 
 
 def record(revision: int, size: int = 10) -> pbc.Checkpoint:
@@ -80,7 +81,7 @@ def test_truncated_anywhere_it_is_a_former_state_or_nothing(length: int) -> None
     assert found == RECORDS[: len(found)] and len(found) < len(RECORDS)
 
 
-@settings(max_examples=300)
+@settings(max_examples=samples(150, many=5000))
 @given(st.integers(min_value=0, max_value=len(DATA) - 1), st.integers(min_value=1, max_value=255))
 def test_a_flipped_byte_is_never_believed(place: int, flip: int) -> None:
     damaged = bytearray(DATA)
