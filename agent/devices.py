@@ -33,6 +33,7 @@ from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
 from agent.drivers.zone import ZoneDriver
+from agent.era import ERA
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
 from agent.pipeline import PULSE
@@ -78,7 +79,12 @@ class Devices:
     def __init__(self, settings: Settings, *, datapath: str) -> None:
         self.run_dir = run_dir = str(settings.ovs_run_dir)
         self.ovsdb = OvsdbDriver(settings.ovsdb, run_dir=run_dir)
-        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir, pulse=PULSE)
+        self.flow = FlowDriver(
+            f"{run_dir}/{settings.bridge}.mgmt",
+            run_dir=run_dir,
+            pulse=PULSE,
+            era=ERA if datapath == "netdev" else None,
+        )
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)

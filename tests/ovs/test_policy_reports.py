@@ -17,7 +17,7 @@ from tealnet.core.rows.security import Action, Direction, Mode, Ports, Position,
 from tests.ovs import datagrams
 from tests.ovs.guarded import Guarded, ends
 from tests.ovs.policies import rule, rules
-from tests.ovs.sandbox import DEADLINE, Sandbox, connected
+from tests.ovs.sandbox import DEADLINE, Sandbox, as_agent
 
 pytestmark = pytest.mark.ovs
 
@@ -64,7 +64,7 @@ class Heard:
 @asynccontextmanager
 async def teller(guarded: Guarded, path: Path) -> AsyncIterator[tuple[RuleTeller, Heard]]:
     heard = Heard()
-    async with connected(guarded.ovs.mgmt("br-int"), run_dir=guarded.ovs.run_dir) as driver:
+    async with as_agent(guarded.ovs) as driver:
         made = RuleTeller(
             guarded.inputs, Counters(path), stats=lambda: driver.counts(Feature.SECURITY), send=heard.send
         )
