@@ -120,6 +120,7 @@ async def test_counters_never_go_back(guarded: Guarded, tmp_path: Path) -> None:
         await heard.until(lambda: heard.counts and heard.counts[key].packets == 1)
         guarded.ovs.ofctl("del-flows", "br-int")  # written again, they begin at zero
         await guarded.load()
+        await heard.until(lambda: not any(packets for packets, _ in tells._counters._seen.values()))
         await guarded.forget()
         await guarded.send((2, datagrams.udp(ends(2, 3), (5001, 80))))
         await heard.until(lambda: heard.counts[key].packets == 2)
