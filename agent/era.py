@@ -15,7 +15,7 @@ from __future__ import annotations
 from random import SystemRandom
 
 from agent.drivers.openflow import Era, Value
-from agent.openflow.flow import Flow, Group
+from agent.openflow.flow import Flow, Group, GroupKind
 from agent.openflow.oxm import match
 from agent.pipeline import Feature, Stage, flow, narrows
 
@@ -42,8 +42,11 @@ def era_flows() -> list[Flow]:
 
 
 def ends_era(value: Value) -> bool:
-    """Whether packets may take another path than before because this has been written."""
-    return isinstance(value, Group) or narrows(value)
+    """Whether paths may have to change because this has been written, and others that overlap have come.
+
+    A change of color as a whole is not among it: who looked at no hash does not look at less.
+    """
+    return value.kind is GroupKind.SELECT if isinstance(value, Group) else narrows(value)
 
 
 ERA = Era(feature=int(Feature.ERA), flows=era_flows, ends=ends_era)
