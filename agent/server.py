@@ -58,7 +58,7 @@ class Agent:
         self.inputs = Inputs(graph)
         wants = [want for room in FEATURES for want in room.declare(graph, self.inputs)]
         datapath = find_datapath(settings.datapath)
-        self.devices = Devices(settings, datapath=datapath)
+        self.devices = Devices(settings, datapath=datapath, issued=self.inputs.issued.rows.values)
         self.desired = Desired(wants, places=self.devices.places)
         self.facts = Facts(
             self.inputs,

@@ -29,7 +29,7 @@ from tests.ovs.colors import (
     ColorWire,
 )
 from tests.ovs.packets import ACK, RST, SYN, Address, tcp
-from tests.ovs.sandbox import Sandbox, connected
+from tests.ovs.sandbox import Sandbox, as_agent
 from tests.ovs.test_colors import BACK, PORTS, B, C, on_wire, v4, v6
 
 pytestmark = pytest.mark.ovs
@@ -154,7 +154,7 @@ def test_single_connections_are_forgotten(a: ColorWire, end: Callable[[object], 
     assert len(rows) == 5 and len(gone) == 3
 
     async def forget() -> None:
-        async with connected(a.ovs.mgmt("br-int"), run_dir=a.ovs.run_dir) as driver:
+        async with as_agent(a.ovs) as driver:
             for _ in range(2):  # what is gone is no error
                 await driver.forget(gone)
 
