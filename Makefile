@@ -1,6 +1,6 @@
 # `sudo make demo` and `sudo make test` are all a newcomer needs: both set up what is missing first.
 PYTHON_ENV := .venv/bin/python
-BENCHES := attach bulk dataplane rollout
+BENCHES := attach bulk dataplane policy rollout
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
@@ -18,8 +18,8 @@ demo: setup ## the story on a lab of 3 hosts (root); KEEP=1 leaves the lab up
 test: setup ## every test (root)
 	@$(PYTHON_ENV) -m pytest $(ARGS)
 
-test-long: setup ## the randomised tests with many samples each (root, an hour or two)
-	@TEALNET_TEST_LONG=1 $(PYTHON_ENV) -m pytest -m random --timeout=7200 $(ARGS)
+test-long: setup ## the tests that take samples, with many of them (root, an hour or two)
+	@TEALNET_LONG=1 $(PYTHON_ENV) -m pytest -m long --timeout=7200 $(ARGS)
 
 lint: setup ## ruff
 	@$(PYTHON_ENV) -m ruff check .

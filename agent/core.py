@@ -302,7 +302,9 @@ class Core:
             repeat, self._repeat = self._repeat, False
             failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
+                began = time.monotonic()
                 await self._reconciler.revalidated()
+                log.debug("revalidated", ms=round(1000 * (time.monotonic() - began), 2))
             for wait in self.before_ack:
                 await wait()
             self._say(applied.revision, {**self.more_failures(), **failures}, repeat=repeat)

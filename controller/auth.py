@@ -70,6 +70,7 @@ def _rules() -> dict[str, Rule]:
         f"{v1}PolicyService/ListRules": Rule(_READERS, _parent),
         f"{v1}PolicyService/ListDenials": Rule(_READERS, _parent),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
+        f"{v1}PortService/BatchUpdatePorts": Rule(_WRITERS, _parent),
         f"{v1}TrafficSplitService/GetTrafficSplit": Rule(_READERS, _name),
         f"{v1}TrafficSplitService/ListTrafficSplits": Rule(_READERS, _parent),
         f"{v1}TrafficSplitService/SetWeights": Rule(_WRITERS, _parent),

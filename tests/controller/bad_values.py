@@ -241,6 +241,11 @@ REQUESTS: dict[str, dict[str, list[Any]]] = {
         "requests": [[], [{"port_id": f"p{n}"} for n in range(1001)]],
         "request_id": REQUEST_IDS[:4],
     },
+    "BatchUpdatePorts": {
+        "parent": [p for p in PARENTS if p != Wrong("tenants/none", ABSENT, "NOT_FOUND")],
+        "requests": [[], [{"port": {"name": f"tenants/acme/ports/p{n}"}} for n in range(1001)]],
+        "request_id": REQUEST_IDS[:4],
+    },
     "AcceptHost": {"name": [*MISSING, Wrong("hosts/none", ABSENT, "NOT_FOUND")]},
     "FenceHost": {"name": [*MISSING, "hosts/-", Wrong("hosts/none", ABSENT, "NOT_FOUND")]},
     "DrainHost": {"name": [*MISSING, "hosts/-", Wrong("hosts/none", ABSENT, "NOT_FOUND")]},
@@ -302,6 +307,9 @@ def right(method: str) -> Any:
             return request
         case "BatchCreate":
             return port_pb2.BatchCreatePortsRequest(parent="tenants/acme", requests=[{"port_id": "new"}])
+        case "BatchUpdate":
+            one = {"port": {"name": OBJECTS["port"]}}
+            return port_pb2.BatchUpdatePortsRequest(parent="tenants/acme", requests=[one])
         case "CreateJoinToken":
             return host_pb2.CreateJoinTokenRequest(name="hosts/h1")
         case _:

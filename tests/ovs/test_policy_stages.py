@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -201,6 +202,25 @@ async def test_one_more_identity_costs_one_flow_and_moves_no_other(guarded: Guar
     two = guarded.flows()
     assert len(two) == len(one) + 50
     assert one.keys() <= two.keys()
+
+
+async def test_a_thousand_rules_in_a_group(guarded: Guarded) -> None:
+    """As many as a group may have, each with ports and a remote of its own: one flow each, and each is right."""
+    many = [
+        rule(
+            3000 + n, Direction.INGRESS, protocol=17, ports=(Ports(2 * n, 2 * n),),
+            remote=Remote((), (ip_network(f"10.{n >> 8}.{n & 255}.0/24"),)),
+        )
+        for n in range(1, 1000)
+    ]  # fmt: skip
+    guarded.put(rules(WEB, OUT), rules(DB))
+    before = len(guarded.flows())
+    last = rule(2999, Direction.INGRESS, protocol=17, ports=(Ports(5000, 5000),), remote=Remote((WEB,), ()))
+    guarded.put(rules(WEB, OUT), rules(DB, last, *many))
+    assert len(guarded.flows()) == before + 2 * 1000 + 1  # in JUDGE and in OPENED; the groups' step
+    await guarded.load()
+    assert await guarded.arrived(2, question(5000), at=3)
+    assert not await guarded.arrived(2, question(2 * 999), at=3)  # the other end is not in that rule's prefix
 
 
 HEADERS = b"\x3b\x00\x01\x04\x00\x00\x00\x00"  # destination options, then nothing
