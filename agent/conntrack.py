@@ -177,23 +177,20 @@ def _policy_to() -> Iterator[Flow]:
     yield from _families(stage, 88, adopt(), ct_state=known, reg13=TARGET_COLORED)
     yield from _families(stage, 88, adopt(), ct_state=known, metadata=NO_COLOR)
     yield from _after_ct(Stage.ADOPTED_TO, then=Stage.INGRESS)
-    # Another color's packet on this connection's 5-tuple: twins exclude each other until it closes (B3).
-    yield _flow(stage, COLLISION, b"", ct_state=known)
+    yield from collision_flows()
     for color in range(1, COLORS + 1):  # unanswered yet, as in the sender's zone
-        marked: Mask = (color, 0xFF)
-        yield _flow(stage, 79, judge, ct_state="+trk+new", ct_mark=marked, metadata=color_is(color))
-        yield _flow(stage, 78, b"", ct_state="+trk+new", ct_mark=marked, reg13=(0, Flag.TARGET_COLORED))
+        yield _flow(stage, 79, judge, ct_state="+trk+new", ct_mark=(color, 0xFF), metadata=color_is(color))
     middle = _mark(Flag.MID_STREAM) + judge
     yield from _tcp(stage, 75, middle, ct_state="+trk+new", tcp_flags=NOT_SYN, reg13=MANY_ASKED)
     yield _flow(stage, 70, judge, ct_state="+trk+new")
 
 
-COLLISION = 80  # priority of what is dropped as another color's, in POLICY_TO
-
-
-def collision_flow() -> Flow:
-    """The flow that counts `color_collision`."""
-    return _flow(Stage.POLICY_TO, COLLISION, b"", ct_state="+trk-new")
+def collision_flows() -> Iterator[Flow]:
+    """Another color's packet on a connection's 5-tuple: twins exclude each other until it closes (agent/tally.py)."""
+    yield _flow(Stage.POLICY_TO, 80, b"", ct_state="+trk-new")
+    for color in range(1, COLORS + 1):  # unanswered yet
+        marked: Mask = (color, 0xFF)
+        yield _flow(Stage.POLICY_TO, 78, b"", ct_state="+trk+new", ct_mark=marked, reg13=(0, Flag.TARGET_COLORED))
 
 
 def _commit_to() -> Iterator[Flow]:
