@@ -3,7 +3,7 @@ PYTHON_ENV := .venv/bin/python
 BENCHES := attach bulk dataplane rollout
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo test long lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: setup ## the story on a lab of 3 hosts (root); KEEP=1 leaves the lab up
 
 test: setup ## every test (root)
 	@$(PYTHON_ENV) -m pytest $(ARGS)
+
+long: setup ## tests of colors in full: 40,000 connections, a minute between two deaths of vswitchd (root)
+	@LONG=1 $(PYTHON_ENV) -m pytest tests/ovs/test_colors_shares.py tests/lab/test_colors_agent.py $(ARGS)
 
 lint: setup ## ruff
 	@$(PYTHON_ENV) -m ruff check .
