@@ -272,6 +272,10 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("--count", type=int, default=10)
     word.add_argument("--interval", type=float, default=0.05)
+    word = words.add_parser("pairs")
+    word.add_argument("first")
+    word.add_argument("second")
+    word.add_argument("port", type=int)
     word = words.add_parser("load")
     word.add_argument("port", type=int)
     word.add_argument("addresses", nargs="+")
@@ -312,6 +316,8 @@ def main() -> None:
         result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
     elif given.word == "hold":
         result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
+    elif given.word == "pairs":
+        result = twins.pairs(given.first, given.second, port=given.port)
     elif given.word == "load":
         result = load.load(given.addresses, port=given.port, rate=given.rate, kind=given.kind)
     elif given.word == "table":

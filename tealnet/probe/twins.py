@@ -133,6 +133,30 @@ def _asked(address: str, port: int, kind: str) -> str:
         return sock.recv(100).decode().strip()
 
 
+def pairs(first: str, second: str, *, port: int) -> dict[str, object]:
+    """Until standard input ends: a new connection to `first`, and after its word one to `second`, again and again.
+
+    The answer: `pairs`, each [when the first was opened, when the second was answered, word, word]; times in monotonic
+    ns of this machine.
+    """
+    found: list[tuple[int, int, str, str]] = []
+    print("ready", flush=True)
+    while True:
+        ready, _, _ = select.select([sys.stdin], [], [], 0.001)
+        if ready and not os.read(sys.stdin.fileno(), 4096):
+            return {"pairs": found}
+        began = time.monotonic_ns()
+        words = _word(first, port), _word(second, port)
+        found.append((began, time.monotonic_ns(), *words))
+
+
+def _word(address: str, port: int) -> str:
+    try:
+        return _asked(address, port, "tcp")
+    except OSError as error:
+        return f"({error.strerror or type(error).__name__})"
+
+
 class _Held:
     """One connection that stays open."""
 
