@@ -50,6 +50,7 @@ class Plan:
     kind: str
     family: int
     megaflows: int
+    filled: int
     at_once: bool
 
 
@@ -86,7 +87,7 @@ def run(report: Report, plan: Plan) -> None:
             service.build()
             service.bring_up(GREEN)
             if plan.megaflows:
-                fill(service, plan.megaflows)
+                fill(service, plan.megaflows, hosts=plan.filled)
             found = Found()
             with service.serving(BLUE), service.serving(GREEN), _held(service, found, color=BLUE):
                 waits = Waits(neighbours.group / "tasks") if neighbours.group else None
@@ -97,7 +98,7 @@ def run(report: Report, plan: Plan) -> None:
                         _figures(report, found)
                 if waits is not None:
                     waits.put(report)
-                report.figures["megaflows"] = min(megaflows(host) for host in lab.hosts)
+                report.figures["megaflows"] = min(megaflows(host) for host in lab.hosts[: plan.filled])
             _figures(report, found)
             report.put("neighbours_cores", neighbours.others())
     finally:
@@ -232,6 +233,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, default="tcp")
     parser.add_argument("--family", type=int, choices=(4, 6), default=4)
     parser.add_argument("--megaflows", type=int, default=0, help="cached flows on each host, beside those of the load")
+    parser.add_argument("--filled", type=int, default=HOSTS, help="on so many hosts only, the others have few")
     parser.add_argument("--at-once", action="store_true", help="hosts switch at one instant")
     plan = Plan(**vars(parser.parse_args()))
     report = Report("rollout", {**asdict(plan), "hosts": HOSTS, "held_per_client": HELD})
