@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import count
+from pathlib import Path
 
 from bench.common import BenchError, Neighbours, Report, bounded, ms, say, table
 from bench.fill import fill, megaflows
@@ -68,6 +69,8 @@ class Found:
     late: int = 0
     told: list[float] = field(default_factory=list)  # ms of skew as hosts tell it, with `at_once`
     numbers: Iterator[int] = field(default_factory=count)
+    tasks: Path | None = None
+    waits: dict[str, tuple[float, float]] = field(default_factory=dict)  # of the last block, see `Waits`
 
     def total(self, name: str) -> int:
         """A figure of the verdicts, added up."""
@@ -88,16 +91,13 @@ def run(report: Report, plan: Plan) -> None:
             service.bring_up(GREEN)
             if plan.megaflows:
                 fill(service, plan.megaflows, hosts=plan.filled)
-            found = Found()
+            found = Found(tasks=neighbours.group / "tasks" if neighbours.group else None)
             with service.serving(BLUE), service.serving(GREEN), _held(service, found, color=BLUE):
-                waits = Waits(neighbours.group / "tasks") if neighbours.group else None
                 _block(service, found, plan, flips=min(BLOCK, plan.flips))
                 with _held(service, found, color=_color(found)):
                     while len(found.flips) < plan.flips:
                         _block(service, found, plan, flips=min(BLOCK, plan.flips - len(found.flips)))
                         _figures(report, found)
-                if waits is not None:
-                    waits.put(report)
                 report.figures["megaflows"] = min(megaflows(host) for host in lab.hosts[: plan.filled])
             _figures(report, found)
             report.put("neighbours_cores", neighbours.others())
@@ -115,7 +115,7 @@ def _block(service: Service, found: Found, plan: Plan, *, flips: int) -> None:
     changes = [initial(_color(found))]
     addresses = service.addresses if plan.family == 4 else service.addresses6
     with loading(service.clients(), addresses, port=PORT, rate=plan.rate, kind=plan.kind) as load:
-        began = time.monotonic()
+        began, waits = time.monotonic(), Waits(found.tasks) if found.tasks else None
         time.sleep(plan.pause)
         for _ in range(flips):
             (color,) = changes[-1].colors
@@ -126,11 +126,18 @@ def _block(service: Service, found: Found, plan: Plan, *, flips: int) -> None:
                 changes.append(flip(service.client, {service.web: {other: 1}}))
             time.sleep(plan.pause)  # the time in which requests are held against this flip
         found.seconds += time.monotonic() - began
+        if waits is not None:
+            found.waits = waits.cores()
     found.flips += changes[1:]
     found.late += load.late
     verdict = judge(load.answers, changes)
     found.blocks.append(verdict)
     say(f"{len(found.flips)} flips: {verdict}")
+
+
+def _told(service: Service, name: str) -> bool:
+    """Whether all hosts have said when they switched."""
+    return len(service.client.get(name).status.steps[0].hosts) == HOSTS
 
 
 def _roll(service: Service, found: Found, color: str) -> Flip:
@@ -147,7 +154,9 @@ def _roll(service: Service, found: Found, color: str) -> Flip:
     wait_for(lambda: client.get(name).state in over, seconds=30, what=name, every=0.1)
     service.synced()
     synced = time.monotonic_ns()
-    wait_for(lambda: len(client.get(name).status.steps[0].hosts) == HOSTS, seconds=5, what="reports", every=0.1)
+    wait_for(
+        lambda: len(client.get(name).status.steps[0].hosts) == HOSTS, seconds=10, what="times of all hosts", every=0.1
+    )
     done = client.get(name)
     if done.state != rollout_pb2.Rollout.STATE_SUCCEEDED or any(one.reason == "NotArmed" for one in done.history):
         raise LabError(f"not switched at one instant: {' '.join(str(done).split())}")
@@ -195,6 +204,9 @@ def _figures(report: Report, found: Found) -> None:
     for name, values in times.items():
         for share in (50, 99):
             report.put(f"{name}_p{share}_ms", quantile(values, share / 100), 2)
+    for name, (running, waiting) in found.waits.items():
+        report.put(f"{name}_cores", running)
+        report.put(f"{name}_wait_cores", waiting)
     report.raw.update({f"{name}_ms": [round(value, 2) for value in values] for name, values in times.items()})
     report.raw["odd"] = found.odd()
 

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.common import Report
-
 PROGRAMS = {  # a word of the command line → name
     "ovs-vswitchd": "vswitchd",
     "ovsdb-server": "ovsdb",
@@ -36,8 +34,8 @@ class Waits:
     def __post_init__(self) -> None:
         self._before = _read(self.tasks)
 
-    def put(self, report: Report) -> None:
-        """NAME_cores and NAME_wait_cores of each program: how many threads of it ran, and waited, at a time."""
+    def cores(self) -> dict[str, tuple[float, float]]:
+        """By program: how many threads of it ran, and waited, at a time."""
         seconds = time.monotonic() - self.began
         sums: dict[str, list[float]] = {}
         for thread, (name, ran, waited) in _read(self.tasks).items():
@@ -45,9 +43,7 @@ class Waits:
             both = sums.setdefault(name, [0.0, 0.0])
             both[0] += (ran - ran_before) / 1e9
             both[1] += (waited - waited_before) / 1e9
-        for name, (on, off) in sorted(sums.items()):
-            report.put(f"{name}_cores", on / seconds)
-            report.put(f"{name}_wait_cores", off / seconds)
+        return {name: (on / seconds, off / seconds) for name, (on, off) in sorted(sums.items())}
 
 
 def _read(tasks: Path) -> dict[int, tuple[str, int, int]]:
