@@ -32,7 +32,7 @@ from agent.drivers.plug import PlugDriver
 from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
-from agent.drivers.zone import ZoneDriver
+from agent.drivers.zone import Usage, ZoneDriver
 from agent.era import ERA
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
@@ -144,6 +144,10 @@ class Devices:
             return await self.zone.connections()
         except UnixctlError as error:
             raise DeviceUnavailable(f"connections not told: {error}") from error
+
+    async def usage(self) -> Mapping[int, Usage]:
+        """How full conntrack zones are, by number. Raises DeviceUnavailable."""
+        return await self.zone.usage()
 
     async def forget(self, connections: Sequence[Connection]) -> None:
         """Have conntrack forget these TCP and UDP connections. Raises DeviceUnavailable."""
