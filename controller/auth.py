@@ -83,7 +83,7 @@ def _rules() -> dict[str, Rule]:
     for verb in ("Create", "Update", "Delete"):
         rules[f"{v1}TenantService/{verb}Tenant"] = Rule(_ADMIN)
         rules[f"{v1}HostService/{verb}Host"] = Rule(_ADMIN)
-    for method in ("Backup", "Defragment", "ListAlarms", "DisarmAlarms"):
+    for method in ("Backup", "Defragment", "ListAlarms", "DisarmAlarms", "Check", "ListAudit"):
         rules[f"{v1}AdminService/{method}"] = Rule(_ADMIN)
     for method in ("AcceptHost", "FenceHost", "DrainHost", "CreateJoinToken"):
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
@@ -32,6 +33,8 @@ from controller.api.health import Health
 from controller.api.policy import Parts as PolicyParts
 from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
+from controller.audit import AuditLog
+from controller.audit.query import AuditQuery, iso
 from controller.chores import Chores
 from controller.commit import Committer
 from controller.derive import declare
@@ -106,6 +109,8 @@ class Controller:
     certificates: Certificates
     watches: Watches
     api: Api
+    audit: AuditLog
+    audits: AuditQuery
     ports: list[int] = field(default_factory=list)  # of the TCP listeners, when it serves
 
 
@@ -163,7 +168,13 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     questions = Questions(store, replica)
     sync = Sync(store, sessions, questions)
     observer, max_ops = Observer(store, sessions, replica), await max_txn_ops(etcd)
-    committer = Committer(store, max_ops=max_ops)
+    audit = audit_log(settings)
+
+    def unasked(revision: int, names: list[str]) -> None:
+        entry = dict(time=iso(datetime.now(UTC)), replica=replica.id, who="controller", method="Rollout")
+        audit.write({**entry, "name": names[0], "objects": names, "revision": revision, "result": "OK"})
+
+    committer = Committer(store, max_ops=max_ops, unasked=unasked)
     tools = Tools(store, sync, status, events, committer, observer, settings.rollout_urls)
     chores = Chores(tools, replica=replica, settings=settings)
     watches = Watches(store)
@@ -186,7 +197,16 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         certificates=Certificates(settings),
         watches=watches,
         api=api,
+        audit=audit,
+        audits=AuditQuery(store, questions, audit),
     )
+
+
+def audit_log(settings: Settings) -> AuditLog:
+    """Where calls that write are noted."""
+    where = settings.audit_file
+    path = Path(where) if where else settings.data_dir / "audit.jsonl"
+    return AuditLog(None if where == "off" else path, most=settings.audit_mib << 20)
 
 
 async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[Controller] | None = None) -> None:
@@ -251,7 +271,7 @@ async def _serving(controller: Controller) -> AsyncIterator[None]:
 async def _api_server(controller: Controller, health: Health) -> grpc.aio.Server:
     """Everything for those who have a certificate."""
     settings = controller.settings
-    server = grpc.aio.server(options=_OPTIONS, interceptors=interceptors(controller.store, settings))
+    server = grpc.aio.server(options=_OPTIONS, interceptors=interceptors(controller.store, settings, controller.audit))
     server.add_generic_rpc_handlers((controller.sessions.handler(),))
     for add, servicer in controller.api.servicers:
         add(servicer, server)
@@ -271,7 +291,7 @@ async def _api_server(controller: Controller, health: Health) -> grpc.aio.Server
     )
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
     endpoints = [controller.etcd.endpoint] if settings.is_embedded else settings.etcd
-    admin = AdminService(controller.etcd, endpoints=endpoints, tls=etcd_tls(settings))
+    admin = AdminService(controller.etcd, endpoints=endpoints, tls=etcd_tls(settings), audits=controller.audits)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     security_pb2_grpc.add_PolicyServiceServicer_to_server(_policy(controller), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -287,7 +307,8 @@ def _policy(controller: Controller) -> PolicyService:
 
 def _join_server(controller: Controller) -> grpc.aio.Server:
     """For those who want a certificate."""
-    server = grpc.aio.server(options=_OPTIONS, interceptors=[Errors()])
+    errors = Errors(controller.audit, replica=controller.replica.id)
+    server = grpc.aio.server(options=_OPTIONS, interceptors=[errors])
     for add, servicer in controller.api.join:
         add(servicer, server)
     server.add_secure_port(controller.settings.join_listen, controller.certificates.anonymous())
@@ -302,6 +323,7 @@ def _metrics_server(controller: Controller) -> WSGIServer | None:
     metrics.low_water.set_function(lambda: controller.sessions.low_water)
     metrics.broken.set_function(lambda: len(store.broken))
     metrics.errors.set_function(lambda: len(store.graph.errors()))
+    metrics.audit_lost.set_function(lambda: controller.audit.lost)
     metrics.unaccounted.set_function(
         lambda: sum(len(row.unaccounted) for row in list(store.world.host_status.rows.values()))
     )

@@ -21,6 +21,7 @@ from controller.api.router import RouterService
 from controller.api.security import PolicyTierService, SecurityGroupService
 from controller.api.split import TrafficSplitService
 from controller.api.tenant import TenantService
+from controller.audit import AuditLog
 from controller.auth import Auth
 from controller.commit import Committer
 from controller.events import Events
@@ -81,9 +82,9 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
     return Api(servicers, join, presenter, Planner(parts))
 
 
-def interceptors(store: Store, settings: Settings) -> list[Any]:
+def interceptors(store: Store, settings: Settings, audit: AuditLog) -> list[Any]:
     """For the server of the API, in their order."""
-    return [Errors(), Auth(store, trust_domain=settings.trust_domain)]
+    return [Errors(audit, replica=store.replica), Auth(store, trust_domain=settings.trust_domain)]
 
 
 __all__ = ["Api", "Errors", "build", "interceptors"]

@@ -1,4 +1,4 @@
-"""AdminService: backup of the store, its space and its alarms."""
+"""AdminService: backup of the store, its space and its alarms; the audit log."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from typing import Any
 
 import structlog
 
+from controller.audit.query import MOST, AuditQuery
+from controller.errors import invalid
 from controller.etcd import Etcd, StoreError, Tls
 from controller.etcd.types import Alarm
+from controller.fields import Violations
+from controller.intents.tenant import check_time
+from controller.names import kind_of
 from tealnet.v1 import admin_pb2, admin_pb2_grpc
 
 log = structlog.get_logger()
+
+_PATIENCE = 3.0  # seconds for the answers of other replicas
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):
     """`endpoints` are those of all members; each is defragmented by itself."""
 
-    def __init__(self, etcd: Etcd, *, endpoints: Sequence[str], tls: Tls | None) -> None:
-        self.etcd, self.endpoints, self.tls = etcd, list(endpoints), tls
+    def __init__(self, etcd: Etcd, *, endpoints: Sequence[str], tls: Tls | None, audits: AuditQuery) -> None:
+        self.etcd, self.endpoints, self.tls, self.audits = etcd, list(endpoints), tls, audits
 
     async def Backup(self, request: admin_pb2.BackupRequest, context: Any) -> AsyncIterator[admin_pb2.BackupResponse]:
         """All parts in order; the stream fails rather than end early."""
@@ -56,6 +63,18 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         for alarm in found:
             await self.etcd.disarm(alarm)
         return admin_pb2.DisarmAlarmsResponse(alarms=map(_alarm, found))
+
+    async def ListAudit(self, request: admin_pb2.ListAuditRequest, context: Any) -> admin_pb2.ListAuditResponse:
+        """The newest entries of all replicas."""
+        if not 0 <= request.page_size <= MOST:
+            raise invalid("page_size", f"between 0 (the default) and {MOST}")
+        if request.name and not kind_of(request.name):
+            raise invalid("name", f"{request.name[:200]!r} is not a resource name like tenants/TENANT")
+        found = Violations()
+        check_time(request.after, "after", found)
+        check_time(request.before, "before", found)
+        found.finish()
+        return await self.audits.ask(request, timeout=_PATIENCE)
 
 
 def _alarm(alarm: Alarm) -> admin_pb2.StoreAlarm:
