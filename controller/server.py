@@ -28,13 +28,14 @@ from prometheus_client import start_http_server
 from controller.admission import Admission
 from controller.api import Api, Errors, interceptors
 from controller.api import build as build_api
-from controller.api.admin import AdminService
+from controller.api.admin import AdminService, AdminStore
 from controller.api.health import Health
 from controller.api.policy import Parts as PolicyParts
 from controller.api.policy import PolicyService
 from controller.api.system import Parts, System
 from controller.audit import AuditLog
 from controller.audit.query import AuditQuery, iso
+from controller.check import Check
 from controller.chores import Chores
 from controller.commit import Committer
 from controller.derive import declare
@@ -111,6 +112,7 @@ class Controller:
     api: Api
     audit: AuditLog
     audits: AuditQuery
+    check: Check
     ports: list[int] = field(default_factory=list)  # of the TCP listeners, when it serves
 
 
@@ -199,6 +201,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         api=api,
         audit=audit,
         audits=AuditQuery(store, questions, audit),
+        check=Check(store, sessions, questions),
     )
 
 
@@ -291,7 +294,8 @@ async def _api_server(controller: Controller, health: Health) -> grpc.aio.Server
     )
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
     endpoints = [controller.etcd.endpoint] if settings.is_embedded else settings.etcd
-    admin = AdminService(controller.etcd, endpoints=endpoints, tls=etcd_tls(settings), audits=controller.audits)
+    store = AdminStore(controller.etcd, endpoints, etcd_tls(settings))
+    admin = AdminService(store, audits=controller.audits, check=controller.check)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
     security_pb2_grpc.add_PolicyServiceServicer_to_server(_policy(controller), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -1,13 +1,15 @@
-"""AdminService: backup of the store, its space and its alarms; the audit log."""
+"""AdminService: backup of the store, its space and its alarms; the audit log; the check of everything."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from controller.audit.query import MOST, AuditQuery
+from controller.check import Check
 from controller.errors import invalid
 from controller.etcd import Etcd, StoreError, Tls
 from controller.etcd.types import Alarm
@@ -18,14 +20,25 @@ from tealnet.v1 import admin_pb2, admin_pb2_grpc
 
 log = structlog.get_logger()
 
+_CHECK, _LONGEST = 10.0, 60.0  # seconds for hosts
 _PATIENCE = 3.0  # seconds for the answers of other replicas
 
 
-class AdminService(admin_pb2_grpc.AdminServiceServicer):
-    """`endpoints` are those of all members; each is defragmented by itself."""
+@dataclass(frozen=True, slots=True)
+class AdminStore:
+    """An etcd; `endpoints` are those of all members, each of which is defragmented by itself."""
 
-    def __init__(self, etcd: Etcd, *, endpoints: Sequence[str], tls: Tls | None, audits: AuditQuery) -> None:
-        self.etcd, self.endpoints, self.tls, self.audits = etcd, list(endpoints), tls, audits
+    etcd: Etcd
+    endpoints: Sequence[str]
+    tls: Tls | None
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    """The methods; raise ApiError and StoreError."""
+
+    def __init__(self, store: AdminStore, *, audits: AuditQuery, check: Check) -> None:
+        self.etcd, self.endpoints, self.tls = store.etcd, list(store.endpoints), store.tls
+        self.audits, self.check = audits, check
 
     async def Backup(self, request: admin_pb2.BackupRequest, context: Any) -> AsyncIterator[admin_pb2.BackupResponse]:
         """All parts in order; the stream fails rather than end early."""
@@ -75,6 +88,14 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         check_time(request.before, "before", found)
         found.finish()
         return await self.audits.ask(request, timeout=_PATIENCE)
+
+    async def Check(self, request: admin_pb2.CheckRequest, context: Any) -> admin_pb2.CheckResponse:
+        """Of the store and of all hosts, with repairs if they are asked for."""
+        given = request.timeout.seconds + request.timeout.nanos / 1e9
+        timeout = given if request.HasField("timeout") else _CHECK
+        if not 0 <= timeout <= _LONGEST:
+            raise invalid("timeout", f"between 0 and {_LONGEST:.0f} seconds")
+        return await self.check.run(request, timeout=timeout)
 
 
 def _alarm(alarm: Alarm) -> admin_pb2.StoreAlarm:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import Message
 from google.rpc import code_pb2
 from grpc_status import rpc_status
 
@@ -183,6 +184,8 @@ def peer_of(context: Context) -> str:
 
 def subject_of(request: Any) -> str:
     """The resource name that a request is about: its name, its parent, or that of the object in it."""
+    if not isinstance(request, Message):
+        return ""
     known = request.DESCRIPTOR.fields_by_name
     for field in ("name", "parent"):
         if field in known and (value := str(getattr(request, field))):

@@ -50,7 +50,7 @@ PLAIN = {
     "etag", "filter", "gateways", "host_id", "interface", "kinds", "mac", "namespace", "network_id", "next_hop",
     "ovs_version", "page_token", "path", "paths", "port_id", "prefix", "reason", "remedy", "replica", "request_id",
     "reserved_ranges", "router_id", "search_domains", "servers", "tenant_id", "text", "type", "uid", "vtep",
-    "vtep_seen",
+    "vtep_seen", "who",
 }  # fmt: skip
 
 
