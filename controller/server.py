@@ -48,6 +48,7 @@ from controller.metrics import Metrics
 from controller.policy_reports import PolicyReports
 from controller.questions import Questions
 from controller.replica import Replica
+from controller.revoked import RevocationList
 from controller.rollouts.leader import Tools
 from controller.rollouts.observer import Observer
 from controller.sessions import SERVICE, Sessions
@@ -110,6 +111,7 @@ class Controller:
     certificates: Certificates
     watches: Watches
     api: Api
+    revoked: RevocationList
     audit: AuditLog
     audits: AuditQuery
     check: Check
@@ -151,6 +153,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     store = Store(etcd, keys, replica=replica.id)
     replica.seen = store.committed
     metrics, events = Metrics(), Events(etcd, keys)
+    revoked = RevocationList(Path(settings.crl) if settings.crl else None, settings.ca)
     resources = declare(store.world, default_mtu=settings.default_mtu)
     sessions = Sessions(
         store,
@@ -158,7 +161,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         replica=replica,
         admission=Admission(store, replica, events),
         metrics=metrics,
-        identify=lambda context: host_of(context, settings.trust_domain),
+        identify=lambda context: host_of(context, settings.trust_domain, revoked),
         version=version(),
     )
 
@@ -199,6 +202,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         certificates=Certificates(settings),
         watches=watches,
         api=api,
+        revoked=revoked,
         audit=audit,
         audits=AuditQuery(store, questions, audit),
         check=Check(store, sessions, questions),
@@ -220,12 +224,17 @@ async def run(settings: Settings, stop: asyncio.Event, started: asyncio.Future[C
         controller = await build(settings, etcd)
         gc.freeze()
         gc.enable()
+
+        def revoke() -> None:
+            controller.sessions.revoke(controller.revoked.keys)
+
         async with asyncio.TaskGroup() as group:
             jobs = [
                 group.create_task(controller.store.run(), name="store"),
                 group.create_task(controller.replica.run(), name="replica"),
                 group.create_task(controller.questions.run(), name="questions"),
                 group.create_task(controller.observer.run(), name="observer"),
+                group.create_task(controller.revoked.run(revoke), name="revocations"),
             ]
             await controller.replica.ready.wait()
             jobs.append(group.create_task(controller.chores.run(), name="chores"))
@@ -274,7 +283,8 @@ async def _serving(controller: Controller) -> AsyncIterator[None]:
 async def _api_server(controller: Controller, health: Health) -> grpc.aio.Server:
     """Everything for those who have a certificate."""
     settings = controller.settings
-    server = grpc.aio.server(options=_OPTIONS, interceptors=interceptors(controller.store, settings, controller.audit))
+    around = interceptors(controller.store, settings, controller.audit, controller.revoked)
+    server = grpc.aio.server(options=_OPTIONS, interceptors=around)
     server.add_generic_rpc_handlers((controller.sessions.handler(),))
     for add, servicer in controller.api.servicers:
         add(servicer, server)

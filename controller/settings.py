@@ -54,6 +54,7 @@ class Settings:
     ca_key: str = _key(
         "", "ca.key, with ca.crt beside it, if this controller is to sign hosts' certificates (join tokens)"
     )
+    crl: str = _key("", "PEM file with the revocation lists of that CA (teal pki revoke); read again when it changes")
     trust_domain: str = _key("tealnet.local", "of the identities in certificates: spiffe://<trust domain>/…")
     cluster: str = _key("default", "name of the cluster in etcd; several can share one etcd")
 

@@ -27,6 +27,7 @@ from controller.commit import Committer
 from controller.events import Events
 from controller.intents.base import Context
 from controller.requests import Requests
+from controller.revoked import RevocationList
 from controller.settings import Settings
 from controller.status import Status
 from controller.store import Store
@@ -82,9 +83,10 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
     return Api(servicers, join, presenter, Planner(parts))
 
 
-def interceptors(store: Store, settings: Settings, audit: AuditLog) -> list[Any]:
+def interceptors(store: Store, settings: Settings, audit: AuditLog, revoked: RevocationList) -> list[Any]:
     """For the server of the API, in their order."""
-    return [Errors(audit, replica=store.replica), Auth(store, trust_domain=settings.trust_domain)]
+    auth = Auth(store, trust_domain=settings.trust_domain, revoked=revoked)
+    return [Errors(audit, replica=store.replica), auth]
 
 
 __all__ = ["Api", "Errors", "build", "interceptors"]

@@ -143,8 +143,10 @@ class _Line:
     """The line of one call: who did what to which object, and what came of it."""
 
     def __init__(self, errors: Errors, method: str, request: Any, context: Context) -> None:
-        self.errors, self.method, self.request, self.context = errors, method, request, context
+        self.errors, self.method, self.request = errors, method, request
         self.trail = Trail() if is_audited(method) else None
+        # Now: gRPC crashes when it is asked about a call that is over (seen with a cancelled one).
+        self.peer = str(context.peer()) if self.trail else ""
         set_trail(self.trail)
 
     def write(self, *, result: str, reason: str = "", revision: int = 0) -> None:
@@ -156,7 +158,7 @@ class _Line:
             "time": iso(datetime.now(UTC)),
             "replica": self.errors.replica,
             "who": who(),
-            "peer": peer_of(self.context),
+            "peer": self.peer,
             "method": short_method(self.method),
             "name": shortened(subject_of(request), _LONGEST),
             "objects": trail.objects,
@@ -175,11 +177,6 @@ def who() -> str:
         return current_caller().role
     except LookupError:
         return ""
-
-
-def peer_of(context: Context) -> str:
-    """The address that a call came from."""
-    return str(context.peer())
 
 
 def subject_of(request: Any) -> str:

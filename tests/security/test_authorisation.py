@@ -17,6 +17,7 @@ from controller.api import Errors
 from controller.audit import AuditLog
 from controller.auth import RULES, Auth
 from controller.caller import current_caller
+from controller.revoked import RevocationList
 from tests.controller.running import Site
 from tests.security.authorising import (
     ACME,
@@ -217,7 +218,8 @@ def counted(place: Site) -> Callable[..., Any]:
 
 async def test_what_has_no_rule_is_denied_even_to_admins(found: Matrix) -> None:
     """A method that somebody adds to the server and forgets in the table."""
-    auth, place = Auth(found.place.controller.store, trust_domain="tealnet.local"), found.place
+    place, nothing = found.place, RevocationList(None, found.place.settings.ca)
+    auth = Auth(place.controller.store, trust_domain="tealnet.local", revoked=nothing)
 
     async def answer(request: bytes, context: Any) -> bytes:
         return b"reached"
