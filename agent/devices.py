@@ -79,6 +79,7 @@ class Devices:
         self.run_dir = run_dir = str(settings.ovs_run_dir)
         self.ovsdb = OvsdbDriver(settings.ovsdb, run_dir=run_dir)
         self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir, pulse=PULSE)
+        self.flow.refusal = self.ovsdb.refusal
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)

@@ -39,9 +39,9 @@ from controller.check import Check
 from controller.chores import Chores
 from controller.commit import Committer
 from controller.derive import declare
-from controller.etcd import Etcd, StoreError, Tls
+from controller.etcd import Etcd, StoreError, StoreUnavailable, Tls
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
-from controller.etcd.limits import max_txn_ops
+from controller.etcd.limits import check_version, max_txn_ops
 from controller.etcd.restore import MARK
 from controller.events import Events
 from controller.metrics import Metrics
@@ -147,7 +147,8 @@ def etcd_tls(settings: Settings) -> Tls | None:
 
 
 async def build(settings: Settings, etcd: Etcd) -> Controller:
-    """All parts, with the tables read."""
+    """All parts, with the tables read. Raises StoreTooOld for an etcd of former times."""
+    await check_members(etcd, settings)
     keys = await bootstrap(etcd, settings.cluster)
     replica = Replica(etcd, keys, settings.replica or secrets.token_hex(8))
     store = Store(etcd, keys, replica=replica.id)
@@ -207,6 +208,18 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         audits=AuditQuery(store, questions, audit),
         check=Check(store, sessions, questions),
     )
+
+
+async def check_members(etcd: Etcd, settings: Settings) -> None:
+    """Every member that answers is new enough; one that does not is asked when this process starts the next time.
+
+    Raises StoreTooOld, and StoreUnavailable if nobody answers.
+    """
+    await check_version(etcd)
+    for endpoint in () if settings.is_embedded or len(settings.etcd) < 2 else settings.etcd:
+        async with Etcd([endpoint], etcd_tls(settings), timeout=1.0) as one:
+            with contextlib.suppress(StoreUnavailable):
+                await check_version(one)
 
 
 def audit_log(settings: Settings) -> AuditLog:

@@ -284,6 +284,8 @@ class Session:
                     self.observing.heard(message.observed)
                 case "ping":
                     self._echo = message.ping.sent_at, time.time_ns()
+                case None:
+                    pass  # a message of a later version
                 case other:
                     raise SessionOver("protocol", Refusal("Protocol", f"unexpected message: {other}"))
 
