@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from controller.api.fair import Fair
 from controller.api.host import HostService
 from controller.api.interceptors import Errors
 from controller.api.join import JoinService, Tokens
@@ -86,7 +87,7 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
 def interceptors(store: Store, settings: Settings, audit: AuditLog, revoked: RevocationList) -> list[Any]:
     """For the server of the API, in their order."""
     auth = Auth(store, trust_domain=settings.trust_domain, revoked=revoked)
-    return [Errors(audit, replica=store.replica), auth]
+    return [Errors(audit, replica=store.replica), auth, Fair()]
 
 
 __all__ = ["Api", "Errors", "build", "interceptors"]
