@@ -21,7 +21,7 @@ from tealnet.store.v1 import store_pb2
 from tealnet.v1 import admin_pb2, port_pb2, security_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.running import FakeAgent, Site, site, until
-from tests.controller.writing import Replicated, become
+from tests.controller.writing import Replicated, become, replicated
 
 WEB, A, B = "tenants/acme/networks/web", "tenants/acme/ports/a", "tenants/acme/ports/b"
 
@@ -60,32 +60,11 @@ class Checked:
         return next(str(table.rows[name].uid) for table in tables if name in table.rows)
 
 
-def replicated(place: Site) -> Replicated:
-    controller = place.controller
-    tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers = (
-        servicer for _, servicer in controller.api.servicers
-    )
-    return Replicated(
-        controller.store,
-        controller.api,
-        tenants,
-        networks,
-        routers,
-        ports,
-        hosts,
-        splits,
-        rollouts,
-        groups,
-        tiers,
-        None,
-    )
-
-
 @contextlib.asynccontextmanager
 async def checked() -> AsyncIterator[Checked]:
     become()
     async with site() as place:
-        api, agent = replicated(place), FakeAgent("h1", "192.0.2.1")
+        api, agent = replicated(place.controller), FakeAgent("h1", "192.0.2.1")
         await api.tenant("acme")
         await api.host("h1", vtep="192.0.2.1")
         await api.router("acme/main")
