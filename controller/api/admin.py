@@ -49,7 +49,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         log.info("backup taken", bytes=size)
 
     async def Defragment(self, request: admin_pb2.DefragmentRequest, context: Any) -> admin_pb2.DefragmentResponse:
-        """A member serves nothing meanwhile, so they take turns."""
+        """A member serves nothing meanwhile, so they take turns. Both work also while the store takes no writes."""
+        if request.compact:
+            await self.etcd.compact(await self.etcd.revision())
         return admin_pb2.DefragmentResponse(members=[await self._defragment(one) for one in self.endpoints])
 
     async def _defragment(self, endpoint: str) -> admin_pb2.DefragmentedMember:

@@ -89,14 +89,19 @@ def restore(*, file: Path, config: str | None, yes: bool) -> None:
 
 
 @admin.command()
+@click.option("--compact", is_flag=True, help="First forget the history, of which half an hour is kept otherwise.")
 @pass_session
-def defrag(session: Session) -> None:
+def defrag(session: Session, *, compact: bool) -> None:
     """Give back the space of deleted keys.
 
     \b
       teal admin defrag
+      teal admin defrag --compact        of a store that is full
+
+    One member of etcd after the other; each serves nothing meanwhile.
     """
-    found = session.client.call(session.client.admin.Defragment, admin_pb2.DefragmentRequest(), timeout=600)
+    request = admin_pb2.DefragmentRequest(compact=compact)
+    found = session.client.call(session.client.admin.Defragment, request, timeout=600)
     rows = [[m.endpoint, _kib(m.before_bytes), _kib(m.after_bytes), m.error or "done"] for m in found.members]
     output.table(["STORE", "BEFORE", "AFTER", ""], rows)
     if any(member.error for member in found.members):
@@ -111,7 +116,7 @@ def alarms(session: Session, *, disarm: bool) -> None:
 
     \b
       teal admin alarms
-      teal admin defrag && teal admin alarms --disarm
+      teal admin defrag --compact && teal admin alarms --disarm
 
     With NOSPACE it takes no writes until space was given back and the alarm is disarmed.
     """
