@@ -1,6 +1,6 @@
 # `sudo make demo` and `sudo make test` are all a newcomer needs: both set up what is missing first.
 PYTHON_ENV := .venv/bin/python
-BENCHES := attach bulk dataplane rollout
+BENCHES := attach bulk dataplane rollout fairness
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types contracts protos released fuzz clean $(addprefix bench-,$(BENCHES))
