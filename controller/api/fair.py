@@ -54,11 +54,12 @@ class Gate:
         self._clock = clock or asyncio.get_running_loop().time
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}  # in the order of their turns
         self._running: Counter[str] = Counter()
-        self._seen: dict[str, float] = {}  # when a party has called last
+        self._seen: dict[str, float] = {}  # when a party has called last, oldest first
 
     @contextlib.asynccontextmanager
     async def turn(self, party: str) -> AsyncIterator[None]:
         """A place until the end of the block. Raises ResourceExhausted if too many of the party wait."""
+        self._seen.pop(party, None)
         self._seen[party] = self._clock()
         queue = self._queues.get(party)
         if queue or not self._may(party):
@@ -76,11 +77,13 @@ class Gate:
     def share(self) -> int:
         """How many places each party may have now."""
         now = self._clock()
-        self._seen = {
-            party: at
-            for party, at in self._seen.items()
-            if now - at < _RECENT or party in self._running or party in self._queues
-        }
+        while self._seen:
+            party = next(iter(self._seen))
+            if now - self._seen[party] < _RECENT:
+                break
+            del self._seen[party]
+            if party in self._running or party in self._queues:
+                self._seen[party] = now
         return max(1, self.at_once // max(1, len(self._seen)))
 
     def _may(self, party: str) -> bool:
