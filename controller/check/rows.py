@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from controller.check.finding import Finding
-from controller.check.stored import unchanged
+from controller.check.stored import breathe, unchanged
 from controller.etcd.types import KeyValue, absent, delete, modified, put
 from controller.intents.base import issued_of
 from controller.names import default_group, split_of
-from controller.rows import Intent, PortSpec
+from controller.rows import Intent, NetworkSpec, PortSpec, SplitSpec, TenantSpec
 from controller.store import Store
+from tealnet.core.tables import Table
 from tealnet.store.v1 import store_pb2
 
 
@@ -52,32 +53,51 @@ def _lives_on(store: Store, port_uid: str, host_uid: str) -> bool:
     return any(name in hosts and hosts[name].uid == host_uid for name in names)
 
 
-def intents(store: Store) -> Iterator[Finding]:
+async def intents(store: Store) -> list[Finding]:
     """Intents that can't be read, or that name what is not there: for a person to decide."""
-    for key, why in sorted(store.broken.items()):
-        yield Finding("UNREADABLE", key, f"{why}: it counts as absent. Restore or delete the key by hand")
+    text = "it counts as absent. Restore or delete the key by hand"
+    findings = [Finding("UNREADABLE", key, f"{why}: {text}") for key, why in sorted(store.broken.items())]
     world = store.world
-    for port in world.ports.rows.values():
-        yield from _port(store, port)
-    for network in world.networks.rows.values():
-        issued = issued_of(network)
-        yield from _named(store, network, "tenant", network.spec.tenant, issued.tenant_uid)
-        if network.spec.router:
-            yield from _named(store, network, "router", network.spec.router, issued.router_uid)
-        split = world.splits.rows.get(split_of(network.name))
-        if (split is not None) != bool(network.spec.colors):
-            colors, there = ", ".join(network.spec.colors) or "none", "" if split else "not "
-            text = f"its colors are {colors}, and its split is {there}there"
-            yield Finding("SPLIT_MISMATCH", network.name, text, (unchanged(store, network),), object=network.name)
-    for split in world.splits.rows.values():
-        yield from _named(store, split, "network", split.spec.network, split.spec.network_uid)
-    for kind in ("routers", "rollouts", "groups"):
-        for row in getattr(world, kind).rows.values():
-            yield from _named(store, row, "tenant", row.spec.tenant, issued_of(row).tenant_uid)
-    for tenant in world.tenants.rows.values():
-        if (name := default_group(tenant.name)) not in world.groups.rows:
-            text = f"{name} is not there; the elected replica writes it within a minute"
-            yield Finding("MISSING_GROUP", tenant.name, text, (unchanged(store, tenant),), object=tenant.name)
+    looks: tuple[tuple[Table[str, Any], Callable[[Store, Any], Iterator[Finding]]], ...] = (
+        (world.tenants, _tenant),
+        (world.networks, _network),
+        (world.splits, _split),
+        (world.ports, _port),
+        (world.routers, _owned),
+        (world.rollouts, _owned),
+        (world.groups, _owned),
+    )
+    for table, look in looks:
+        for number, row in enumerate(list(table.rows.values()), 1):
+            findings.extend(look(store, row))
+            await breathe(number)
+    return findings
+
+
+def _tenant(store: Store, tenant: Intent[TenantSpec]) -> Iterator[Finding]:
+    if (name := default_group(tenant.name)) not in store.world.groups.rows:
+        text = f"{name} is not there; the elected replica writes it within a minute"
+        yield Finding("MISSING_GROUP", tenant.name, text, (unchanged(store, tenant),), object=tenant.name)
+
+
+def _network(store: Store, network: Intent[NetworkSpec]) -> Iterator[Finding]:
+    issued = issued_of(network)
+    yield from _named(store, network, "tenant", network.spec.tenant, issued.tenant_uid)
+    if network.spec.router:
+        yield from _named(store, network, "router", network.spec.router, issued.router_uid)
+    split = store.world.splits.rows.get(split_of(network.name))
+    if (split is not None) != bool(network.spec.colors):
+        colors, there = ", ".join(network.spec.colors) or "none", "" if split else "not "
+        text = f"its colors are {colors}, and its split is {there}there"
+        yield Finding("SPLIT_MISMATCH", network.name, text, (unchanged(store, network),), object=network.name)
+
+
+def _split(store: Store, split: Intent[SplitSpec]) -> Iterator[Finding]:
+    yield from _named(store, split, "network", split.spec.network, split.spec.network_uid)
+
+
+def _owned(store: Store, row: Intent[Any]) -> Iterator[Finding]:
+    yield from _named(store, row, "tenant", row.spec.tenant, issued_of(row).tenant_uid)
 
 
 def _port(store: Store, port: Intent[PortSpec]) -> Iterator[Finding]:

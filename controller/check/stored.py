@@ -16,7 +16,7 @@ from controller.rows import IdentityRow, Intent
 from controller.store import Store
 from tealnet.store.v1 import store_pb2
 
-_AT_ONCE = 1000  # keys compared before others get their turn: some milliseconds
+_AT_ONCE = 200  # keys compared before others get their turn: some milliseconds
 _UNIQUE = frozenset({"vni", "domain", "hostno", "netno", "vtep", "ip", "mac", "nic", "dev", "rollout"})
 _LEASED = ("k/i/", "k/j/")
 """Request ids and join tokens: they end by themselves."""
@@ -33,19 +33,20 @@ async def differences(store: Store, found: Mapping[bytes, KeyValue]) -> list[Fin
     by_key: dict[bytes, list[Wanted]] = {}
     for number, one in enumerate(wanted(store.world, store.keys), 1):
         by_key.setdefault(one.key, []).append(one)
-        await _breathe(number)
+        await breathe(number)
     findings: list[Finding] = []
     for number, (key, claims) in enumerate(by_key.items(), 1):
         findings.extend(_of_intents(store, key, claims, found.get(key)))
-        await _breathe(number)
+        await breathe(number)
     for number, (key, kv) in enumerate(found.items(), 1):
         if key not in by_key:
             findings.extend(_of_nobody(store, kv))
-        await _breathe(number)
+        await breathe(number)
     return [*findings, *_identities(store, found)]
 
 
-async def _breathe(number: int) -> None:
+async def breathe(number: int) -> None:
+    """Others get their turn now and again."""
     if number % _AT_ONCE == 0:
         await asyncio.sleep(0)
 
