@@ -15,7 +15,6 @@ from enum import Enum
 
 import structlog
 
-from controller.audit.trail import current_trail
 from controller.caller import PATIENCE
 from controller.draft import Chosen, Draft, Emptiness, Proposals, Reading, Written, holds
 from controller.errors import Aborted, AlreadyExists, Ambiguous, ApiError, ResourceExhausted, Unavailable
@@ -26,8 +25,6 @@ from tealnet.store.v1 import store_pb2
 
 log = structlog.get_logger()
 
-Unasked = Callable[[int, list[str]], None]
-"""Told the revision and the names of what was written."""
 TRIES = 8
 _COLLISIONS = 200
 _BLOCKERS = 10  # names shown
@@ -86,11 +83,11 @@ class _Run:
 class Committer:
     """Sends drafts for one replica. `max_ops` is what etcd takes in one list of a transaction.
 
-    `unasked` is told of commits that no call has asked for.
+    Outside of calls it is used for the steps of rollouts.
     """
 
-    def __init__(self, store: Store, *, max_ops: int = 128, unasked: Unasked | None = None) -> None:
-        self.store, self.max_ops, self.unasked = store, max_ops, unasked
+    def __init__(self, store: Store, *, max_ops: int = 128) -> None:
+        self.store, self.max_ops = store, max_ops
         self._in_flight: set[bytes] = set()
 
     def item(self, build: Callable[[Draft], None], shared: Chosen | None = None) -> Item:
@@ -223,11 +220,7 @@ class Committer:
         return [Nested((), tuple(writes[i : i + self.max_ops])) for i in range(0, len(writes), self.max_ops)]
 
     async def _done(self, revision: int, written: tuple[Written, ...]) -> Committed:
-        names = [own.name for own in written]
-        if trail := current_trail():
-            trail.wrote(revision, names)
-        elif self.unasked:
-            self.unasked(revision, names)
+        self.store.wrote("Rollout", [own.name for own in written], revision)
         await self.store.committed(revision)
         return Committed(revision, written)
 

@@ -180,11 +180,12 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
     observer, max_ops = Observer(store, sessions, replica), await max_txn_ops(etcd)
     audit = audit_log(settings)
 
-    def unasked(revision: int, names: list[str]) -> None:
-        entry = dict(time=iso(datetime.now(UTC)), replica=replica.id, who="controller", method="Rollout")
+    def unasked(what: str, names: list[str], revision: int) -> None:
+        entry = dict(time=iso(datetime.now(UTC)), replica=replica.id, who="controller", method=what)
         audit.write({**entry, "name": names[0], "objects": names, "revision": revision, "result": "OK"})
 
-    committer = Committer(store, max_ops=max_ops, unasked=unasked)
+    store.unasked = unasked
+    committer = Committer(store, max_ops=max_ops)
     tools = Tools(store, sync, status, events, committer, observer, settings.rollout_urls)
     chores = Chores(tools, replica=replica, settings=settings)
     watches = Watches(store)

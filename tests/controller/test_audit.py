@@ -21,8 +21,17 @@ from controller.api.interceptors import is_audited
 from controller.audit import AuditLog
 from controller.auth import RULES
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
-from tealnet.v1 import admin_pb2, admin_pb2_grpc, network_pb2, network_pb2_grpc, tenant_pb2, tenant_pb2_grpc
-from tests.controller.running import Site, prepare, running, site
+from tealnet.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    host_pb2,
+    host_pb2_grpc,
+    network_pb2,
+    network_pb2_grpc,
+    tenant_pb2,
+    tenant_pb2_grpc,
+)
+from tests.controller.running import FakeAgent, Site, prepare, running, site
 
 ACME = "tenants/acme"
 READS = {
@@ -167,6 +176,19 @@ async def test_a_call_that_was_given_up_has_a_line_too() -> None:
                 break
             await asyncio.sleep(0.02)
         assert found == [("admin", "CreateTenant", "acme", "CANCELLED")]
+
+
+async def test_what_the_controller_does_by_itself_has_a_line_too() -> None:
+    async with site(replica="a") as place, caller(place) as admin:
+        hosts: Any = host_pb2_grpc.HostServiceStub(admin.channel)
+        await hosts.CreateHost(host_pb2.CreateHostRequest(host_id="h1"))
+        async with FakeAgent("h1", "192.0.2.1").connected(place):
+            found = (await admin.audit(name="hosts/h1")).entries
+        assert [(e.who, e.method, e.result) for e in found] == [
+            ("admin", "CreateHost", "OK"),
+            ("controller", "PinTunnelAddress", "OK"),
+        ]
+        assert found[1].revision > found[0].revision and list(found[1].objects) == ["hosts/h1"]
 
 
 # ---- the file
