@@ -221,7 +221,7 @@ class Core:
         """Apply what is held when its instant has come; for ever."""
         while True:
             self._armed.clear()
-            left = (min(self.resources.armed.values(), default=math.inf) - time.time_ns()) / 1e9
+            left = (min(self.resources.armed.values(), default=math.inf) - self.resources.clock.now()) / 1e9
             if left > AWAKE:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if left == math.inf else min(left - AWAKE, LOOK_AGAIN)):

@@ -88,6 +88,7 @@ class Devices:
             pulse=PULSE,
             era=ERA if datapath == "netdev" else None,
         )
+        self.flow.refusal = self.ovsdb.refusal
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)

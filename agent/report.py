@@ -60,7 +60,10 @@ class Reporter:
         ovs = self._devices.ovsdb.facts()
         if not ovs.connected:
             yield Condition("OvsdbUnavailable", "ovsdb-server does not answer", "systemctl status openvswitch-switch")
-        if not ovs.vswitchd_up:
+        if ovs.too_old:
+            remedy = "upgrade openvswitch-switch; until then everything stays as it is"
+            yield Condition("OvsTooOld", self._devices.ovsdb.refusal(), remedy)
+        elif not ovs.vswitchd_up:
             yield Condition("VswitchdDown", "ovs-vswitchd does not run", "systemctl status openvswitch-switch")
         for name, layer in self._reconciler.layers.items():
             if layer.unavailable and ovs.connected and ovs.vswitchd_up:

@@ -81,7 +81,10 @@ class _Run:
 
 
 class Committer:
-    """Sends drafts for one replica. `max_ops` is what etcd takes in one list of a transaction."""
+    """Sends drafts for one replica. `max_ops` is what etcd takes in one list of a transaction.
+
+    Outside of calls it is used for the steps of rollouts.
+    """
 
     def __init__(self, store: Store, *, max_ops: int = 128) -> None:
         self.store, self.max_ops = store, max_ops
@@ -217,6 +220,7 @@ class Committer:
         return [Nested((), tuple(writes[i : i + self.max_ops])) for i in range(0, len(writes), self.max_ops)]
 
     async def _done(self, revision: int, written: tuple[Written, ...]) -> Committed:
+        self.store.wrote("Rollout", [own.name for own in written], revision)
         await self.store.committed(revision)
         return Committed(revision, written)
 
