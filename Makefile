@@ -3,7 +3,7 @@ PYTHON_ENV := .venv/bin/python
 BENCHES := attach bulk dataplane fairness policy rollout
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint types contracts protos released fuzz clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo test test-long chaos chaos-long soak lint types contracts protos released fuzz clean $(addprefix bench-,$(BENCHES))
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,17 @@ test: setup ## every test (root)
 
 test-long: setup ## the tests that take samples, with many of them (root, an hour or two)
 	@TEALNET_LONG=1 $(PYTHON_ENV) -m pytest -m long --timeout=7200 $(ARGS)
+
+chaos: setup ## random operations and faults for MINUTES=12, judged (root); SEED=sim:N or SEED=lab:N runs one again
+	@$(PYTHON_ENV) -m tests.chaos --minutes $(or $(MINUTES),12) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+chaos-long: setup ## the same for HOURS=2, and the soak (root)
+	@$(PYTHON_ENV) -m tests.chaos.soak
+	@$(PYTHON_ENV) -m tests.chaos.promises all
+	@$(PYTHON_ENV) -m tests.chaos --minutes $$(( $(or $(HOURS),2) * 60 ))
+
+soak: setup ## 2,000 workloads come and go, 200 agents are killed: is anything left? (root)
+	@$(PYTHON_ENV) -m tests.chaos.soak
 
 lint: setup ## ruff
 	@$(PYTHON_ENV) -m ruff check .

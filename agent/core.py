@@ -31,6 +31,7 @@ from tealnet.core.rows.stream import Row
 log = structlog.get_logger()
 
 AWAKE = 0.005  # seconds before an instant from which on nobody sleeps
+WRITE_AGAIN = 1.0  # seconds until a checkpoint that could not be written is tried again
 LOOK_AGAIN = 1.0  # seconds: the clock may be set while something is held
 
 
@@ -232,6 +233,12 @@ class Core:
                 self._put(self.resources.release())
                 self._reconciler.take(self.resources.revision)
                 self.on_resources()
+
+    async def persist(self) -> None:
+        """Write the checkpoint as soon as the disk takes it again; for ever."""
+        while True:
+            await asyncio.sleep(WRITE_AGAIN)
+            await self.checkpoint.catch_up(self.resources.snapshot)
 
     def versions(self, scope: str) -> pb.Versions:
         """See `agent.stream.Core`."""

@@ -142,6 +142,7 @@ class Agent:
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
             "switch": self.core.switch,
+            "persist": self.core.persist,
             "epochs": lambda: self.epochs.run(self.facts.revalidated),
             "cut": self.cutter.run,
             "policy-cut": self.policy_cutter.run,

@@ -186,7 +186,7 @@ async def build(settings: Settings, etcd: Etcd) -> Controller:
         audit.write({**entry, "name": names[0], "objects": names, "revision": revision, "result": "OK"})
 
     store.unasked = unasked
-    committer = Committer(store, max_ops=max_ops)
+    committer = Committer(store, max_ops=max_ops, on_lease_gone=events.forget)
     tools = Tools(store, sync, status, events, committer, observer, settings.rollout_urls)
     chores = Chores(tools, replica=replica, settings=settings)
     watches = Watches(store)

@@ -19,7 +19,7 @@ import grpc.aio
 import structlog
 
 from controller.admission import Admitted, Refusal
-from controller.etcd import StoreError
+from controller.etcd import LeaseNotFound, StoreError
 from controller.etcd.types import absent, put, value_is
 from controller.metrics import Metrics
 from controller.observing import Observing
@@ -349,13 +349,15 @@ class Session:
                 self._tombstones.set()
 
     async def reclaim(self) -> None:
-        """Write the session key again: its lease was lost, the session was not."""
+        """Write the session key again: it went, with its lease or by somebody's hand, and the session did not."""
         key = self.store.keys.session(self.host_uid)
         write = put(key, self.key_value, self.replica.lease_id)
         try:
             result = await self.store.etcd.txn([absent(key)], [write])
             if not result.succeeded:
                 result = await self.store.etcd.txn([value_is(key, self.key_value)], [write])
+        except LeaseNotFound:
+            return  # the replica does not know yet that it needs a new one: then this is done again
         except StoreError as error:
             self.end(f"session key not written: {error}")
             return

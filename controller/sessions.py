@@ -133,10 +133,8 @@ class Sessions:
         """What concerns one session beside its resources."""
         match change.table:
             case "sessions":
-                if (session := self.by_host.get(str(change.key))) and change.new is not None:
-                    mine = store_pb2.Session.FromString(session.key_value)
-                    if change.new.session != mine.session:
-                        session.end("replaced", Refusal("Replaced", "this host has a newer session"))
+                if session := self.by_host.get(str(change.key)):
+                    self._check_key(session)
             case "host_status":
                 if session := self.by_host.get(str(change.key)):
                     session.accepted(since)
@@ -150,6 +148,15 @@ class Sessions:
                     host = self.store.world.hosts.rows.get(change.new.spec.host)
                     if host and (session := self.by_host.get(host.uid)):
                         session.report.bound(change.new.uid)
+
+    def _check_key(self, session: Session) -> None:
+        """The session key is there and this session's; one that went is written again."""
+        found = self.store.world.sessions.rows.get(session.host_uid)
+        if found is None:
+            if self.replica.ready.is_set():  # otherwise when there is a lease again
+                self._spawn(session.reclaim())
+        elif found.session != store_pb2.Session.FromString(session.key_value).session:
+            session.end("replaced", Refusal("Replaced", "this host has a newer session"))
 
     def _host_changed(self, change: Change) -> None:
         session = self.by_host.get((change.new or change.old).uid)
@@ -241,6 +248,7 @@ class Sessions:
         left = peer.ends - time.time()
         self._ends[session] = asyncio.get_running_loop().call_later(left, session.end, "certificate ended", over)
         self.by_host[session.host_uid] = session
+        self._check_key(session)  # it may have gone, or have become another's, since it was claimed
         for scope in session.outbox.scopes:
             self._by_scope.setdefault(scope, set()).add(session)
         self.metrics.sessions.set(len(self.by_host))

@@ -63,7 +63,7 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
     presenter, events = Presenter(store.world, status), Events(store.etcd, store.keys)
     parts = Parts(
         store=store,
-        committer=Committer(store, max_ops=max_ops),
+        committer=Committer(store, max_ops=max_ops, on_lease_gone=events.forget),
         requests=Requests(store, events),
         notes=Notes(events),
         presenter=presenter,

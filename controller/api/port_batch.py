@@ -140,7 +140,7 @@ class Batch:
         """Done by an earlier try of the same batch."""
         rows = self.parts.store.world.ports.rows
         if replay.record.name not in rows:
-            await self.parts.store.barrier()
+            await self.parts.requests.catch_up()
         row = rows.get(replay.record.name)
         if row is None or row.uid != replay.record.uid:
             entry.error = NotFound(replay.record.name)

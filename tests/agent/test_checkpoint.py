@@ -161,3 +161,19 @@ async def test_a_file_that_vanishes_is_written_whole_again(tmp_path: Path) -> No
     assert checkpoint.failure
     await checkpoint.save(record(4), snapshot=everything(4))
     assert Checkpoint(path).load() == [record(4)]
+
+
+async def test_it_is_written_when_the_disk_takes_it_again(tmp_path: Path) -> None:
+    """Not only when there is news: a process that starts meanwhile would begin with something older."""
+    path = tmp_path / "state" / "checkpoint"
+    checkpoint = Checkpoint(path)
+    newest = pbc.Checkpoint(revision=7)
+    path.parent.write_text("not a directory")
+    await checkpoint.save(pbc.Checkpoint(revision=7), snapshot=lambda: newest)
+    assert checkpoint.is_behind and "could not be written" in checkpoint.failure
+    await checkpoint.catch_up(lambda: newest)
+    assert checkpoint.is_behind
+    path.parent.unlink()
+    await checkpoint.catch_up(lambda: newest)
+    assert not checkpoint.is_behind and not checkpoint.failure
+    assert [record.revision for record in Checkpoint(path).load()] == [7]
