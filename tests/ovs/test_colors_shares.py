@@ -15,10 +15,10 @@ import pytest
 from agent.drivers.unixctl import unixctl, unixctl_each
 from agent.pipeline import ROUTER_MAC, Flag, key_of
 from tealnet.core.rows.colors import SLOTS, Affinity, slots
-from tests.samples import samples
 from tests.ovs import packets
 from tests.ovs.colors import BLUE, BLUE7, DOMAIN, GREEN, OPS1, WEB, WEB_UID, ZONE, ColorWire, weights
 from tests.ovs.sandbox import DEADLINE, Sandbox
+from tests.samples import samples
 
 pytestmark = [pytest.mark.ovs, pytest.mark.long]
 
