@@ -130,7 +130,7 @@ def _serial(text: str) -> int:
 @pki.command()
 @click.argument("cert", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def show(cert: Path) -> None:
-    """Show whose certificate CERT is and until when; or a revocation list.
+    """Show whose a certificate is, or what is in a revocation list.
 
     \b
       teal pki show admin.crt
