@@ -94,10 +94,14 @@ class Cutter:
             except TimeoutError:
                 pass
             self._wake.clear()
-            for uid in self._done.keys() - self._inputs.weights.rows.keys():
+            rows = self._inputs.weights.rows
+            for uid in self._done.keys() - rows.keys():
                 del self._done[uid]
-                self.failures.pop(weights_key(uid), None)
+                if self.failures.pop(weights_key(uid), None):  # said in an Ack, which nothing else may change
+                    self.on_done()
             for uid, epoch in list(self._epochs.in_force.items()):
+                if uid not in rows:
+                    continue
                 closed = frozenset(epoch.weights.closed)
                 self._done[uid] = self._done.get(uid, frozenset()) & closed  # open again: to be closed anew
                 if todo := self._todo(uid, closed):
@@ -109,9 +113,11 @@ class Cutter:
         return frozenset(closed) - self._done.get(uid, frozenset())
 
     async def _cut(self, uid: str, colors: frozenset[int]) -> None:
-        key = weights_key(uid)
+        key, row = weights_key(uid), self._inputs.weights.rows.get(uid)
+        if row is None:  # gone while another network was cut
+            return
         try:
-            what = opened_to(self._inputs, self._inputs.weights.rows[uid], colors)
+            what = opened_to(self._inputs, row, colors)
             await self._closing.close(lambda row, _: what.concerns(row), "connections leave a color", network=uid)
         except (DeviceUnavailable, OSError) as error:
             if key not in self.failures:

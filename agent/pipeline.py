@@ -123,6 +123,7 @@ class Feature(IntEnum):
     ROUTER = 3
     COLORS = 4
     SECURITY = 5
+    ERA = 6  # of the datapath's cache: agent/era.py
 
 
 ROUTER_MAC = "02:74:6e:00:00:01"  # one for all networks

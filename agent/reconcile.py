@@ -34,6 +34,7 @@ Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
 # A link that is up and guarded may be plugged while it gets its addresses: they wait for different devices.
 STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"), ("zone",))
+ON_LINKS = frozenset({"guard", "ovsdb", "address"})  # layers in which things are done with the devices of `link`
 SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
@@ -185,8 +186,12 @@ class Reconciler:
             return None
         failures = self._desired.failures()
         broken: set[str] = set()
+        unsure: set[tuple[str, Hashable]] = set()
         for layer in self.layers.values():
             for key, trouble in layer.troubles.items():
+                if self._may_be_gone(layer, key):
+                    unsure.add((layer.name, key))
+                    continue
                 for resource in self._desired.resources(layer.name, key):
                     failures.setdefault(resource, trouble.failure)
                 broken |= self._idents(layer, key)
@@ -194,9 +199,14 @@ class Reconciler:
         for layer in self.layers.values():
             for key in layer.pending():
                 # What waits for something of its own port that failed is not late, it has failed with it.
-                if key not in layer.troubles and not self._idents(layer, key) <= broken:
+                has_failed = key in layer.troubles and (layer.name, key) not in unsure
+                if not has_failed and not self._idents(layer, key) <= broken:
                     oldest = min(oldest, layer.since.get(key, oldest))
         return Applied(oldest - 1, failures)
+
+    def _may_be_gone(self, layer: Layer, key: Hashable) -> bool:
+        """Whether something has failed on a device that may not be there any more: then that is what is wrong."""
+        return layer.name in ON_LINKS and self.layers["link"].in_doubt(_device(key))
 
     def in_place(self, resource: str) -> bool:
         """Whether the flows that this resource wants are on the switch."""
@@ -294,6 +304,8 @@ class Reconciler:
             await self._watcher.clear(layer.name, {key: desired[key] for key in due}, actual)
             due &= self._due_to_write(layer)
         done = await layer.apply(due, ()) if due else None
+        if layer.name in ON_LINKS and due:
+            self._doubt_links(layer, due - (done or set()))
         if done:
             written = {key: layer.written[key] for key in done}
             failures = await self._watcher.prepare(layer.name, written)
@@ -304,6 +316,14 @@ class Reconciler:
             for other in ("guard", "address"):
                 self.layers[other].reread(done & self.layers[other].delta.actual.keys())
         self._finish(layer, done or set())
+
+    def _doubt_links(self, layer: Layer, failed: Iterable[Hashable]) -> None:
+        """What fails on a device for the first time may do so because the device has just gone: look at it."""
+        new = {_device(key) for key in failed if key in layer.troubles and layer.troubles[key].attempts == 1}
+        link = self.layers["link"]
+        if known := new & link.delta.actual.keys():
+            link.reread(known)
+            self._wake["devices"].set()
 
     def _due_to_write(self, layer: Layer) -> set[Hashable]:
         blocked = self._without_support(layer) | self._without_place(layer)
@@ -386,3 +406,8 @@ class Reconciler:
         while True:
             await asyncio.sleep(RESYNC_EVERY * random.uniform(0.8, 1.2))
             self.resync()
+
+
+def _device(key: Hashable) -> Hashable:
+    """The device that a key of a layer on links is about."""
+    return key[1] if isinstance(key, tuple) else key

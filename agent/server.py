@@ -40,6 +40,7 @@ from agent.report import Reporter
 from agent.resources import Resources
 from agent.settings import Settings, SettingsError
 from agent.stream import Credentials, Stream
+from agent.tally import Tally
 from agent.tell import RuleTeller
 from tealnet.core.tables import Graph
 
@@ -60,7 +61,7 @@ class Agent:
         self.inputs = Inputs(graph)
         wants = [want for room in FEATURES for want in room.declare(graph, self.inputs)]
         datapath = find_datapath(settings.datapath)
-        self.devices = Devices(settings, datapath=datapath)
+        self.devices = Devices(settings, datapath=datapath, issued=self.inputs.issued.rows.values)
         self.desired = Desired(wants, places=self.devices.places)
         self.facts = Facts(
             self.inputs,
@@ -99,7 +100,10 @@ class Agent:
         self.core.before_ack += self.cutter.settled, self.policy_cutter.settled
         self.core.more_failures = lambda: {**self.cutter.failures, **self.policy_cutter.failures}
         self.cutter.on_done = self.policy_cutter.on_done = self.core.progressed
-        self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs)
+        self.tally = Tally(
+            self.inputs, packets=lambda: self.devices.flow.counts(Feature.BASE), usage=self.devices.usage
+        )
+        self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs, self.tally)
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
@@ -128,7 +132,8 @@ class Agent:
         log.info("agent starts", host=self.settings.host, instance=local.instance_uid, datapath=local.datapath)
         self.core.restore()
         status = StatusServer(
-            Status(self.core, self.reconciler, conditions=self.reporter.conditions), self.settings.socket_path
+            Status(self.core, self.reconciler, self.tally, conditions=self.reporter.conditions),
+            self.settings.socket_path,
         )
         jobs: Mapping[str, Callable[[], Awaitable[Any]]] = {
             "devices": self.devices.run,
@@ -137,6 +142,7 @@ class Agent:
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
             "switch": self.core.switch,
+            "persist": self.core.persist,
             "epochs": lambda: self.epochs.run(self.facts.revalidated),
             "cut": self.cutter.run,
             "policy-cut": self.policy_cutter.run,

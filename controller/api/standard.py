@@ -184,7 +184,7 @@ class Standard(Reads[M]):
         return self.parts.presenter.message(self.kind, row, caller)
 
     async def _replayed(self, replay: Replay, caller: Caller) -> Any:
-        await self.parts.store.barrier()
+        await self.parts.requests.catch_up()
         row = getattr(self.world, f"{self.kind}s").rows.get(replay.record.name)
         if row is None or row.uid != replay.record.uid:
             raise NotFound(replay.record.name)

@@ -186,6 +186,22 @@ async def test_a_failure_is_forgotten_with_what_was_to_be_closed() -> None:
         assert not world.cutter.failures
 
 
+async def test_a_failure_is_forgotten_with_its_network() -> None:
+    """… and the Ack that it stands in is said anew."""
+    world = World()
+    world.host.down = True
+    async with cutting(world):
+        world.close(1)
+        await world.cutter.settled()
+        assert world.cutter.failures
+        healed = asyncio.Event()
+        world.cutter.on_done = healed.set
+        world.inputs.weights.put(UID, None)
+        async with asyncio.timeout(10):
+            await healed.wait()
+        assert not world.cutter.failures
+
+
 def test_connections_as_conntrack_tells_them() -> None:
     rows = parse(DUMP)
     assert len(rows) == 8

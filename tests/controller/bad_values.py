@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
+from tealnet.v1 import admin_pb2, host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
 
 INVALID, ABSENT, EXISTS = StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.ALREADY_EXISTS
 BLOCKED, ABORTED = StatusCode.FAILED_PRECONDITION, StatusCode.ABORTED
@@ -266,6 +266,14 @@ REQUESTS: dict[str, dict[str, list[Any]]] = {
     },
     "ListEvents": {"name": ["x", "tenants/A"], "page_size": [-1]},
     "Plan": {"items": [[{}] * 2001]},
+    "Check": {"timeout": [Duration(seconds=-1), Duration(seconds=61)]},
+    "ListAudit": {
+        "name": ["x", "tenants/A"],
+        "who": [],
+        "after": TIMES[1:],
+        "before": TIMES[1:],
+        "page_size": [-1, 1001],
+    },
 }
 """Wrong values of the other fields of requests, by method."""
 UNASKED = {
@@ -279,7 +287,7 @@ UNASKED = {
 OWN_TESTS = {"Join", "RenewCertificate"}  # tests/controller/test_write_batch.py: whoever is wrong is told nothing
 ELSEWHERE = ("SecurityGroupService", "PolicyTierService", "PolicyService", "TrafficSplitService", "RolloutService")
 """Services whose rooms have tests of their own for this: test_security_check, test_policy_api, test_write_colors, …"""
-SWITCHES = {"validate_only", "force", "atomic", "spec_only"}  # yes or no
+SWITCHES = {"validate_only", "force", "atomic", "spec_only", "repair"}  # yes or no
 
 
 def right(method: str) -> Any:
@@ -312,5 +320,7 @@ def right(method: str) -> Any:
             return port_pb2.BatchUpdatePortsRequest(parent="tenants/acme", requests=[one])
         case "CreateJoinToken":
             return host_pb2.CreateJoinTokenRequest(name="hosts/h1")
+        case "Check" | "ListAudit":
+            return getattr(admin_pb2, f"{method}Request")()
         case _:
             return getattr(system_pb2, f"{method}Request")()

@@ -2,13 +2,12 @@
 
 A group is deleted and another one made, again and again, on a real controller and etcd with so few numbers that each
 has to be used anew. The host that is away knows the numbers of before; what it makes of them when it is back must be
-right. (With TEALNET_LONG 10,000 times: `make test-long`.)
+right. (In `make test-long` 10,000 times.)
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable, Mapping
 
 import pytest
@@ -17,11 +16,11 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.v1 import host_pb2, network_pb2, port_pb2, security_pb2, tenant_pb2
 from tests.controller.running import FakeAgent, Site, site
 from tests.controller.test_policy_api import Client, group
+from tests.samples import samples
 
-LONG = bool(os.environ.get("TEALNET_LONG"))
-TIMES = 10_000 if LONG else 60
+TIMES = samples(60, many=10_000)
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3000 if LONG else 60)]
+pytestmark = pytest.mark.long
 FIRST = 1000
 FRIEND, GUARDS = group("acme/friend"), group("acme/guards")
 

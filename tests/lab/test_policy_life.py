@@ -6,7 +6,6 @@ come and go while an agent is stopped, and who is denied is in the logs without 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,9 +17,9 @@ from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import port_pb2, security_pb2, split_pb2
 from tests.lab.stand import NETNS, NETNS_PATH, READY, SOON, Stand, full, standing
+from tests.samples import LONG, samples
 
-LONG = bool(os.environ.get("TEALNET_LONG"))
-TIMES = 10_000 if LONG else 40  # groups that come and go
+TIMES = samples(40, many=10_000)  # groups that come and go
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(3000 if LONG else 120)]
 

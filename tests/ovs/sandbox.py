@@ -23,13 +23,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
-from agent.drivers.openflow import FlowDriver
+from agent.drivers.openflow import Era, FlowDriver
+from agent.era import ERA
+from agent.openflow.flow import Flow
+from agent.pipeline import PULSE
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 DEADLINE = 20.0  # seconds for anything that has to happen
@@ -190,9 +193,11 @@ class Sandbox:
 
 
 @asynccontextmanager
-async def connected(socket: str, *, run_dir: str) -> AsyncIterator[FlowDriver]:
+async def connected(
+    socket: str, *, run_dir: str, pulse: Flow | None = None, era: Era | None = None
+) -> AsyncIterator[FlowDriver]:
     """A flow driver that is connected; it goes on reconnecting until the end of the block."""
-    driver = FlowDriver(socket, run_dir=run_dir)
+    driver = FlowDriver(socket, run_dir=run_dir, pulse=pulse, era=era)
     task = asyncio.create_task(driver.run())
     try:
         async with asyncio.timeout(DEADLINE):
@@ -201,6 +206,11 @@ async def connected(socket: str, *, run_dir: str) -> AsyncIterator[FlowDriver]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def as_agent(ovs: Sandbox) -> AbstractAsyncContextManager[FlowDriver]:
+    """A flow driver for br-int that is connected and does all that an agent's does."""
+    return connected(ovs.mgmt("br-int"), run_dir=ovs.run_dir, pulse=PULSE, era=ERA)
 
 
 async def is_connected(driver: FlowDriver, *, connections: int = 1) -> None:

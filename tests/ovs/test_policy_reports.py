@@ -19,7 +19,7 @@ from tealnet.core.rows.security import Action, Direction, Mode, Ports, Position,
 from tests.ovs import datagrams
 from tests.ovs.guarded import Guarded, ends
 from tests.ovs.policies import rule, rules
-from tests.ovs.sandbox import DEADLINE, Sandbox, connected
+from tests.ovs.sandbox import DEADLINE, Sandbox, as_agent
 
 pytestmark = pytest.mark.ovs
 
@@ -66,7 +66,7 @@ class Heard:
 @asynccontextmanager
 async def teller(guarded: Guarded, path: Path) -> AsyncIterator[tuple[RuleTeller, Heard]]:
     heard = Heard()
-    async with connected(guarded.ovs.mgmt("br-int"), run_dir=guarded.ovs.run_dir) as driver:
+    async with as_agent(guarded.ovs) as driver:
         made = RuleTeller(
             guarded.inputs,
             Counters(path),
@@ -142,6 +142,7 @@ async def test_counters_never_go_back(guarded: Guarded, tmp_path: Path) -> None:
         await heard.until(lambda: heard.counts and heard.counts[key].packets == 1)
         guarded.ovs.ofctl("del-flows", "br-int")  # written again, they begin at zero
         await guarded.load()
+        await heard.until(lambda: not any(packets for packets, _ in tells._counters._seen.values()))
         await guarded.forget()
         await guarded.send((2, datagrams.udp(ends(2, 3), (5001, 80))))
         await heard.until(lambda: heard.counts[key].packets == 2)

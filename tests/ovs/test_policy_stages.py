@@ -69,6 +69,21 @@ async def test_answers_and_errors_of_what_was_let_in_pass(guarded: Guarded) -> N
 
 
 @pytest.mark.parametrize("version", [4, 6])
+async def test_an_answer_that_nobody_asked_for_gets_to_and_from_no_guarded_port(guarded: Guarded, version: int) -> None:
+    """Between others it would: it may be of a question from before they were tracked."""
+    everything = rule(1003, Direction.INGRESS)
+    guarded.put(rules(WEB, OUT, everything), rules(DB, OUT, everything))
+    back = ends(3, 2, version)
+    echo = datagrams.icmp(back, 0 if version == 4 else 129, 0)
+    for open_, arrives in (((), False), ((3,), False), ((2,), False), ((2, 3), True)):
+        for number, identity in ((2, WEB), (3, DB)):
+            guarded.change(number, identity=identity, policy=Policy.OFF if number in open_ else Policy.ENFORCE)
+        await guarded.load()
+        for packet in (echo, datagrams.tcp(back, (80, 5000), SYN | ACK)):
+            assert await guarded.arrived(3, packet, at=2) == arrives, open_
+
+
+@pytest.mark.parametrize("version", [4, 6])
 async def test_a_datagram_in_fragments_passes_whole_or_not_at_all(guarded: Guarded, version: int) -> None:
     guarded.put(rules(WEB, OUT), rules(DB, HTTP))
     await guarded.load()

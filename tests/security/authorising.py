@@ -83,7 +83,7 @@ def name_in(tenant: str, kind: str) -> str:
 @asynccontextmanager
 async def matrix() -> AsyncIterator[Matrix]:
     """Two tenants with one object of each kind, a third that is gone, and one whose name was used before."""
-    async with site() as place, AsyncExitStack() as stack:
+    async with site(embedded=True) as place, AsyncExitStack() as stack:
 
         async def channel(role: str) -> grpc.aio.Channel:
             return await stack.enter_async_context(place.channel(place.ca.issue(role, dns=["somebody"])))
