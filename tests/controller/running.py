@@ -89,7 +89,8 @@ async def running(settings: Settings) -> AsyncIterator[Controller]:
         yield started.result()
     finally:
         stop.set()
-        await asyncio.wait_for(task, 20)
+        async with asyncio.timeout(20):
+            await task
 
 
 @contextlib.asynccontextmanager

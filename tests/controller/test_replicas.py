@@ -26,7 +26,7 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import host_pb2, network_pb2, security_pb2
 from tests.controller.making import Maker, uid_of
-from tests.controller.running import FakeAgent, Site, prepare, running, until
+from tests.controller.running import DEADLINE, FakeAgent, Site, prepare, running, until
 
 NET = "tenants/acme/networks/web"
 P1, P2, P3 = (f"tenants/acme/ports/p{n}" for n in (1, 2, 3))
@@ -409,7 +409,8 @@ async def test_sync_follows_a_host_to_another_replica(pair: Pair) -> None:
         async with again.connected(pair.sites[0]):  # its old stream hangs
             outcome = await asking
             assert outcome.complete and outcome.synced == {H1} and outcome.took < 5
-            await asyncio.wait_for(agent.done.wait(), 5)
+            async with asyncio.timeout(DEADLINE):
+                await agent.done.wait()
 
 
 async def test_rules_are_asked_of_all_replicas(pair: Pair) -> None:

@@ -14,7 +14,7 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import host_pb2, port_pb2
 from tests.controller.making import Maker, uid_of
-from tests.controller.running import FakeAgent, Site, site, until
+from tests.controller.running import DEADLINE, FakeAgent, Site, site, until
 
 NET = "tenants/acme/networks/web"
 P1, P2, P3 = (f"tenants/acme/ports/p{n}" for n in (1, 2, 3))
@@ -263,7 +263,8 @@ async def test_a_second_instance_is_refused_while_the_first_lives(place: Site, w
         again = one()
         async with again.connected(place):  # the same instance again: its old stream is dead, it only does not know
             assert again.welcome
-            await asyncio.wait_for(agent.done.wait(), 5)
+            async with asyncio.timeout(DEADLINE):
+                await agent.done.wait()
     await until(lambda: uid_of("hosts/h1") not in place.controller.store.world.sessions.rows)
     async with twin.connected(place):
         assert twin.welcome
@@ -295,7 +296,8 @@ async def test_unknown_and_fenced_hosts_are_refused(place: Site, write: Writer) 
     async with one().connected(place) as agent:
         await synced(place, agent, place.controller.store.revision)
         await write(write.make.host("h1", 1, vtep="192.0.2.1", fenced=True))
-        await asyncio.wait_for(agent.done.wait(), 5)
+        async with asyncio.timeout(DEADLINE):
+            await agent.done.wait()
         assert agent.refused and agent.refused.reason == "Fenced"
         assert LOCAL1 in keys_in(agent)  # and loses nothing
     tenant = FakeAgent("h1", "192.0.2.1")
@@ -308,7 +310,8 @@ async def test_silence_ends_a_session(place: Site, write: Writer) -> None:
     async with agent.connected(place):
         await synced(place, agent, place.controller.store.revision)
         agent.pings = False
-        await asyncio.wait_for(agent.done.wait(), 4)
+        async with asyncio.timeout(4):
+            await agent.done.wait()
 
 
 async def test_failure_reaches_status_and_clears(place: Site, write: Writer) -> None:
@@ -404,7 +407,8 @@ async def test_a_late_word_never_stands_in_place_of_the_ports_own_host(
         monkeypatch.setattr(etcd, "txn", gated)
         there = write.make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h2")
         await write(there, write.make.tombstone("h1", P1, moved_to="h2", network=NET))
-        await asyncio.wait_for(held.wait(), 10)
+        async with asyncio.timeout(DEADLINE):
+            await held.wait()
         back = write.make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h1")
         gone = write.make.tombstone("h2", P1, moved_to="h1", network=NET)
         await write(back, delete(write.make.tombstone("h1", P1).key), gone)
