@@ -32,7 +32,7 @@ from agent.drivers.plug import PlugDriver
 from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
-from agent.drivers.zone import ZoneDriver
+from agent.drivers.zone import Usage, ZoneDriver
 from agent.era import ERA
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
@@ -88,6 +88,7 @@ class Devices:
             pulse=PULSE,
             era=ERA if datapath == "netdev" else None,
         )
+        self.flow.refusal = self.ovsdb.refusal
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)
@@ -144,6 +145,10 @@ class Devices:
             return await self.zone.connections()
         except UnixctlError as error:
             raise DeviceUnavailable(f"connections not told: {error}") from error
+
+    async def usage(self) -> Mapping[int, Usage]:
+        """How full conntrack zones are, by number. Raises DeviceUnavailable."""
+        return await self.zone.usage()
 
     async def forget(self, connections: Sequence[Connection]) -> None:
         """Have conntrack forget these TCP and UDP connections. Raises DeviceUnavailable."""

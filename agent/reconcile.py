@@ -16,6 +16,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ import structlog
 from agent.desired import LAYERS, Desired
 from agent.drivers.base import Driver, Failure
 from agent.layer import NEVER, Layer, look_at_all
+from agent.staying import Home, Staying
 from tealnet.core.tables import Graph
 
 log = structlog.get_logger()
@@ -69,7 +71,8 @@ class Reconciler:
     """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole.
 
     `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers. `narrows`:
-    packets may take another path than before because of this flow, although it takes nobody's place.
+    packets may take another path than before because of this flow, although it takes nobody's place. `home`: see
+    `agent.staying`.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Reconciler:
         clock: Callable[[], float],
         in_use: Mapping[str, Callable[[Mapping[str, Actual]], Collection[Hashable]]] | None = None,
         narrows: Callable[[Any], bool] = lambda value: False,
+        home: Home = lambda value: None,
     ) -> None:
         self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
         self.revision = 0  # of the inputs
@@ -99,6 +103,9 @@ class Reconciler:
         self._late = NEVER  # … and to which revision what has changed meanwhile is owed
         self._devices_passed = False  # the first pass is over: facts are whole
         self._narrowed = False  # flows went since the last revalidation
+        self._staying = Staying(
+            self._flow.delta, home=home, beside=partial(desired.beside, FLOW), revalidated=watcher.revalidated
+        )
         self._wake = {"devices": asyncio.Event(), "flow": asyncio.Event()}
 
     # -- from outside
@@ -169,6 +176,7 @@ class Reconciler:
             tasks.create_task(self._lane("devices", self.devices_step), name="lane-devices")
             tasks.create_task(self._lane("flow", self.flow_step), name="lane-flow")
             tasks.create_task(self._resync_for_ever(), name="resync")
+            tasks.create_task(self._staying.run(self._wake["flow"].set), name="staying")
 
     # -- how far we are
 
@@ -202,9 +210,14 @@ class Reconciler:
 
     def in_place(self, resource: str) -> bool:
         """Whether the flows that this resource wants are on the switch."""
+        waiting = self.waiting()
+        return waiting is not None and resource not in waiting
+
+    def waiting(self) -> set[str] | None:
+        """Resources whose flows are not all on the switch as they are wanted; None while nothing can be said."""
         if not self._ready() or not self._devices_passed or not self._flow.usable() or self._deriving:
-            return False
-        return not any(resource in self._desired.resources(FLOW, key) for key in self._flow.pending())
+            return None
+        return {resource for key in self._flow.pending() for resource in self._desired.resources(FLOW, key)}
 
     def take_narrowed(self) -> bool:
         """Have flows gone since the last call?"""
@@ -270,6 +283,7 @@ class Reconciler:
         if not self._flow.usable():
             return
         write, delete = self._flow.due(self._flow.delta.to_write), self._flow.due(self._flow.delta.to_delete)
+        delete -= self._staying.keep(delete)
         if not write and not delete:
             return
         narrowed = bool(delete) or any(
@@ -281,6 +295,7 @@ class Reconciler:
         self._finish(self._flow, done or set())
         if delete:
             self._wake["devices"].set()  # devices may go now
+        self._staying.written()
 
     async def _write(self, layer: Layer) -> None:
         due = self._due_to_write(layer)

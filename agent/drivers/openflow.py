@@ -94,6 +94,7 @@ class FlowDriver:
         self._run_dir = run_dir
         self._session: Session | None = None
         self.on_packet: Callable[[bytes], None] = lambda body: None
+        self.refusal: Callable[[], str] = lambda: ""  # why nothing of the bridge is read or written
         self._facts = FlowFacts()
         self._changed = asyncio.Event()
         self._pulse, self._has_pulse = pulse, False
@@ -169,6 +170,8 @@ class FlowDriver:
         event.set()
 
     def _connected(self) -> Session:
+        if why := self.refusal():
+            raise DeviceUnavailable(why)
         if self._session is None:
             raise DeviceUnavailable(f"no connection to the bridge at {self._socket}")
         return self._session

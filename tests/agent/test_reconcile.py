@@ -23,6 +23,7 @@ from agent.reconcile import Applied, Reconciler
 from tealnet.core.rows.stream import Attach, LocalPort
 from tealnet.core.tables import Graph, Read
 from tests.fakes.device import Crash, DictDevice
+from tests.samples import samples
 
 BROKEN = Failure("Broken", "planned")
 HOPELESS = Failure("Hopeless", "planned", retriable=False)
@@ -598,7 +599,7 @@ def expected(ports: list[LocalPort]) -> dict[str, set[Hashable]]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=samples(50, many=2000))
 @given(st.lists(worlds, min_size=1, max_size=6), st.data())
 def test_any_history_converges_whatever_is_interrupted(history: list[list[LocalPort]], data: st.DataObject) -> None:
     asyncio.run(_any_history(history, data))
@@ -646,7 +647,7 @@ async def _any_history(history: list[list[LocalPort]], data: st.DataObject) -> N
         await process.finds_nothing_to_do()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=samples(25, many=1000))
 @given(st.lists(worlds, min_size=1, max_size=4), st.data())
 def test_any_history_converges_once_planned_errors_are_over(
     history: list[list[LocalPort]], data: st.DataObject

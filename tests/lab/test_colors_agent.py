@@ -17,6 +17,7 @@ from tealnet.lab.traffic import Running
 from tests.fakes.controller import uid
 from tests.lab.color_rig import BLUE, GREEN, PORT, TWIN, VNI, WEB, WEB_KEY, ColorRig, beside, color_rig
 from tests.lab.stand import LINKS
+from tests.samples import LONG, samples
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -133,8 +134,13 @@ async def calm(rig: ColorRig) -> AsyncIterator[None]:
         yield
 
 
+@pytest.mark.long
+@pytest.mark.timeout(360 if LONG else 240)
 async def test_pinned_connections_survive_a_switch_and_the_loss_of_conntrack_on_either_side(rig: ColorRig) -> None:
-    """Weights have moved on, then vswitchd of the client's host dies, and of the servers': nobody knows the color."""
+    """Weights have moved on, then vswitchd of the client's host dies, and of the servers': nobody knows the color.
+
+    Agents are restarted as well, and weights moved once more. In `make test-long` a minute lies between two deaths.
+    """
     async with calm(rig):
         client = rig.workload("ops1")
         async with beside(client.running("hold", TWIN[0], PORT, "--count", "20", "--interval", "0.2")) as held:
@@ -146,6 +152,12 @@ async def test_pinned_connections_survive_a_switch_and_the_loss_of_conntrack_on_
                     await rig.pins("ops1", {BLUE: 20, GREEN: 5})
                     await rig.pins("blue", {BLUE: 20})
                     await rig.pins("green", {GREEN: 5})
+                    await asyncio.sleep(samples(0, many=60))
+                for host in ("h1", "h2", "h3"):
+                    await asyncio.to_thread(rig.lab.kill, host, "agent")
+                    await asyncio.to_thread(rig.lab.start, host, "agent")
+                await rig.split(50, 50)
+                await rig.pins("ops1", {BLUE: 20, GREEN: 5})
     assert (held.result["words"], held.result["changed"], held.result["ended"]) == ({"blue": 20}, 0, 0), held.result
     assert (green.result["words"], green.result["changed"], green.result["ended"]) == ({"green": 5}, 0, 0), green.result
     assert held.result["silent"] == green.result["silent"] == 0

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
+from agent import tell
 from agent.pipeline import Feature
 from agent.policy.counters import Counters
 from agent.tell import RuleTeller
@@ -66,7 +68,11 @@ async def teller(guarded: Guarded, path: Path) -> AsyncIterator[tuple[RuleTeller
     heard = Heard()
     async with as_agent(guarded.ovs) as driver:
         made = RuleTeller(
-            guarded.inputs, Counters(path), stats=lambda: driver.counts(Feature.SECURITY), send=heard.send
+            guarded.inputs,
+            Counters(path),
+            stats=lambda: driver.counts(Feature.SECURITY),
+            send=heard.send,
+            heard=lambda: True,
         )
         driver.on_packet = made.shown
         running = asyncio.create_task(made.run())
@@ -109,6 +115,22 @@ async def test_counters_and_denials_are_told_while_somebody_asks(guarded: Guarde
         assert (denial.identity, denial.remote_identity, denial.direction) == (DB, WEB, ingress)
         assert (denial.protocol, denial.source_port, denial.count) == (17, 5000, 1)
         assert (denial.source, denial.target) == (ends(2, 3)[0].packed, ends(2, 3)[1].packed)
+
+
+async def test_a_denial_is_logged_and_told_unasked(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tell, "UNASKED_EVERY", 0.05)
+    await guarded.load()
+    async with teller(guarded, tmp_path / "counters") as (_, heard):
+        with structlog.testing.capture_logs() as lines:
+            await guarded.send((2, datagrams.udp(ends(2, 3), (5000, 81))))
+            await heard.until(lambda: heard.denials)
+        (line,) = [line for line in lines if line["event"] == "denied"]
+        assert (line["port"], line["remote_port"]) == ("tenants/acme/ports/web-3", "tenants/acme/ports/web-2")
+        assert (line["rule"], line["protocol"], line["target_port"]) == ("web/1002", "udp", 81)
+        assert [(d.rule, d.target_port) for d in heard.denials] == [(1002, 81)]
+        assert not heard.counts
 
 
 async def test_counters_never_go_back(guarded: Guarded, tmp_path: Path) -> None:
