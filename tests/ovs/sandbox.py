@@ -55,6 +55,9 @@ class CommandError(Exception):
     """A command failed; with what it said."""
 
 
+REVALIDATE = "other_config:max-revalidator=100"
+
+
 class Sandbox:
     """A running Open vSwitch. `run_dir` is what /run/openvswitch is elsewhere: sockets, pid files, logs.
 
@@ -99,9 +102,8 @@ class Sandbox:
         options = [self._dummy, "--disable-system", "--disable-system-route", "--no-chdir"]
         self._start("ovs-vswitchd", self.db, *options)
         wait_until(lambda: listens(self.vswitchd_ctl()), "ovs-vswitchd")
-        self.vsctl(
-            "set", "Open_vSwitch", ".", f"external-ids:starts={time.monotonic_ns()}"
-        )  # returns when it is applied
+        # Returns when it is applied. Tests often wait until no packet goes an old way: half a second by default.
+        self.vsctl("set", "Open_vSwitch", ".", f"external-ids:starts={time.monotonic_ns()}", REVALIDATE)
 
     def kill_vswitchd(self) -> None:
         """As a crash would: SIGKILL, and wait for its end. Flows and conntrack are gone with it."""
