@@ -70,7 +70,9 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.failure = ""
+        self.is_behind = False  # the file is older than what the agent knows
         self._path = path
+        self._writing = asyncio.Lock()
         self._head = 0  # size after the last rewrite
         self._tail = 0  # bytes appended since
         self._rewrite = True  # the file on disk can't be appended to
@@ -89,6 +91,15 @@ class Checkpoint:
 
     async def save(self, record: pbc.Checkpoint, *, snapshot: Callable[[], pbc.Checkpoint]) -> None:
         """Make a change durable; `snapshot` gives everything, for when the file is to be replaced."""
+        async with self._writing:
+            await self._save(record, snapshot)
+
+    async def catch_up(self, snapshot: Callable[[], pbc.Checkpoint]) -> None:
+        """Try again what could not be written: until then a new process would begin with something older."""
+        if self.is_behind:
+            await self.save(pbc.Checkpoint(), snapshot=snapshot)
+
+    async def _save(self, record: pbc.Checkpoint, snapshot: Callable[[], pbc.Checkpoint]) -> None:
         self._rewrite = self._rewrite or self._tail > self._head + SLACK
         data = MAGIC + encode(snapshot()) if self._rewrite else encode(record)
         try:
@@ -97,18 +108,23 @@ class Checkpoint:
             if not self.failure or not self._rewrite:
                 log.error("checkpoint not written", path=str(self._path), error=str(error))
             self.failure = f"the checkpoint could not be written: {error}"
-            self._rewrite = True
+            self._rewrite = self.is_behind = True
             return
         if self._rewrite:
             self._head, self._tail, self._rewrite = len(data), 0, False
         else:
             self._tail += len(data)
-        self.failure = ""
+        self.failure, self.is_behind = "", False
 
     def _append(self, data: bytes) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         try:
-            _write_all(descriptor, data)
+            size = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, data)
+            except OSError:
+                os.ftruncate(descriptor, size)  # half a record is none, and its room is needed
+                raise
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
@@ -120,6 +136,9 @@ class Checkpoint:
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
+        except OSError:
+            temporary.unlink()
+            raise
         finally:
             os.close(descriptor)
         os.replace(temporary, self._path)

@@ -120,10 +120,11 @@ def serving(target: End) -> Iterator[None]:
             said = stack.enter_context(tempfile.TemporaryFile())
             server = target.host.popen(words, netns=target.netns, out=said)
             stack.callback(stop, server)
-            wait_for(partial(_ready, said), seconds=10, what=f"{words[0]} in {target.netns}")
+            wait_for(partial(ready, said), seconds=10, what=f"{words[0]} in {target.netns}")
         yield
 
 
-def _ready(said: IO[bytes]) -> bool:
+def ready(said: IO[bytes]) -> bool:
+    """Whether a server has said that it listens."""
     text = os.pread(said.fileno(), 4096, 0)
     return b"listening" in text or b"ready" in text

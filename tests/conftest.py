@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes samples is marked, for `make test-long`."""
     for item in items:
         if item.get_closest_marker("hypothesis"):
-            item.add_marker("random")
+            item.add_marker("long")
 
 
 def pytest_sessionfinish() -> None:

@@ -75,7 +75,7 @@ def step(one: Replicated, rng: random.Random) -> Any:
             return one.port(f"{tenant}/{port}", network, host=host, color=color)
 
 
-@pytest.mark.random
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(samples(4, many=200)))
 async def test_a_random_history(seed: int) -> None:
     rng, limit = random.Random(seed), asyncio.Semaphore(12)

@@ -15,6 +15,7 @@ from controller.derive import declare
 from controller.errors import ApiError
 from controller.etcd import Etcd
 from controller.replica import Replica
+from controller.server import Controller
 from controller.settings import Settings
 from controller.status import Status
 from controller.store import Store, bootstrap
@@ -192,6 +193,25 @@ def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Repli
     tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers = (s for _, s in built.servicers)
     return Replicated(
         store, built, tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers, built.join[0][1]
+    )
+
+
+def replicated(controller: Controller) -> Replicated:
+    """The API of a running controller, called directly."""
+    tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers = (s for _, s in controller.api.servicers)
+    return Replicated(
+        controller.store,
+        controller.api,
+        tenants,
+        networks,
+        routers,
+        ports,
+        hosts,
+        splits,
+        rollouts,
+        groups,
+        tiers,
+        controller.api.join[0][1],
     )
 
 

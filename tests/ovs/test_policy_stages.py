@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -86,6 +87,21 @@ async def test_answers_and_errors_of_what_was_let_in_pass(guarded: Guarded) -> N
         assert await guarded.arrived(3, error, at=2)
         stranger = datagrams.unreachable(ends(3, 2, version)[0], question(81, version=version))
         assert not await guarded.arrived(3, stranger, at=2)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+async def test_an_answer_that_nobody_asked_for_gets_to_and_from_no_guarded_port(guarded: Guarded, version: int) -> None:
+    """Between others it would: it may be of a question from before they were tracked."""
+    everything = rule(1003, Direction.INGRESS)
+    guarded.put(rules(WEB, OUT, everything), rules(DB, OUT, everything))
+    back = ends(3, 2, version)
+    echo = datagrams.icmp(back, 0 if version == 4 else 129, 0)
+    for open_, arrives in (((), False), ((3,), False), ((2,), False), ((2, 3), True)):
+        for number, identity in ((2, WEB), (3, DB)):
+            guarded.change(number, identity=identity, policy=Policy.OFF if number in open_ else Policy.ENFORCE)
+        await guarded.load()
+        for packet in (echo, datagrams.tcp(back, (80, 5000), SYN | ACK)):
+            assert await guarded.arrived(3, packet, at=2) == arrives, open_
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -201,6 +217,25 @@ async def test_one_more_identity_costs_one_flow_and_moves_no_other(guarded: Guar
     two = guarded.flows()
     assert len(two) == len(one) + 50
     assert one.keys() <= two.keys()
+
+
+async def test_a_thousand_rules_in_a_group(guarded: Guarded) -> None:
+    """As many as a group may have, each with ports and a remote of its own: one flow each, and each is right."""
+    many = [
+        rule(
+            3000 + n, Direction.INGRESS, protocol=17, ports=(Ports(2 * n, 2 * n),),
+            remote=Remote((), (ip_network(f"10.{n >> 8}.{n & 255}.0/24"),)),
+        )
+        for n in range(1, 1000)
+    ]  # fmt: skip
+    guarded.put(rules(WEB, OUT), rules(DB))
+    before = len(guarded.flows())
+    last = rule(2999, Direction.INGRESS, protocol=17, ports=(Ports(5000, 5000),), remote=Remote((WEB,), ()))
+    guarded.put(rules(WEB, OUT), rules(DB, last, *many))
+    assert len(guarded.flows()) == before + 2 * 1000 + 1  # in JUDGE and in OPENED; the groups' step
+    await guarded.load()
+    assert await guarded.arrived(2, question(5000), at=3)
+    assert not await guarded.arrived(2, question(2 * 999), at=3)  # the other end is not in that rule's prefix
 
 
 HEADERS = b"\x3b\x00\x01\x04\x00\x00\x00\x00"  # destination options, then nothing

@@ -177,7 +177,7 @@ def requests(method: Method, tenant: str) -> list[Any]:
 
 
 def _request(request: Any, kind: str, tenant: str, *, verb: str) -> Any:
-    new = verb.startswith(("Create", "Batch"))
+    new = verb.startswith(("Create", "BatchCreate"))
     for descriptor in request.DESCRIPTOR.fields:
         match descriptor.name:
             case "name":

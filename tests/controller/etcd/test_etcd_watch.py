@@ -66,7 +66,7 @@ async def test_a_watch_must_begin_somewhere(etcd: Etcd) -> None:
         await anext(etcd.watch(START, END, from_revision=0))
 
 
-@pytest.mark.random
+@pytest.mark.long
 async def test_thousands_of_revisions_across_two_kills(tmp_path: Path) -> None:
     """A slow and a live watcher see every revision exactly once although etcd is killed twice meanwhile."""
     options, count = Options(tmp_path / "etcd", durability=Durability.MEMORY), samples(4_000, many=100_000)

@@ -81,7 +81,7 @@ async def disturb(acme: Stage, dice: random.Random) -> None:
             await acme.etcd.txn([modified(key, row.mod_revision), present(held)], [put(key, value)])
 
 
-@pytest.mark.random
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(1, samples(1, many=30) + 1))
 async def test_whatever_happens_it_ends_as_it_says(seed: int) -> None:
     dice = random.Random(seed)
