@@ -209,8 +209,4 @@ async def test_messages_have_an_end() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.CreateTenant(request)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        request.tenant.description = "x" * (15 << 20)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.CreateTenant(request)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         await stub.CreateTenant(tenant_pb2.CreateTenantRequest(tenant_id="acme"))
