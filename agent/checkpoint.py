@@ -119,7 +119,12 @@ class Checkpoint:
     def _append(self, data: bytes) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         try:
-            _write_all(descriptor, data)
+            size = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, data)
+            except OSError:
+                os.ftruncate(descriptor, size)  # half a record is none, and its room is needed
+                raise
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
@@ -131,6 +136,9 @@ class Checkpoint:
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
+        except OSError:
+            temporary.unlink()
+            raise
         finally:
             os.close(descriptor)
         os.replace(temporary, self._path)

@@ -222,7 +222,7 @@ class Core:
         """Apply what is held when its instant has come; for ever."""
         while True:
             self._armed.clear()
-            left = (min(self.resources.armed.values(), default=math.inf) - time.time_ns()) / 1e9
+            left = (min(self.resources.armed.values(), default=math.inf) - self.resources.clock.now()) / 1e9
             if left > AWAKE:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if left == math.inf else min(left - AWAKE, LOOK_AGAIN)):
@@ -309,7 +309,9 @@ class Core:
             repeat, self._repeat = self._repeat, False
             failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
+                began = time.monotonic()
                 await self._reconciler.revalidated()
+                log.debug("revalidated", ms=round(1000 * (time.monotonic() - began), 2))
             for wait in self.before_ack:
                 await wait()
             self._say(applied.revision, {**self.more_failures(), **failures}, repeat=repeat)

@@ -83,6 +83,8 @@ class _Run:
 class Committer:
     """Sends drafts for one replica. `max_ops` is what etcd takes in one list of a transaction.
 
+    Outside of calls it is used for the steps of rollouts.
+
     `on_lease_gone` is called when a lease that a draft writes on is not there any more.
     """
 
@@ -225,6 +227,7 @@ class Committer:
         return [Nested((), tuple(writes[i : i + self.max_ops])) for i in range(0, len(writes), self.max_ops)]
 
     async def _done(self, revision: int, written: tuple[Written, ...]) -> Committed:
+        self.store.wrote("Rollout", [own.name for own in written], revision)
         await self.store.committed(revision)
         return Committed(revision, written)
 

@@ -82,6 +82,24 @@ class Report:
         """Somebody waits until all is written."""
         self._hurry.set()
 
+    def differing(self) -> list[str]:
+        """Uids of ports whose status row is not what this host has said last."""
+        if not self.is_written:
+            return []
+        rows, found = self.store.world.port_status.rows, []
+        for uid in self._sent:
+            told, row, written = self._told.get(uid), rows.get(uid), None
+            if row and row.host_uid == self.host_uid:
+                written = Result(row.applied, row.tried, row.reason, row.text, row.policy)
+            if told and told != written and self._bound(uid) is not None:
+                found.append(uid)
+        return found
+
+    def again(self, uid: str) -> None:
+        """Write what was said last of a port again."""
+        self._queue[uid] = self._told[uid]
+        self._wake.set()
+
     # ---- taking in
 
     def acked(self, units: Iterable[Unit], ack: pb.Ack) -> None:

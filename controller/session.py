@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import grpc.aio
@@ -35,6 +37,8 @@ log = structlog.get_logger()
 PING = 0.5  # seconds
 SILENCE = 1.5  # seconds
 _REPORTS = 5  # seconds that a host goes on telling of its rules when it was asked
+Look = asyncio.Future[dict[str, bytes]]
+"""Versions by key."""
 FEATURES = ("l2", "router", "colors", "security")
 
 
@@ -76,6 +80,8 @@ class Session:
         self._noted = False  # … and that was to be written
         self._facts: pb.Facts | None = None  # as last told
         self._asked: set[str] = set()  # scopes whose versions are awaited
+        self._looks: dict[str, deque[Look]] = {}  # by scope, in the order of asking: somebody only looks
+        self._unsent: list[str] = []  # scopes to ask versions of, for those who look
         self._asks_rules = False
         self._wake = asyncio.Event()
         self._over: SessionOver | None = None
@@ -181,17 +187,21 @@ class Session:
         await self.send(pb.ToAgent(welcome=welcome).SerializeToString())
         for name in sorted(self._asked):
             await self.send(pb.ToAgent(want_versions=pb.WantVersions(scope=self.on_wire(name))).SerializeToString())
-        async with asyncio.TaskGroup() as group:
-            for job in (
-                self._read,
-                self._write,
-                self._ping,
-                self._report,
-                self._mark_removed,
-                self._observe,
-                self._end,
-            ):
-                group.create_task(job())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in (
+                    self._read,
+                    self._write,
+                    self._ping,
+                    self._report,
+                    self._mark_removed,
+                    self._observe,
+                    self._end,
+                ):
+                    group.create_task(job())
+        finally:
+            for look in chain.from_iterable(self._looks.values()):
+                look.cancel()
 
     async def send(self, message: bytes) -> None:
         """Write one encoded ToAgent."""
@@ -239,6 +249,9 @@ class Session:
             if self._asks_rules:
                 self._asks_rules = False
                 await self.send(pb.ToAgent(want_rule_report=pb.WantRuleReport(seconds=_REPORTS)).SerializeToString())
+            while self._unsent:
+                wanted = pb.WantVersions(scope=self.on_wire(self._unsent.pop(0)))
+                await self.send(pb.ToAgent(want_versions=wanted).SerializeToString())
             if not self._is_ready:
                 continue
             if not self.outbox.is_urgent:
@@ -274,13 +287,25 @@ class Session:
                     self.observing.heard(message.observed)
                 case "ping":
                     self._echo = message.ping.sent_at, time.time_ns()
+                case None:
+                    pass  # a message of a later version
                 case other:
                     raise SessionOver("protocol", Refusal("Protocol", f"unexpected message: {other}"))
 
+    def versions_of(self, scope: str) -> Look:
+        """What the host says from now on that it has of a scope; cancelled when the session ends."""
+        look: Look = asyncio.get_running_loop().create_future()
+        self._looks.setdefault(scope, deque()).append(look)
+        self._unsent.append(scope)
+        self._wake.set()
+        return look
+
     def _on_versions(self, versions: pb.Versions) -> None:
         name = self.outbox.own if versions.scope == "host" else versions.scope
-        if name not in self._asked:
-            return  # dropped meanwhile, or never asked
+        if name not in self._asked:  # dropped meanwhile, or never asked, or by somebody who looks
+            if (looks := self._looks.get(name)) and not (look := looks.popleft()).done():
+                look.set_result({v.key: v.version for v in versions.versions})
+            return
         self._asked.discard(name)
         self.outbox.compare(1, name, {v.key: v.version for v in versions.versions})
         self._wake.set()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.checkpoint import Checkpoint
+from agent.closing import Closing
 from agent.core import Core, Local
 from agent.cut import Cutter
 from agent.desired import Desired
@@ -20,6 +21,7 @@ from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.observe import Observer
 from agent.pipeline import narrows
+from agent.policy.cut import PolicyCutter
 from agent.reconcile import Reconciler
 from agent.resources import Resources
 from agent.stream import Credentials, Stream
@@ -103,11 +105,15 @@ class SimAgent:
             issue=self.facts.issue,
         )
         self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
-        self.cutter = Cutter(self.inputs, self.epochs, host, host)
-        self.core.on_progress = self.epochs.kick
-        self.core.before_ack.append(self.cutter.settled)
-        self.core.more_failures = lambda: self.cutter.failures
-        self.cutter.on_done = self.core.progressed
+        closing = Closing(self.inputs, host, host)
+        self.cutter = Cutter(self.inputs, self.epochs, closing)
+        self.policy_cutter = PolicyCutter(
+            graph, self.inputs, closing, waiting=self.reconciler.waiting, revalidated=self.facts.revalidated
+        )
+        self.core.on_progress = self._progressed
+        self.core.before_ack += self.cutter.settled, self.policy_cutter.settled
+        self.core.more_failures = lambda: {**self.cutter.failures, **self.policy_cutter.failures}
+        self.cutter.on_done = self.policy_cutter.on_done = self.core.progressed
         self.stream = SimStream(self.core, servers, dial)
         self.core.sender = self.stream
         self.observer = Observer(self.core, self.inputs, self.epochs, host, host, offset=self.stream.offset)
@@ -125,6 +131,7 @@ class SimAgent:
             self.core.persist,
             partial(self.epochs.run, self.facts.revalidated),
             self.cutter.run,
+            self.policy_cutter.run,
             self.observer.run,
             self._report,
             self.stream.run,
@@ -135,6 +142,10 @@ class SimAgent:
                     tasks.create_task(_named(job))
         except BaseException as error:
             self.failure = error
+
+    def _progressed(self) -> None:
+        self.epochs.kick()
+        self.policy_cutter.kick()
 
     async def _report(self) -> None:
         self.core.report(underlay_mtu=1500, ovs_version="3.1.0", conditions=[])

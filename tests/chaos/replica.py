@@ -14,6 +14,7 @@ from controller.etcd import StoreError
 from controller.server import Controller
 from controller.sessions import Peer
 from controller.settings import Settings
+from tealnet.core import crl
 from tealnet.core.identity import Identity, Kind
 from tests.chaos.etcd import Link, Server
 from tests.chaos.loop import Process, running
@@ -29,7 +30,7 @@ class Gone(Exception):
 
 def _peer(context: Any) -> Peer:
     """Nobody checks certificates here."""
-    return Peer(context.host, 3.9e9, 4e9)
+    return Peer(context.host, 3.9e9, 4e9, crl.NONE)
 
 
 class SimReplica:

@@ -387,6 +387,7 @@ async def test_reading_everything_anew_changes_nothing(single: Pair) -> None:
     store = single.controllers[0].store
     seen: list[str] = []
     await until(lambda: store.world.terms.rows.get("chores"))
+    await until(lambda: store.world.groups.rows, "the tenant has its default group, which a chore gives it")
     store.subscribe(lambda _, changes: seen.extend(change.table for change in changes))
     await store.load()
     assert not set(seen) - {"replicas", "terms", "lineages"}

@@ -452,6 +452,27 @@ async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
         assert place.controller.status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE
 
 
+async def test_an_agent_of_a_later_version_is_understood_as_far_as_it_goes(place: Site, write: Writer) -> None:
+    """It says more, and things of which this build has never heard: neither ends the session."""
+    more = b"\xa2\x38\x03new"  # field 900
+    agent = one()
+    agent.features = ("colors", "quantum")
+    hello = pb.Hello.FromString(agent.hello().SerializeToString() + more)
+    agent.hello = lambda: hello  # type: ignore[method-assign]
+    async with agent.connected(place):
+        await agent.say(pb.FromAgent.FromString(more))  # a whole message
+        facts = pb.Facts.FromString(pb.Facts(underlay_mtu=1500).SerializeToString() + more)
+        facts.conditions.append(pb.HostCondition.FromString(pb.HostCondition(type="Tired").SerializeToString() + more))
+        await agent.say(pb.FromAgent(facts=facts))
+        agent.failures = [pb.KeyFailure(key="teapot/1", reason="Short"), pb.KeyFailure(key=LOCAL1, reason="New")]
+        revision = await write(write.make.port(P3, NET, ["10.0.0.7"], host="h1"))
+        await synced(place, agent, revision)
+        world = place.controller.store.world
+        await until(lambda: world.port_status.rows[uid_of(P1)].reason == "New")
+        await until(lambda: world.host_status.rows[uid_of("hosts/h1")].conditions[0].type == "Tired")
+        assert not agent.done.is_set()
+
+
 async def test_a_session_key_that_went_is_written_again_and_all_that_needed_it(place: Site, write: Writer) -> None:
     """Also by somebody's hand: what the host said meanwhile is written when the key is there again."""
     store, h1 = place.controller.store, uid_of("hosts/h1")

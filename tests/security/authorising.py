@@ -83,7 +83,7 @@ def name_in(tenant: str, kind: str) -> str:
 @asynccontextmanager
 async def matrix() -> AsyncIterator[Matrix]:
     """Two tenants with one object of each kind, a third that is gone, and one whose name was used before."""
-    async with site() as place, AsyncExitStack() as stack:
+    async with site(embedded=True) as place, AsyncExitStack() as stack:
 
         async def channel(role: str) -> grpc.aio.Channel:
             return await stack.enter_async_context(place.channel(place.ca.issue(role, dns=["somebody"])))
@@ -177,7 +177,7 @@ def requests(method: Method, tenant: str) -> list[Any]:
 
 
 def _request(request: Any, kind: str, tenant: str, *, verb: str) -> Any:
-    new = verb.startswith(("Create", "Batch"))
+    new = verb.startswith(("Create", "BatchCreate"))
     for descriptor in request.DESCRIPTOR.fields:
         match descriptor.name:
             case "name":

@@ -14,8 +14,10 @@ import grpc.aio
 import pytest
 
 from controller.api import Errors
+from controller.audit import AuditLog
 from controller.auth import RULES, Auth
 from controller.caller import current_caller
+from controller.revoked import RevocationList
 from tests.controller.running import Site
 from tests.security.authorising import (
     ACME,
@@ -51,7 +53,7 @@ PLAIN = {
     "namespace", "network_id", "next_hop", "origin", "ovs_version", "page_token", "path", "paths", "policy_tier_id",
     "port_id", "ports", "prefix", "protocol", "reason", "remedy", "remote_cidr", "replica", "request_id",
     "reserved_ranges", "rollout_id", "router_id", "search_domains", "security_group_id", "servers", "target",
-    "tenant_id", "text", "type", "uid", "url", "vtep", "vtep_seen", "waiting",
+    "tenant_id", "text", "type", "uid", "url", "vtep", "vtep_seen", "waiting", "who",
 }  # fmt: skip
 
 
@@ -223,7 +225,8 @@ def counted(place: Site) -> Callable[..., Any]:
 
 async def test_what_has_no_rule_is_denied_even_to_admins(found: Matrix) -> None:
     """A method that somebody adds to the server and forgets in the table."""
-    auth, place = Auth(found.place.controller.store, trust_domain="tealnet.local"), found.place
+    place, nothing = found.place, RevocationList(None, found.place.settings.ca)
+    auth = Auth(place.controller.store, trust_domain="tealnet.local", revoked=nothing)
 
     async def answer(request: bytes, context: Any) -> bytes:
         return b"reached"
@@ -238,7 +241,7 @@ async def test_what_has_no_rule_is_denied_even_to_admins(found: Matrix) -> None:
         "Talk": grpc.stream_stream_rpc_method_handler(answers),
     }
     for service in ("tealnet.v1.NewService", "tealnet.v1.PortService", "tealnet.agent.v2.AgentService"):
-        server = grpc.aio.server(interceptors=[Errors(), auth])
+        server = grpc.aio.server(interceptors=[Errors(AuditLog(None, most=0), replica="a"), auth])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         address = f"unix:{place.directory}/new.sock"
         server.add_secure_port(address, place.controller.certificates.mutual())
