@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.chaos.operations import Call
 
@@ -44,6 +44,7 @@ class _Op:
     result: str
     value: str
     must: bool  # it was done; otherwise it may never be
+    shared: bool = False  # a delete beside another one: whose answer was lost finds its object gone, and says ok
 
 
 def _ops(history: Iterable[Done]) -> dict[str, list[_Op]]:
@@ -91,7 +92,7 @@ def _step(op: _Op, state: str) -> str | None:
         case "update", "ok" | "unknown":
             return op.token if state != GONE else None
         case "delete", "ok" | "unknown":
-            return GONE if state != GONE or not op.must else None
+            return GONE if state != GONE or not op.must or op.shared else None
         case (("delete" | "read"), "missing"):
             return state if state == GONE else None
         case "read", "ok":
@@ -99,9 +100,21 @@ def _step(op: _Op, state: str) -> str | None:
     raise AssertionError(op)
 
 
+def _with_shared(ops: list[_Op]) -> list[_Op]:
+    deletes = [op for op in ops if op.act == "delete" and op.result in ("ok", "unknown")]
+    return [
+        replace(op, shared=op in deletes and any(_overlap(op, other) for other in deletes if other is not op))
+        for op in ops
+    ]
+
+
+def _overlap(one: _Op, other: _Op) -> bool:
+    return one.asked <= other.returned and other.asked <= one.returned
+
+
 def linearizable(ops: list[_Op], final: str | None = None) -> bool:
     """Whether there is an order. `final`: the state at the end, if known."""
-    ops = sorted(ops, key=lambda op: op.asked)
+    ops = sorted(_with_shared(ops), key=lambda op: op.asked)
     if final is not None:
         now = max((op.asked for op in ops), default=0.0) + 1e9
         act = "missing" if final == GONE else "ok"

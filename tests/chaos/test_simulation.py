@@ -53,6 +53,10 @@ GOOD = {
         [call("create", "a", at=(0, 5)), call("update", "b", at=(1, 6)), call("read", value="a", at=(2, 3))],
         "b",
     ),
+    "deleted by both": (
+        [call("create", "a", at=(0, 1)), call("delete", at=(2, 5)), call("delete", at=(3, 6))],
+        "",
+    ),
     "a lost answer that was done": ([call("create", "a", result="unknown", at=(0, 1))], "a"),
     "a lost answer that was not": ([call("create", "a", result="unknown", at=(0, 1))], ""),
     "a lost answer that is done late": (
@@ -77,6 +81,10 @@ BAD = {
     "there and not there": (
         [call("create", "a", at=(0, 1)), call("read", result="missing", at=(2, 3))],
         "a",
+    ),
+    "deleted twice": (
+        [call("create", "a", at=(0, 1)), call("delete", at=(2, 3)), call("delete", at=(4, 5))],
+        "",
     ),
     "created twice": ([call("create", "a", at=(0, 1)), call("create", "b", at=(2, 3))], "b"),
 }
