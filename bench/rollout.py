@@ -38,7 +38,7 @@ LAB = "bench-rollout"
 HOSTS = 3
 BLOCK = 100  # flips of one run of the load: its records are judged and let go
 HELD = 20  # connections of each client that stay open
-LEAD = 1.0  # seconds between the call and the instant
+LEAD = 2.5  # seconds between the call and the instant; in half of it all hosts must have said that they hold it
 
 
 @dataclass(frozen=True, slots=True)

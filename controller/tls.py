@@ -38,23 +38,27 @@ class Certificates:
         return self._credentials(require=False)
 
     def _credentials(self, *, require: bool) -> grpc.ServerCredentials:
-        stamp, current = self._now(), self._configuration(require=require)
+        stamp, first = self._now(), self._configuration(require=require)
 
         def fetch() -> Any:
-            """Called by gRPC when a listener is added and at each handshake, in a thread of its own.
+            """Called by gRPC at each handshake, in a thread of its own; None: nothing has changed.
 
-            Never answers None ("not changed"): a listener that is added later would never hear of any.
+            An answer replaces what all handshakes of the listener are made from, also of those that are just being
+            made: with an answer to each, the process crashed in one of two bursts of 200 hosts.
             """
-            nonlocal stamp, current
+            nonlocal stamp
             try:
-                if (now := self._now()) != stamp:
-                    current, stamp = self._configuration(require=require), now
-                    log.info("certificates read again")
+                if (now := self._now()) == stamp:
+                    return None
+                found, stamp = self._configuration(require=require), now
             except OSError as error:
                 log.error("certificates not read again", error=str(error))
-            return current
+                return None
+            log.info("certificates read again")
+            return found
 
-        return grpc.dynamic_ssl_server_credentials(current, fetch, require_client_authentication=require)
+        # The first configuration is told once: these are the credentials of one listener.
+        return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=require)
 
     def _configuration(self, *, require: bool) -> Any:
         key, cert, ca = (file.read_bytes() for file in self._files)

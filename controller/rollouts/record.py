@@ -33,6 +33,11 @@ class _Step:
         self.applied_since = 0.0
         self.is_written = False
 
+    def follow(self, epochs: dict[int, int]) -> None:
+        """Its splits have been written again: not all held it until its instant, or somebody went past the API."""
+        if epochs != self.epochs and not self.is_written:
+            self.epochs, self.hosts = epochs, {}
+
     @property
     def is_due(self) -> bool:
         """All have said when they had it, or have had time to."""
@@ -61,6 +66,8 @@ class Record:
         if run.state is State.SHIFTING and run.step not in self._steps:
             found = self._steps[run.step] = _Step(self._epochs(row))
             found.is_written = (row.uid, run.step) in self.store.world.rollout_steps.rows
+        if run.state is State.SHIFTING:
+            self._steps[run.step].follow(self._epochs(row))
         for number, step in self._steps.items():
             if step.is_written:
                 continue

@@ -25,7 +25,8 @@ from tealnet.core.digest import Digest, version
 from tealnet.core.pki import Ca, Leaf
 from tests.controller.shared import shared_etcd
 
-DEADLINE = 10.0
+DEADLINE = 30.0
+"""Seconds for what takes well below one: for a busy machine; nobody waits that long for what comes."""
 
 
 async def until(condition: Callable[[], Any], what: str = "the condition", seconds: float = DEADLINE) -> Any:

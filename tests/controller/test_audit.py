@@ -162,7 +162,7 @@ async def test_all_replicas_are_asked() -> None:
 
 async def test_a_call_that_was_given_up_has_a_line_too() -> None:
     """Nobody told the caller, so the log must."""
-    async with site() as place, caller(place) as admin:
+    async with site(embedded=True) as place, caller(place) as admin:
         etcd = int((place.settings.data_dir / "etcd" / "etcd.pid").read_text().split()[0])
         stub: Any = tenant_pb2_grpc.TenantServiceStub(admin.channel)
         os.kill(etcd, signal.SIGSTOP)

@@ -293,6 +293,7 @@ async def test_a_clock_that_is_off_makes_them_switch_at_once() -> None:
         await acme.reaches("SUCCEEDED", seconds=20)
         entries = [entry for entry in (await acme.ask("Get")).history if entry.reason == "NotArmed"]
         assert [entry.step for entry in entries] == [1, 2] and "h2 would not be in time" in entries[0].text
+        await until_shown(acme, lambda rollout: all(len(one.hosts) == 2 for one in rollout.status.steps))
 
 
 async def test_watchers_see_it_move() -> None:
