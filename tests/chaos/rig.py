@@ -18,8 +18,10 @@ import grpc
 
 from tealnet import kinds
 from tealnet.client import ApiError, Client
-from tealnet.lab import Lab, api
+from tealnet.lab import Host, Lab, api
+from tealnet.lab.controller import Controller
 from tealnet.lab.errors import LabError
+from tealnet.lab.etcd import Member
 from tealnet.lab.fabric import Direction, Network
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
@@ -75,8 +77,18 @@ class Rig:
     def lab(self) -> Lab:
         return self.stand.lab
 
+    def revive(self) -> None:
+        """Start daemons that ended by themselves, as systemd does: a controller without a store to read ends."""
+        machines: list[Controller | Member | Host] = [*self.lab.controllers, *self.lab.members, *self.lab.hosts]
+        for machine in machines:
+            for name in machine.processes:
+                process = machine.process(name)
+                if process is not None and not process.alive():
+                    machine.start(name)
+
     def whole(self) -> str:
         """What is not up or not in session yet; "" if all is."""
+        self.revive()
         try:
             status = self.stand.client.status()
         except ApiError as error:
