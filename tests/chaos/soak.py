@@ -18,7 +18,7 @@ from tealnet.lab.process import Process
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import network_pb2, port_pb2, tenant_pb2
 from tests.lab.looks import look
-from tests.lab.stand import READY, Stand, Store, difference, standing
+from tests.lab.stand import Stand, Store, difference, standing
 
 WARM = 4  # rounds before the first look
 GROWS = 0.3  # share by which the memory of a daemon may have grown: what it keeps of the past is bounded
@@ -81,11 +81,7 @@ def _round(stand: Stand, ports: int, *, kills: int) -> None:
     made = stand.client.call(stand.client.ports.BatchCreatePorts, batch)
     assert all(result.HasField("port") for result in made.results), made
     for number in range(kills):
-        name = hosts[number % 2]
-        stand.lab.kill(name, "agent")
-        stand.lab.start(name, "agent")
-    for name in hosts:
-        stand.host_becomes(name, READY)
+        stand.restart_agent(hosts[number % 2])
     stand.sync(seconds=60)
     for number in range(ports):
         stand.client.delete(f"tenants/soak/ports/p{number}")
