@@ -59,7 +59,7 @@ def ours(report: Report, arguments: argparse.Namespace, neighbours: Neighbours) 
                 for _ in range(times):
                     neighbours.wait_quiet(seconds=2)
                     found.append(one := plane.measure(change))
-                    say(f"{kind}: call {one.call:.1f} ms, last host {one.total:.1f} ms")
+                    say(f"{kind}: call {one.call:.1f} ms, last host {one.total:.1f} ms, CPU {one.cpu:.1f} ms/host")
                 _figures(report, kind, found, plane.cost(change))
         finally:
             plane.close()
@@ -68,6 +68,7 @@ def ours(report: Report, arguments: argparse.Namespace, neighbours: Neighbours) 
 def _figures(report: Report, kind: str, changes: Sequence[Change], cost: Cost) -> None:
     report.put_stat(f"{kind}_call", [one.call for one in changes], unit="ms")
     report.put_stat(f"{kind}_last_host", [one.total for one in changes], unit="ms")
+    report.put_stat(f"{kind}_cpu_of_host", [one.cpu for one in changes], unit="ms")
     report.put(f"{kind}_flows_touched_per_host", cost.flows, 0)
     report.put(f"{kind}_bytes_per_host", cost.sent, 0)
     report.raw[f"{kind}_ms"] = [one.total for one in changes]

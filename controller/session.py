@@ -77,6 +77,8 @@ class Session:
         self.rules, self.observing = RuleCounts(), Observing()
         self._progressed, self._denied = progressed, denied
         self.unaccounted: list[str] = []
+        self._noted = False  # … and that was to be written
+        self._facts: pb.Facts | None = None  # as last told
         self._asked: set[str] = set()  # scopes whose versions are awaited
         self._looks: dict[str, deque[Look]] = {}  # by scope, in the order of asking: somebody only looks
         self._unsent: list[str] = []  # scopes to ask versions of, for those who look
@@ -277,6 +279,7 @@ class Session:
                 case "ack":
                     await self._on_ack(message.ack)
                 case "facts":
+                    self._facts = message.facts
                     await self.report.note_facts(message.facts)
                 case "rule_report":
                     self._on_rules(message.rule_report)
@@ -325,7 +328,7 @@ class Session:
         self._progressed()
         unaccounted = sorted(ack.unaccounted)
         if unaccounted != self.unaccounted or (units and self._forgotten(unaccounted)):
-            self.unaccounted = unaccounted
+            self.unaccounted, self._noted = unaccounted, True
             await self.report.note_unaccounted(unaccounted)
 
     def _on_rules(self, report: pb.RuleReport) -> None:
@@ -363,3 +366,13 @@ class Session:
             return
         if not result.succeeded:
             self.end("replaced", Refusal("Replaced", "this host has a newer session"))
+            return
+        # What was to be written on condition of the key while it was not there is written now.
+        self._tombstones.set()
+        try:
+            if self._facts is not None:
+                await self.report.note_facts(self._facts)
+            if self._noted:
+                await self.report.note_unaccounted(self.unaccounted)
+        except StoreError as error:
+            self.end(f"host's row not written: {error}")

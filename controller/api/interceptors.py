@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2
 from grpc_status import rpc_status
 
+from controller.api.sizes import check_size
 from controller.audit import AuditLog, Trail, set_trail
 from controller.audit.query import iso
 from controller.auth import AGENTS, OPEN
@@ -95,6 +96,7 @@ class Errors(Interceptor):
         async def call(request: Any, context: Context) -> Any:
             line = _Line(self, method, request, context)
             try:
+                _check(request)
                 response = await inner(request, context)
             except grpc.aio.AbortError:
                 raise
@@ -121,6 +123,7 @@ class Errors(Interceptor):
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             line = _Line(self, method, request, context)
             try:
+                _check(request)
                 async for response in inner(request, context):
                     yield response
             except grpc.aio.AbortError:
@@ -137,6 +140,11 @@ class Errors(Interceptor):
         return factory(
             call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
+
+
+def _check(request: Any) -> None:
+    if isinstance(request, Message):  # of reflection it is a stream
+        check_size(request)
 
 
 class _Line:

@@ -10,6 +10,7 @@ import argparse
 import itertools
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=1_000_000, help="histories of the simulation at most")
     given = parser.parse_args()
     repeatable()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is taken down
     fresh = random.SystemRandom().randrange(1, 1_000_000_000)
     began, seconds = time.monotonic(), given.minutes * 60
     where, _, number = given.seed.partition(":")

@@ -19,7 +19,7 @@ from tests.chaos.history import Done, violations
 from tests.chaos.operations import LABEL
 from tests.chaos.rig import Rig
 from tests.lab.looks import look
-from tests.lab.stand import OFF, READY, difference, reaches
+from tests.lab.stand import OFF, difference, reaches
 
 _KINDS = (kinds.TENANT, kinds.NETWORK, kinds.ROUTER, kinds.PORT, kinds.GROUP, kinds.ROLLOUT)
 
@@ -98,10 +98,8 @@ def _host(rig: Rig, host: Any, ports: list[Any]) -> Iterator[str]:
     if errors := [line for line in now["interfaces"] if "tn" in line and '"error"' in line]:
         yield f"interfaces with errors: {errors}"
     # A process without memory makes of what it is told exactly what is there: so it was right, flow by flow.
-    rig.lab.kill(host.name, "agent")
     (host.disk("/var/lib/tealnet") / "checkpoint").unlink(missing_ok=True)
-    rig.lab.start(host.name, "agent")
-    rig.stand.host_becomes(host.name, READY)
+    rig.stand.restart_agent(host.name)  # it has written nothing since: there was no news
     rig.stand.sync()
     again = look(host)
     if again != now:

@@ -56,6 +56,7 @@ def _begin(seed: int) -> tuple[int, int]:
         os.close(theirs)
         return ours, pid
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(LIMIT)
         os.close(ours)
         try:

@@ -186,11 +186,11 @@ class LabFaults:
             (4, self._spoil_checkpoint),
             (3, self._full_disk),
             (4, lambda: self._cut(Network.MANAGEMENT)),
-            (3, lambda: self._kill(self._host(), "ovsdb-server")),
             (2, self._stutter),
         ]
         if not gentle:
             self._all += [
+                (3, lambda: self._kill(self._host(), "ovsdb-server")),
                 (3, lambda: self._kill(self._host(), "ovs-vswitchd")),
                 (2, lambda: self._freeze(self._host(), "ovs-vswitchd")),
                 (2, lambda: self._freeze(self._host(), "ovsdb-server")),

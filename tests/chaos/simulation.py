@@ -25,7 +25,7 @@ from tests.chaos.operations import Operations
 from tests.chaos.replica import Gone
 from tests.chaos.site import Site
 
-STEPS = 60  # of which one in three is a fault
+STEPS = (30, 60, 60, 120)  # one of these; one step in three is a fault
 LOG = os.environ.get("CHAOS_LOG", "CRITICAL")  # what daemons say of a history that is run again
 SETTLES = 60.0  # virtual seconds until everything must be as it is to be after the last fault
 MOVES = 20.0  # virtual seconds until moves of ports must be over, too
@@ -95,7 +95,7 @@ async def _history(site: Site, dice: random.Random, verdict: Verdict) -> None:
         if done.result == "ok":
             operations.known.note(call)
 
-    for _ in range(STEPS):
+    for _ in range(dice.choice(STEPS)):
         if dice.random() < 1 / 3:
             faults.begin()
         else:

@@ -15,12 +15,13 @@ from typing import Any
 
 from tealnet import kinds
 from tealnet.lab.process import Process
+from tealnet.lab.wait import wait_for
 from tealnet.v1 import network_pb2, port_pb2, tenant_pb2
 from tests.lab.looks import look
 from tests.lab.stand import READY, Stand, Store, difference, standing
 
 WARM = 4  # rounds before the first look
-GROWS = 0.15  # share by which the memory of a daemon may have grown: what it keeps of the past is bounded
+GROWS = 0.3  # share by which the memory of a daemon may have grown: what it keeps of the past is bounded
 FEW = 4  # descriptors or threads that come and go at any moment
 # What etcd is told for a while and then forgets by itself: events, request ids, lineages, heartbeats, released numbers.
 _PASSING = ("w/e", "k/i", "k/j", "w/m", "w/b", "w/s/replica", "k/u", "w/n")
@@ -94,14 +95,15 @@ def _round(stand: Stand, ports: int, *, kills: int) -> None:
 def _measure(stand: Stand) -> dict[str, Any]:
     """What may not grow."""
     found: dict[str, Any] = {}
-    lab = stand.lab
+    lab, store = stand.lab, Store(stand)
+    for prefix in ("w/t/", "k/u/ip/", "k/u/mac/", "k/u/nic/"):  # chores free them some seconds later
+        wait_for(lambda prefix=prefix: not store.count(prefix), seconds=60, what=f"no {prefix}", every=0.5)  # type: ignore[misc]
     for host in lab.hosts:
         for section, lines in look(host).items():
             found[f"{host.name} {section}"] = len(lines)
         for name in ("ovsdb-server", "ovs-vswitchd", "agent"):
             found |= _process(f"{host.name} {name}", host.process(name))
     found |= _process("controller", lab.controller.process("controller"))
-    store = Store(stand)
     keys = store.ctl("get", "--prefix", "--keys-only", store.root).decode().split()
     names = ("/".join(key.removeprefix(store.root).split("/")[:3]) for key in keys)
     kept = Counter("/".join(name.split("/")[:2]) for name in names if not name.startswith(_PASSING))

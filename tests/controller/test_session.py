@@ -471,3 +471,21 @@ async def test_an_agent_of_a_later_version_is_understood_as_far_as_it_goes(place
         await until(lambda: world.port_status.rows[uid_of(P1)].reason == "New")
         await until(lambda: world.host_status.rows[uid_of("hosts/h1")].conditions[0].type == "Tired")
         assert not agent.done.is_set()
+
+
+async def test_a_session_key_that_went_is_written_again_and_all_that_needed_it(place: Site, write: Writer) -> None:
+    """Also by somebody's hand: what the host said meanwhile is written when the key is there again."""
+    store, h1 = place.controller.store, uid_of("hosts/h1")
+    key, place_of = store.keys.session(h1), (h1, uid_of(P1), "")
+    async with one().connected(place) as agent:
+        await synced(place, agent, store.revision)
+        session = place.controller.sessions.by_host[h1]
+        await write(delete(key))
+        await until(lambda: h1 in store.world.sessions.rows, "the key is there again")
+        assert (await store.etcd.range(key)).kvs[0].value == session.key_value
+        # The key goes in the very transaction after which the host says that it has let a port go.
+        gone = write.make.tombstone("h1", P1, network=NET)
+        revision = await write(delete(store.keys.intent(P1)), gone, delete(key))
+        await synced(place, agent, revision)
+        await until(lambda: store.world.tombstones.rows[place_of].acked, "the tombstone is acked")
+        assert place.controller.sessions.by_host[h1] is session and not agent.done.is_set()

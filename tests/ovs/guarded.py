@@ -13,7 +13,6 @@ from pathlib import Path
 
 from agent import names
 from agent.desired import Pairs
-from agent.devices import REVALIDATE_WITHIN
 from agent.drivers.openflow import FlowDriver
 from agent.drivers.unixctl import unixctl
 from agent.features import FEATURES
@@ -67,7 +66,6 @@ class Guarded:
         self.inputs.segments.put(VNI, SEGMENT)
         self._read: dict[int, int] = {}  # by port: frames of its capture file that have been looked at
         ovs.add_bridge("br-int")
-        ovs.vsctl("set", "Open_vSwitch", ".", f"other_config:max-revalidator={REVALIDATE_WITHIN}")
 
     def plug(self, number: int, *, identity: int, policy: Policy = Policy.ENFORCE) -> None:
         """A port, in place; its OpenFlow number says its MAC and its addresses."""
