@@ -27,6 +27,7 @@ chaos: setup ## random operations and faults for MINUTES=12, judged (root); SEED
 chaos-long: setup ## the same for HOURS=2, and the soak (root)
 	@$(PYTHON_ENV) -m tests.chaos.soak
 	@$(PYTHON_ENV) -m tests.chaos.promises all
+	@$(PYTHON_ENV) -m tests.chaos.herd
 	@$(PYTHON_ENV) -m tests.chaos --minutes $$(( $(or $(HOURS),2) * 60 ))
 
 soak: setup ## 2,000 workloads come and go, 200 agents are killed: is anything left? (root)

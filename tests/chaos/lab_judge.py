@@ -11,9 +11,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from tealnet import kinds
-from tealnet.client import Client, Context
+from tealnet.client import ApiError, Client, Context
 from tealnet.lab.host import python_env
 from tealnet.lab.traffic import Workload
+from tealnet.lab.wait import wait_for
 from tealnet.v1 import network_pb2, port_pb2
 from tests.chaos.history import Done, violations
 from tests.chaos.operations import LABEL
@@ -32,6 +33,7 @@ def judge(rig: Rig, history: list[Done]) -> list[str]:
         context = dict(rig.lab.context) | {"server": f"unix:{controller.socket}"}
         context.pop("lab")
         with Client(Context(**context)) as client:
+            wait_for(lambda client=client: _answers(client), seconds=30, what=f"{controller.name} serves")  # type: ignore[misc]
             client.revision = rig.stand.client.revision
             seen.append({o.name: o for kind in _KINDS for o in client.list_all(kind)})
     for other in seen[1:]:
@@ -48,6 +50,15 @@ def judge(rig: Rig, history: list[Done]) -> list[str]:
         lines += [f"{host.name}: {line}" for line in _host(rig, host, own)]
     lines += list(_packets(rig, ports, networks))
     return lines
+
+
+def _answers(client: Client) -> bool:
+    """Others say of a replica that has just been killed that it lives, until its lease ends."""
+    try:
+        client.status()
+    except ApiError:
+        return False
+    return True
 
 
 def _intent(found: Any) -> Any:

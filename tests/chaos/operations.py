@@ -88,6 +88,7 @@ class Operations:
 
     def __init__(self, dice: random.Random, hosts: list[str], *, tenants: int = 2, ports: int = 8) -> None:
         self.dice, self.hosts = dice, hosts
+        self._own = f"{dice.getrandbits(64):x}"  # another history on the same store has other request ids
         self.known = Known()
         self._tenants = [f"tenants/t{n}" for n in range(1, tenants + 1)]
         self._ports = ports
@@ -160,7 +161,7 @@ class Operations:
         if parent:
             request.parent = parent.rstrip("/")
         getattr(request, own).CopyFrom(getattr(module, kind)(labels={LABEL: token}, **body))
-        request.request_id = f"request-{token}" if self.dice.random() < 0.7 else ""
+        request.request_id = f"request-{self._own}-{token}" if self.dice.random() < 0.7 else ""
         return Call(service, f"Create{kind}", request, name, "create", token)
 
     def _change(self, service: str, name: str, **body: Any) -> Call:
@@ -169,7 +170,7 @@ class Operations:
         request = getattr(module, f"Update{kind}Request")()
         getattr(request, own).CopyFrom(getattr(module, kind)(name=name, labels={LABEL: token}, **body))
         request.update_mask.paths.extend(["labels", *body])
-        request.request_id = f"request-{token}" if self.dice.random() < 0.7 else ""
+        request.request_id = f"request-{self._own}-{token}" if self.dice.random() < 0.7 else ""
         return Call(service, f"Update{kind}", request, name, "update", token)
 
     def remove(self, service: str, name: str, *, force: bool = False) -> Call:

@@ -1,4 +1,7 @@
-"""200 agents come back at once after their controller has died: soon, and nobody is sent what it has."""
+"""200 agents come back at once after their controller has died: soon, and nobody is sent what it has.
+
+`python -m tests.chaos.herd`: over gRPC and mutual TLS, all agents in one process with the controller.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ async def _connect(stack: contextlib.AsyncExitStack, place: Site, agents: list[F
     return time.monotonic() - began
 
 
-async def test_two_hundred_agents_come_back_at_once() -> None:
+async def herd() -> None:
+    """All come, the controller ends and is started again, all come back."""
     with tempfile.TemporaryDirectory(prefix="tn") as name:
         ca, settings = prepare(Path(name))
         agents = [
@@ -60,3 +64,7 @@ async def test_two_hundred_agents_come_back_at_once() -> None:
             assert sent == 0, f"{sent} resources were sent again"
             assert held == [agent.scopes["domain/1001"] for agent in agents]
     print(f"{AGENTS} agents: {first:.2f} s when all was new, {again:.2f} s when they came back (goal {GOAL:g})")
+
+
+if __name__ == "__main__":
+    asyncio.run(herd())
