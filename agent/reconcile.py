@@ -108,10 +108,10 @@ class Reconciler:
         self.settle()
         self.on_progress()
 
-    async def derive(self) -> None:
+    async def derive(self, *, before: Awaitable[None] | None = None) -> None:
         """Derive what the inputs make of themselves now, giving way to others; `take` must follow.
 
-        Nothing of it is wanted before it is whole: what is put meanwhile (facts) waits with it.
+        Nothing of it is wanted before it is whole, and before `before`: what is put meanwhile (facts) waits with it.
         """
         self._deriving += 1
         try:
@@ -120,6 +120,8 @@ class Reconciler:
                 if count % 16 == 0 and self._clock() - began > SLICE:
                     await asyncio.sleep(0)
                     began = self._clock()
+            if before is not None:
+                await before
         finally:
             self._deriving -= 1
 
