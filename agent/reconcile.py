@@ -139,6 +139,10 @@ class Reconciler:
         if changed:
             self.kick()
 
+    def learned(self, layer: str, key: Hashable) -> None:
+        """Something of a key that is just being applied is a fact already: derive what follows from it."""
+        self.settle(self.layers[layer].since.get(key, NEVER))
+
     def kick(self) -> None:
         """Have both lanes look for something to do."""
         for event in self._wake.values():

@@ -96,6 +96,7 @@ class Agent:
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
+        self.devices.flow.on_port = self._plugged
         self.observer = Observer(
             self.core,
             self.inputs,
@@ -143,6 +144,10 @@ class Agent:
             self.devices.close()
             log.info("agent stops")
             os.close(self._lock)
+
+    def _plugged(self, device: str, number: int) -> None:
+        if self.facts.plugged(device, number):
+            self.reconciler.learned("ovsdb", ("port", device))
 
     async def _talk(self) -> None:
         while not self.core.local.vtep:
