@@ -499,7 +499,7 @@ async def test_a_device_made_again_is_guarded_before_it_is_up() -> None:
     process.reconciler.reread_key("link", "tn-a")
     process.reconciler.reread_key("address", "tn-a")
     await process.steps()  # which checks each step
-    assert [layer for layer, _, _ in machine.log[before:]] == ["link", "guard", "address", "ovsdb"]
+    assert [layer for layer, _, _ in machine.log[before:]] == ["link", "guard", "ovsdb", "address"]
 
 
 async def test_what_takes_the_place_of_another_waits_until_that_is_gone() -> None:
