@@ -65,6 +65,7 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),  # clients find out that a replica is silent
+    ("grpc.http2.max_ping_strikes", 0),  # … when this process stands still for a moment, they come in heaps
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 _NAMES = (
