@@ -1,9 +1,9 @@
 # `sudo make demo` and `sudo make test` are all a newcomer needs: both set up what is missing first.
 PYTHON_ENV := .venv/bin/python
-BENCHES := attach bulk dataplane rollout
+BENCHES := attach bulk dataplane fairness policy rollout
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types contracts protos fuzz clean $(addprefix bench-,$(BENCHES))
+.PHONY: help setup demo test test-long chaos chaos-long soak lint types contracts protos released fuzz clean $(addprefix bench-,$(BENCHES))
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,20 @@ demo: setup ## the story on a lab of 3 hosts (root); KEEP=1 leaves the lab up
 test: setup ## every test (root)
 	@$(PYTHON_ENV) -m pytest $(ARGS)
 
+test-long: setup ## the tests that take samples, with many of them (root, an hour or two)
+	@TEALNET_LONG=1 $(PYTHON_ENV) -m pytest -m long --timeout=7200 $(ARGS)
+
+chaos: setup ## random operations and faults for MINUTES=12, judged (root); SEED=sim:N or SEED=lab:N runs one again
+	@$(PYTHON_ENV) -m tests.chaos --minutes $(or $(MINUTES),12) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
+
+chaos-long: setup ## the same for HOURS=2, and the soak (root)
+	@$(PYTHON_ENV) -m tests.chaos.soak
+	@$(PYTHON_ENV) -m tests.chaos.promises all
+	@$(PYTHON_ENV) -m tests.chaos --minutes $$(( $(or $(HOURS),2) * 60 ))
+
+soak: setup ## 2,000 workloads come and go, 200 agents are killed: is anything left? (root)
+	@$(PYTHON_ENV) -m tests.chaos.soak
+
 lint: setup ## ruff
 	@$(PYTHON_ENV) -m ruff check .
 	@$(PYTHON_ENV) -m ruff format --check .
@@ -28,9 +42,13 @@ types: setup ## mypy --strict
 contracts: setup ## who may import whom
 	@.venv/bin/lint-imports
 
-protos: setup ## lint the protos and generate their modules
+protos: setup ## lint the protos, compare them with the released ones, and generate their modules
 	@.venv/bin/buf lint
+	@.venv/bin/buf breaking --against protos/released.binpb
 	@$(PYTHON_ENV) hatch_build.py
+
+released: setup ## with a release: from now on the protos must stay compatible with these
+	@.venv/bin/buf build --exclude-source-info -o protos/released.binpb
 
 FUZZ_LIB := build/fuzz/lib
 fuzz: setup ## coverage-guided fuzzing of all decoders for SECONDS=60 (installs atheris below build/)

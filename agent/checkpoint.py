@@ -70,7 +70,9 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.failure = ""
+        self.is_behind = False  # the file is older than what the agent knows
         self._path = path
+        self._writing = asyncio.Lock()
         self._head = 0  # size after the last rewrite
         self._tail = 0  # bytes appended since
         self._rewrite = True  # the file on disk can't be appended to
@@ -99,7 +101,27 @@ class Checkpoint:
         A crash of the machine takes all that the agent has made with it, so work need not wait for the disk: what
         is said about it must.
         """
-        await self.durable()
+        async with self._writing:
+            await self.durable()
+            await self._write(record, snapshot)
+
+    async def durable(self) -> None:
+        """Return when the disk has what was written, or `failure` says that it has not."""
+        if (syncing := self._syncing) is None:
+            return
+        try:
+            await asyncio.shield(syncing)
+        except OSError as error:
+            self._failed(error)
+        if self._syncing is syncing:
+            self._syncing = None
+
+    async def catch_up(self, snapshot: Callable[[], pbc.Checkpoint]) -> None:
+        """Try again what could not be written: until then a new process would begin with something older."""
+        if self.is_behind:
+            await self.save(pbc.Checkpoint(), snapshot=snapshot)
+
+    async def _write(self, record: pbc.Checkpoint, snapshot: Callable[[], pbc.Checkpoint]) -> None:
         self._rewrite = self._rewrite or self._tail > self._head + SLACK
         data = MAGIC + encode(snapshot()) if self._rewrite else encode(record)
         try:
@@ -113,30 +135,24 @@ class Checkpoint:
         except OSError as error:
             self._failed(error)
             return
-        self.failure = ""
-
-    async def durable(self) -> None:
-        """Return when the disk has what was written."""
-        if (syncing := self._syncing) is None:
-            return
-        try:
-            await asyncio.shield(syncing)
-        except OSError as error:
-            self._failed(error)
-        if self._syncing is syncing:
-            self._syncing = None
+        self.failure, self.is_behind = "", False
 
     def _failed(self, error: OSError) -> None:
         if not self.failure or not self._rewrite:
             log.error("checkpoint not written", path=str(self._path), error=str(error))
         self.failure = f"the checkpoint could not be written: {error}"
-        self._rewrite = True
+        self._rewrite = self.is_behind = True
 
     def _append(self, data: bytes) -> int:
         """Returns the descriptor, which is still to be synced and closed."""
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
-            _write_all(descriptor, data)
+            size = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, data)
+            except OSError:
+                os.ftruncate(descriptor, size)  # half a record is none, and its room is needed
+                raise
         except BaseException:
             os.close(descriptor)
             raise
@@ -149,6 +165,9 @@ class Checkpoint:
         try:
             _write_all(descriptor, data)
             os.fsync(descriptor)
+        except OSError:
+            temporary.unlink()
+            raise
         finally:
             os.close(descriptor)
         os.replace(temporary, self._path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 SAMPLES = 16  # pings of the last 8 seconds
@@ -14,6 +16,26 @@ class Offset:
 
     offset: int = 0
     uncertainty: int = 0
+
+
+class Instants:
+    """Unix time in ns that does not jump while something waits for an instant: `holds` says whether anything does.
+
+    An instant is of the near future. Who sets the clock back by an hour meanwhile does not put it off by an hour, and
+    who sets it forward does not bring it about.
+    """
+
+    def __init__(self, wall: Callable[[], int] = time.time_ns, steady: Callable[[], int] = time.monotonic_ns) -> None:
+        self.holds = False
+        self._wall, self._steady = wall, steady
+        self._ahead = 0  # of the steady clock, when nothing waited last
+
+    def now(self) -> int:
+        """Now."""
+        steady = self._steady()
+        if not self.holds:
+            self._ahead = self._wall() - steady
+        return steady + self._ahead
 
 
 class Clock:

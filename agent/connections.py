@@ -24,11 +24,15 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 _NUMBER = re.compile(r"\b(sport|dport|id|type|code|zone|mark)=(\d+)")
+_LABEL = re.compile(r"\blabels=0x([0-9a-f]+)")
 _STATE = re.compile(r"\bstate=(\w+)")
 
 
 class Connection(NamedTuple):
-    """A connection in one zone, from the side that opened it. `ports`: of an echo its id, and type × 256 + code."""
+    """A connection in one zone, from the side that opened it. `ports`: of an echo its id, and type × 256 + code.
+
+    `mark` and `label` are what agent/conntrack.py has written down.
+    """
 
     protocol: str  # "tcp", "udp", "icmp", …
     source: Address
@@ -37,6 +41,7 @@ class Connection(NamedTuple):
     zone: int
     mark: int
     state: str  # of TCP, else ""
+    label: int = 0
 
 
 def parse(dump: str) -> list[Connection]:
@@ -48,7 +53,7 @@ def _connection(found: re.Match[str]) -> Connection:
     ends = dict(_NUMBER.findall(found["ends"]))
     _, _, after = found["rest"].partition("reply=(")
     rest = after.partition(")")[2]
-    numbers, state = dict(_NUMBER.findall(rest)), _STATE.search(rest)
+    numbers, state, label = dict(_NUMBER.findall(rest)), _STATE.search(rest), _LABEL.search(rest)
     if "id" in ends:
         ports = int(ends["id"]), int(ends.get("type", 0)) << 8 | int(ends.get("code", 0))
     else:
@@ -61,6 +66,7 @@ def _connection(found: re.Match[str]) -> Connection:
         zone=int(numbers.get("zone", 0)),
         mark=int(numbers.get("mark", 0)),
         state=state[1] if state else "",
+        label=int(label[1], 16) if label else 0,
     )
 
 

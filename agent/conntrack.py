@@ -19,6 +19,10 @@ A TCP packet in the middle of a connection that a zone does not know (after a st
 has just got colors) has no color. From a sender without color it goes to every color of the network (`MID_STREAM`),
 and both ends remember UNKNOWN. A twin that is not meant answers with a reset, which ends at its own port; the color of
 the one that goes on with the connection becomes the connection's.
+
+An answer to a question that passed while nobody was tracked is invalid to conntrack: of TCP the second packet, of ICMP
+an echo reply. It passes where no rules guard, as if it were not tracked either; it is in no zone afterwards. Not in
+pieces: what comes by as an invalid fragment may be anybody's (docs/adr/0013-verdicts.md).
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from tealnet.core.rows.stream import Segment
 
 FAMILIES = ("ip", "ipv6")
 SYN, RST, NO_RST = (0x002, 0x012), (0x004, 0x004), (0x000, 0x004)  # of tcp_flags: a first packet, a reset, no reset
+SYN_ACK = (0x012, 0x012)  # … the second one
 NOT_SYN: Mask = (0, 0x002)
 UNKNOWN = 0xFF  # the mark of a connection whose color is being asked for
 ANSWERED = 0x100  # of the mark, in the zone of a sender without color: the other end has taken the TCP connection
@@ -111,11 +116,20 @@ def _track() -> Iterator[Flow]:
     yield from _families(stage, 80, track, reg4=0, reg13=(Flag.CT_TO, Flag.CT_TO))
 
 
+def answers(stage: Stage, priority: int, actions: bytes, **fields: Value) -> Iterator[Flow]:
+    """Invalid to conntrack, as it has not seen the question."""
+    for first in ({"tcp": True, "tcp_flags": SYN_ACK}, {"icmp": True, "icmp_type": 0}):
+        yield _flow(stage, priority, actions, ct_state="+trk+inv", nw_frag="no", **fields, **first)
+    for first in ({"tcp6": True, "tcp_flags": SYN_ACK}, {"icmp6": True, "icmpv6_type": 129}):
+        yield _flow(stage, priority, actions, ct_state="+trk+inv", nw_frag="no", **fields, **first)
+
+
 def _policy_from() -> Iterator[Flow]:
     """The sender's zone: take an established connection's color, say what is new."""
     stage, known, on = Stage.POLICY_FROM, "+trk-new", goto(Stage.ROUTE)
     unknown: Mask = (UNKNOWN, 0xFF)
     new = _mark(Flag.NEW_FROM) + on
+    yield from answers(stage, 101, on, reg13=(0, Flag.POLICY_FROM))
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     # A colored port that was asked whether a connection is its own: a reset says no.
     yield from _tcp(stage, 97, b"", ct_state=known, ct_mark=unknown, reg13=SOURCE_COLORED, tcp_flags=RST)
@@ -161,6 +175,7 @@ def _policy_to() -> Iterator[Flow]:
     """The target's zone: an established connection keeps its color, a new one is judged."""
     stage, known, judge = Stage.POLICY_TO, "+trk-new", goto(Stage.INGRESS)
     unknown: Mask = (UNKNOWN, 0xFF)
+    yield from answers(stage, 101, goto(Stage.OUTPUT), reg13=(0, Flag.POLICY_TO))
     yield _flow(stage, 100, b"", ct_state="+trk+inv")
     yield _flow(stage, 96, judge, ct_state=known, ct_mark=unknown, reg13=TARGET_COLORED)  # asked again
     yield from _families(stage, 95, adopt(), ct_state=known, ct_mark=unknown)  # the answer
@@ -177,23 +192,20 @@ def _policy_to() -> Iterator[Flow]:
     yield from _families(stage, 88, adopt(), ct_state=known, reg13=TARGET_COLORED)
     yield from _families(stage, 88, adopt(), ct_state=known, metadata=NO_COLOR)
     yield from _after_ct(Stage.ADOPTED_TO, then=Stage.INGRESS)
-    # Another color's packet on this connection's 5-tuple: twins exclude each other until it closes (B3).
-    yield _flow(stage, COLLISION, b"", ct_state=known)
+    yield from collision_flows()
     for color in range(1, COLORS + 1):  # unanswered yet, as in the sender's zone
-        marked: Mask = (color, 0xFF)
-        yield _flow(stage, 79, judge, ct_state="+trk+new", ct_mark=marked, metadata=color_is(color))
-        yield _flow(stage, 78, b"", ct_state="+trk+new", ct_mark=marked, reg13=(0, Flag.TARGET_COLORED))
+        yield _flow(stage, 79, judge, ct_state="+trk+new", ct_mark=(color, 0xFF), metadata=color_is(color))
     middle = _mark(Flag.MID_STREAM) + judge
     yield from _tcp(stage, 75, middle, ct_state="+trk+new", tcp_flags=NOT_SYN, reg13=MANY_ASKED)
     yield _flow(stage, 70, judge, ct_state="+trk+new")
 
 
-COLLISION = 80  # priority of what is dropped as another color's, in POLICY_TO
-
-
-def collision_flow() -> Flow:
-    """The flow that counts `color_collision`."""
-    return _flow(Stage.POLICY_TO, COLLISION, b"", ct_state="+trk-new")
+def collision_flows() -> Iterator[Flow]:
+    """Another color's packet on a connection's 5-tuple: twins exclude each other until it closes (agent/tally.py)."""
+    yield _flow(Stage.POLICY_TO, 80, b"", ct_state="+trk-new")
+    for color in range(1, COLORS + 1):  # unanswered yet
+        marked: Mask = (color, 0xFF)
+        yield _flow(Stage.POLICY_TO, 78, b"", ct_state="+trk+new", ct_mark=marked, reg13=(0, Flag.TARGET_COLORED))
 
 
 def _commit_to() -> Iterator[Flow]:

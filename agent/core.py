@@ -31,6 +31,7 @@ from tealnet.core.rows.stream import Row
 log = structlog.get_logger()
 
 AWAKE = 0.005  # seconds before an instant from which on nobody sleeps
+WRITE_AGAIN = 1.0  # seconds until a checkpoint that could not be written is tried again
 LOOK_AGAIN = 1.0  # seconds: the clock may be set while something is held
 
 
@@ -223,7 +224,7 @@ class Core:
         """Apply what is held when its instant has come; for ever."""
         while True:
             self._armed.clear()
-            left = (min(self.resources.armed.values(), default=math.inf) - time.time_ns()) / 1e9
+            left = (min(self.resources.armed.values(), default=math.inf) - self.resources.clock.now()) / 1e9
             if left > AWAKE:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(None if left == math.inf else min(left - AWAKE, LOOK_AGAIN)):
@@ -234,6 +235,12 @@ class Core:
                 self._put(self.resources.release())
                 self._reconciler.take(self.resources.revision)
                 self.on_resources()
+
+    async def persist(self) -> None:
+        """Write the checkpoint as soon as the disk takes it again; for ever."""
+        while True:
+            await asyncio.sleep(WRITE_AGAIN)
+            await self.checkpoint.catch_up(self.resources.snapshot)
 
     def versions(self, scope: str) -> pb.Versions:
         """See `agent.stream.Core`."""
@@ -304,7 +311,9 @@ class Core:
             repeat, self._repeat = self._repeat, False
             failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
+                began = time.monotonic()
                 await self._reconciler.revalidated()
+                log.debug("revalidated", ms=round(1000 * (time.monotonic() - began), 2))
             for wait in self.before_ack:
                 await wait()
             self._say(applied.revision, {**self.more_failures(), **failures}, repeat=repeat)

@@ -1,11 +1,8 @@
 """Connections that must leave a color: closed at both ends, then forgotten.
 
 `Weights.closed` says which colors senders without a color have to leave. Once those weights are in force, no new
-connection gets there and old ones are denied all but resets. Then, on every host by itself:
-
-    sockets of local workloads are closed (agent/drivers/sockdiag.py): while the connection is still pinned, so that the
-    reset finds the other end; one round trip later the connections are flushed, so that UDP and what virtual machines
-    send again is new and goes by weight. Echo requests go by weight at once (agent/features/colors.py).
+connection gets there and old ones are denied all but resets. Then every host by itself ends them (agent/closing.py),
+and what is sent again goes by weight. Echo requests go by weight at once (agent/features/colors.py).
 
 What is to be done follows from what conntrack holds, so it can be done again at any time: a new process does it once.
 """
@@ -13,50 +10,23 @@ What is to be done follows from what conntrack holds, so it can be done again at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Protocol
 
 import structlog
 
-from agent import names
-from agent.connections import FLUSHED, Address, Connection
+from agent.closing import Closing
+from agent.connections import Connection
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.epochs import Epochs
 from agent.inputs import Inputs
-from agent.objects import NetnsKind
 from tealnet.core.rows.colors import Weights, weights_key
-from tealnet.core.rows.stream import LocalPort
 
 log = structlog.get_logger()
 
-Ends = tuple[Address, int, Address, int]
-
-ROUND_TRIP = 0.05  # seconds that a reset gets to reach the other end
-ROUNDS = 5  # what is closed may have been opened while we looked
 PATIENCE = 3.0  # seconds that an Ack waits for a cut
 RETRY = 1.0
-
-
-class Sockets(Protocol):
-    """Who closes sockets in namespaces (`agent.devices.Devices`)."""
-
-    async def close_connections(self, path: str, ends: Collection[Ends]) -> int:
-        """Close these TCP connections; returns how many there were. Raises OSError, DeviceUnavailable."""
-        ...
-
-
-class Conntrack(Protocol):
-    """The datapath's connections (`agent.devices.Devices`)."""
-
-    async def connections(self) -> list[Connection]:
-        """All. Raises DeviceUnavailable."""
-        ...
-
-    async def forget(self, connections: list[Connection]) -> None:
-        """Flush these. Raises DeviceUnavailable."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +62,10 @@ def opened_to(inputs: Inputs, row: Weights, colors: Iterable[int]) -> Opened:
 class Cutter:
     """Closes what must be closed. `failures` are by resource key; `on_done` is called after they changed."""
 
-    def __init__(self, inputs: Inputs, epochs: Epochs, conntrack: Conntrack, sockets: Sockets) -> None:
+    def __init__(self, inputs: Inputs, epochs: Epochs, closing: Closing) -> None:
         self.failures: dict[str, Failure] = {}
         self.on_done: Callable[[], None] = lambda: None
-        self.closed = 0  # sockets, since the start
-        self._inputs, self._epochs, self._conntrack, self._sockets = inputs, epochs, conntrack, sockets
+        self._inputs, self._epochs, self._closing = inputs, epochs, closing
         self._done: dict[str, frozenset[int]] = {}  # by network uid
         self._wake, self._changed = asyncio.Event(), asyncio.Event()
         epochs.on_applied.append(self._wake.set)
@@ -125,10 +94,14 @@ class Cutter:
             except TimeoutError:
                 pass
             self._wake.clear()
-            for uid in self._done.keys() - self._inputs.weights.rows.keys():
+            rows = self._inputs.weights.rows
+            for uid in self._done.keys() - rows.keys():
                 del self._done[uid]
-                self.failures.pop(weights_key(uid), None)
+                if self.failures.pop(weights_key(uid), None):  # said in an Ack, which nothing else may change
+                    self.on_done()
             for uid, epoch in list(self._epochs.in_force.items()):
+                if uid not in rows:
+                    continue
                 closed = frozenset(epoch.weights.closed)
                 self._done[uid] = self._done.get(uid, frozenset()) & closed  # open again: to be closed anew
                 if todo := self._todo(uid, closed):
@@ -140,9 +113,12 @@ class Cutter:
         return frozenset(closed) - self._done.get(uid, frozenset())
 
     async def _cut(self, uid: str, colors: frozenset[int]) -> None:
-        key = weights_key(uid)
+        key, row = weights_key(uid), self._inputs.weights.rows.get(uid)
+        if row is None:  # gone while another network was cut
+            return
         try:
-            await self._leave(opened_to(self._inputs, self._inputs.weights.rows[uid], colors))
+            what = opened_to(self._inputs, row, colors)
+            await self._closing.close(lambda row, _: what.concerns(row), "connections leave a color", network=uid)
         except (DeviceUnavailable, OSError) as error:
             if key not in self.failures:
                 log.warning("connections not closed", network=uid, colors=sorted(colors), error=str(error))
@@ -152,37 +128,3 @@ class Cutter:
             self._done[uid] = self._done.get(uid, frozenset()) | colors
         self._changed.set()
         self.on_done()
-
-    async def _leave(self, what: Opened) -> None:
-        for _ in range(ROUNDS):
-            ports = self._ports()
-            rows = await self._conntrack.connections()
-            found = [row for row in rows if row.zone in ports and row.protocol in FLUSHED and what.concerns(row)]
-            if not found:
-                return
-            closed = 0
-            for path, ends in _by_namespace(found, ports).items():
-                closed += await self._sockets.close_connections(path, ends)
-            self.closed += closed
-            log.info("connections leave a color", network=what.uid, connections=len(found), sockets=closed)
-            await asyncio.sleep(ROUND_TRIP)
-            await self._conntrack.forget(found)
-        log.warning("connections go on being opened to a color that is closed", network=what.uid)
-
-    def _ports(self) -> dict[int, LocalPort]:
-        """Local ports by their zone."""
-        ports = self._inputs.localports.rows
-        return {number: ports[uid] for uid, number in self._inputs.issued.rows.items() if uid in ports}
-
-
-def _by_namespace(found: Iterable[Connection], ports: Mapping[int, LocalPort]) -> dict[str, set[Ends]]:
-    """The ends of TCP connections that are in workload namespaces of this host, as those see them."""
-    out: dict[str, set[Ends]] = {}
-    for row in found:
-        port = ports[row.zone]
-        where = names.netns(port)
-        if row.protocol != "tcp" or where.kind is NetnsKind.HOST:
-            continue
-        here, there = (row.source, row.ports[0]), (row.target, row.ports[1])
-        out.setdefault(where.path, set()).add((*here, *there) if row.source in port.addresses else (*there, *here))
-    return out

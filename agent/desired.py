@@ -7,8 +7,8 @@ that is first in order keeps it and the other is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.drivers.base import Failure
@@ -41,6 +41,7 @@ class Owner:
     place: int
     key: str
     resource: str  # resource key, or ""
+    row: Hashable = field(default=None, compare=False)  # the key itself
 
 
 def key_itself(key: Hashable, value: Any) -> Hashable:
@@ -96,6 +97,12 @@ class Desired:
         """Whose object this is, as resource keys; those who wanted it last, if nobody does now."""
         return sorted({owner.resource for owner in self.owners[layer].get(key, ()) if owner.resource})
 
+    def beside(self, layer: str, key: Hashable) -> Iterator[Any]:
+        """What is wanted now by those who want this, or wanted it last."""
+        for owner in self.owners[layer].get(key, ()):
+            for _, value in self._rows[owner.place].get(owner.row, ()):
+                yield value
+
     def place(self, layer: str, key: Hashable, value: Any) -> Hashable:
         """What only one object of this layer can have."""
         return self._place_of[layer](key, value)
@@ -111,7 +118,7 @@ class Desired:
         return list(self.owners[layer])
 
     def _row(self, index: int, want: Wants, row_key: Hashable) -> None:
-        owner = Owner(index, str(row_key), f"{want.kind}/{row_key}" if want.kind else "")
+        owner = Owner(index, str(row_key), f"{want.kind}/{row_key}" if want.kind else "", row_key)
         old = self._rows[index].pop(row_key, ())
         new = want.table.rows.get(row_key, ())
         if new:

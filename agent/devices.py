@@ -32,7 +32,8 @@ from agent.drivers.plug import PlugDriver
 from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
-from agent.drivers.zone import ZoneDriver
+from agent.drivers.zone import Usage, ZoneDriver
+from agent.era import ERA
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
 from agent.pipeline import PULSE
@@ -73,12 +74,21 @@ def find_datapath(setting: str) -> str:
 
 
 class Devices:
-    """All drivers. `run` keeps their connections, `follow` has layers read back when something has changed."""
+    """All drivers. `run` keeps their connections, `follow` has layers read back when something has changed.
 
-    def __init__(self, settings: Settings, *, datapath: str) -> None:
+    `issued`: see `ZoneDriver`.
+    """
+
+    def __init__(self, settings: Settings, *, datapath: str, issued: Callable[[], Collection[int]]) -> None:
         self.run_dir = run_dir = str(settings.ovs_run_dir)
         self.ovsdb = OvsdbDriver(settings.ovsdb, run_dir=run_dir)
-        self.flow = FlowDriver(f"{run_dir}/{settings.bridge}.mgmt", run_dir=run_dir, pulse=PULSE)
+        self.flow = FlowDriver(
+            f"{run_dir}/{settings.bridge}.mgmt",
+            run_dir=run_dir,
+            pulse=PULSE,
+            era=ERA if datapath == "netdev" else None,
+        )
+        self.flow.refusal = self.ovsdb.refusal
         self._thread = NetnsThread()
         self._netns, self._guard = NetnsDriver(self._thread), GuardDriver(self._thread)
         self._address = AddressDriver(self._thread)
@@ -95,7 +105,7 @@ class Devices:
         self._events = NetlinkEvents(
             self._thread, self._changed, netns=self._netns, link=self._link, guard=self._guard, address=self._address
         )
-        self.zone = ZoneDriver(self.ovsdb, run_dir=run_dir, datapath=datapath, forget=self._forget_zones)
+        self.zone = ZoneDriver(self.ovsdb, run_dir=run_dir, datapath=datapath, issued=issued, forget=self._forget_zones)
         # The kernel's datapath notices by itself that a device was made again.
         self._plug = PlugDriver(self.ovsdb, self._thread) if datapath == "netdev" else None
         self.drivers: Mapping[str, Driver[Any, Any]] = {
@@ -135,6 +145,10 @@ class Devices:
             return await self.zone.connections()
         except UnixctlError as error:
             raise DeviceUnavailable(f"connections not told: {error}") from error
+
+    async def usage(self) -> Mapping[int, Usage]:
+        """How full conntrack zones are, by number. Raises DeviceUnavailable."""
+        return await self.zone.usage()
 
     async def forget(self, connections: Sequence[Connection]) -> None:
         """Have conntrack forget these TCP and UDP connections. Raises DeviceUnavailable."""

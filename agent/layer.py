@@ -105,9 +105,9 @@ class Layer:
         """Read back before doing anything?"""
         return (self._stale or bool(self._stale_keys)) and self._look_due <= self._clock()
 
-    def in_doubt(self) -> bool:
-        """What is known to be there may not be so: somebody said so, and it has not been read back yet."""
-        return self.usable() and self.must_look()
+    def in_doubt(self, key: Hashable) -> bool:
+        """What is known of this key may not be so: it is to be read back, and has not been yet."""
+        return self.usable() and (self._stale or key in self._stale_keys)
 
     def usable(self) -> bool:
         """Read back and in reach."""

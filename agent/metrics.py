@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from agent.core import Condition, Core
 from agent.reconcile import Reconciler
+from agent.tally import Tally
 
 log = structlog.get_logger()
 
@@ -32,8 +33,10 @@ REQUEST_TIMEOUT = 5.0  # seconds
 class Status:
     """What this agent can say about itself."""
 
-    def __init__(self, core: Core, reconciler: Reconciler, *, conditions: Callable[[], Iterable[Condition]]) -> None:
-        self._core, self._reconciler, self._conditions = core, reconciler, conditions
+    def __init__(
+        self, core: Core, reconciler: Reconciler, tally: Tally, *, conditions: Callable[[], Iterable[Condition]]
+    ) -> None:
+        self._core, self._reconciler, self._tally, self._conditions = core, reconciler, tally, conditions
 
     def as_dict(self) -> dict[str, Any]:
         """For people and tests; lists are cut at 50 entries."""
@@ -57,6 +60,8 @@ class Status:
             "failed": len(failures),
             "conditions": [{"type": c.type, "text": c.text, "remedy": c.remedy} for c in sorted(self._conditions())],
             "digest_mismatches": core.mismatches,
+            "color_collisions": self._tally.collisions,
+            "full_zones": {zone: used.count for zone, used in sorted(self._tally.full.items())[:SHOWN]},
             "layers": {name: self._layer(name) for name in self._reconciler.layers},
         }
 
@@ -92,7 +97,10 @@ class Status:
         yield CounterMetricFamily(
             "tealnet_digest_mismatches", "Units after which a digest did not match; a bug", value=core.mismatches
         )
+        text = "Packets of twins dropped because the other one has a connection with their ports"
+        yield CounterMetricFamily("tealnet_color_collisions", text, value=self._tally.collisions)
         gauges = {
+            "tealnet_full_zones": ("Ports with as many connections as are remembered", len(self._tally.full)),
             "tealnet_in_session": ("In session with a controller", bool(core.server)),
             "tealnet_in_sync": ("The inputs are whole", core.ready()),
             "tealnet_revision": ("Revision of the inputs", core.resources.revision),

@@ -13,10 +13,11 @@ from typing import Protocol
 import structlog
 
 from agent.clock import Offset
+from agent.closing import Conntrack
 from agent.connections import Connection
 from agent.core import Core
 from agent.counting import Counted
-from agent.cut import Conntrack, opened_to
+from agent.cut import opened_to
 from agent.drivers.base import DeviceUnavailable
 from agent.epochs import Epochs
 from agent.inputs import Inputs

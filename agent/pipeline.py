@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
-from agent.openflow.oxm import Value, match
+from agent.openflow.oxm import Value, decode, match
 
 Address = IPv4Address | IPv6Address
 Mask = tuple[int, int]
@@ -123,6 +123,7 @@ class Feature(IntEnum):
     ROUTER = 3
     COLORS = 4
     SECURITY = 5
+    ERA = 6  # of the datapath's cache: agent/era.py
 
 
 ROUTER_MAC = "02:74:6e:00:00:01"  # one for all networks
@@ -151,6 +152,18 @@ def flow(*, stage: Stage, priority: int, match_: bytes, actions: bytes, feature:
 def narrows(value: object) -> bool:
     """Whether a flow, when it is new, may stand in the way of what passed before."""
     return isinstance(value, Flow) and value.feature in (Feature.COLORS, Feature.SECURITY)
+
+
+def domain_of(value: object) -> int | None:
+    """The routing domain in which packets are looked up by a flow, ROUTE to ENDPOINT; None: not by this one, or in any.
+
+    A packet that comes back from conntrack is still in the domain that it was in when it went there.
+    """
+    if isinstance(value, Flow) and Stage.ROUTE <= value.table <= Stage.ENDPOINT:
+        for field, number, mask in decode(value.match):
+            if field.name == "metadata" and mask & DOMAIN_MASK == DOMAIN_MASK:
+                return number & DOMAIN_MASK
+    return None
 
 
 def goto(stage: Stage) -> bytes:

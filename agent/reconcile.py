@@ -16,6 +16,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ import structlog
 from agent.desired import LAYERS, Desired
 from agent.drivers.base import Driver, Failure
 from agent.layer import NEVER, Layer, look_at_all
+from agent.staying import Home, Staying
 from tealnet.core.tables import Graph
 
 log = structlog.get_logger()
@@ -33,6 +35,7 @@ Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
 # datapath remembers to drop it until the revalidators have been there. And whoever changes links meanwhile holds up
 # vswitchd, which asks for the state of all devices when it plugs one.
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
+ON_LINKS = frozenset({"guard", "ovsdb", "address"})  # layers in which things are done with the devices of `link`
 SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
 
@@ -69,7 +72,8 @@ class Reconciler:
     """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole.
 
     `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers. `narrows`:
-    packets may take another path than before because of this flow, although it takes nobody's place.
+    packets may take another path than before because of this flow, although it takes nobody's place. `home`: see
+    `agent.staying`.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Reconciler:
         clock: Callable[[], float],
         in_use: Mapping[str, Callable[[Mapping[str, Actual]], Collection[Hashable]]] | None = None,
         narrows: Callable[[Any], bool] = lambda value: False,
+        home: Home = lambda value: None,
     ) -> None:
         self.layers = {name: Layer(name, drivers[name], desired.deltas[name], clock=clock) for name in LAYERS}
         self.revision = 0  # of the inputs
@@ -99,6 +104,9 @@ class Reconciler:
         self._late = NEVER  # … and to which revision what has changed meanwhile is owed
         self._devices_passed = False  # the first pass is over: facts are whole
         self._narrowed = False  # flows went since the last revalidation
+        self._staying = Staying(
+            self._flow.delta, home=home, beside=partial(desired.beside, FLOW), revalidated=watcher.revalidated
+        )
         self._wake = {"devices": asyncio.Event(), "flow": asyncio.Event()}
 
     # -- from outside
@@ -175,6 +183,7 @@ class Reconciler:
             tasks.create_task(self._lane("devices", self.devices_step), name="lane-devices")
             tasks.create_task(self._lane("flow", self.flow_step), name="lane-flow")
             tasks.create_task(self._resync_for_ever(), name="resync")
+            tasks.create_task(self._staying.run(self._wake["flow"].set), name="staying")
 
     # -- how far we are
 
@@ -184,8 +193,12 @@ class Reconciler:
             return None
         failures = self._desired.failures()
         broken: set[str] = set()
+        unsure: set[tuple[str, Hashable]] = set()
         for layer in self.layers.values():
             for key, trouble in layer.troubles.items():
+                if self._may_be_gone(layer, key):
+                    unsure.add((layer.name, key))
+                    continue
                 for resource in self._desired.resources(layer.name, key):
                     failures.setdefault(resource, trouble.failure)
                 broken |= self._idents(layer, key)
@@ -193,15 +206,25 @@ class Reconciler:
         for layer in self.layers.values():
             for key in layer.pending():
                 # What waits for something of its own port that failed is not late, it has failed with it.
-                if key not in layer.troubles and not self._idents(layer, key) <= broken:
+                has_failed = key in layer.troubles and (layer.name, key) not in unsure
+                if not has_failed and not self._idents(layer, key) <= broken:
                     oldest = min(oldest, layer.since.get(key, oldest))
         return Applied(oldest - 1, failures)
 
+    def _may_be_gone(self, layer: Layer, key: Hashable) -> bool:
+        """Whether something has failed on a device that may not be there any more: then that is what is wrong."""
+        return layer.name in ON_LINKS and self.layers["link"].in_doubt(_device(key))
+
     def in_place(self, resource: str) -> bool:
         """Whether the flows that this resource wants are on the switch."""
+        waiting = self.waiting()
+        return waiting is not None and resource not in waiting
+
+    def waiting(self) -> set[str] | None:
+        """Resources whose flows are not all on the switch as they are wanted; None while nothing can be said."""
         if not self._ready() or not self._devices_passed or not self._flow.usable() or self._deriving:
-            return False
-        return not any(resource in self._desired.resources(FLOW, key) for key in self._flow.pending())
+            return None
+        return {resource for key in self._flow.pending() for resource in self._desired.resources(FLOW, key)}
 
     def take_narrowed(self) -> bool:
         """Have flows gone since the last call?"""
@@ -267,6 +290,7 @@ class Reconciler:
         if not self._flow.usable():
             return
         write, delete = self._flow.due(self._flow.delta.to_write), self._flow.due(self._flow.delta.to_delete)
+        delete -= self._staying.keep(delete)
         if not write and not delete:
             return
         narrowed = bool(delete) or any(
@@ -278,6 +302,7 @@ class Reconciler:
         self._finish(self._flow, done or set())
         if delete:
             self._wake["devices"].set()  # devices may go now
+        self._staying.written()
 
     async def _write(self, layer: Layer) -> None:
         due = self._due_to_write(layer)
@@ -286,6 +311,8 @@ class Reconciler:
             await self._watcher.clear(layer.name, {key: desired[key] for key in due}, actual)
             due &= self._due_to_write(layer)
         done = await layer.apply(due, ()) if due else None
+        if layer.name in ON_LINKS and due:
+            self._doubt_links(layer, due - (done or set()))
         if done:
             written = {key: layer.written[key] for key in done}
             failures = await self._watcher.prepare(layer.name, written)
@@ -296,6 +323,14 @@ class Reconciler:
             for other in ("guard", "address"):
                 self.layers[other].reread(done & self.layers[other].delta.actual.keys())
         self._finish(layer, done or set())
+
+    def _doubt_links(self, layer: Layer, failed: Iterable[Hashable]) -> None:
+        """What fails on a device for the first time may do so because the device has just gone: look at it."""
+        new = {_device(key) for key in failed if key in layer.troubles and layer.troubles[key].attempts == 1}
+        link = self.layers["link"]
+        if known := new & link.delta.actual.keys():
+            link.reread(known)
+            self._wake["devices"].set()
 
     def _due_to_write(self, layer: Layer) -> set[Hashable]:
         blocked = self._without_support(layer) | self._without_place(layer)
@@ -377,3 +412,8 @@ class Reconciler:
         while True:
             await asyncio.sleep(RESYNC_EVERY * random.uniform(0.8, 1.2))
             self.resync()
+
+
+def _device(key: Hashable) -> Hashable:
+    """The device that a key of a layer on links is about."""
+    return key[1] if isinstance(key, tuple) else key

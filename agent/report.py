@@ -13,7 +13,9 @@ from agent.devices import Devices
 from agent.drivers.base import DeviceUnavailable
 from agent.drivers.underlay import TunnelNeighbours, UnderlayFacts, read_underlay
 from agent.inputs import THIS, Inputs
+from agent.openflow.errors import ProtocolError
 from agent.reconcile import Reconciler
+from agent.tally import EVERY, Tally
 
 log = structlog.get_logger()
 
@@ -27,8 +29,9 @@ FIRST_WARM = 1.0  # … that an Ack waits for VTEPs that have just appeared
 class Reporter:
     """Gathers facts and conditions and has the core send them when they change."""
 
-    def __init__(self, core: Core, reconciler: Reconciler, devices: Devices, inputs: Inputs) -> None:
+    def __init__(self, core: Core, reconciler: Reconciler, devices: Devices, inputs: Inputs, tally: Tally) -> None:
         self._core, self._reconciler, self._devices, self._inputs = core, reconciler, devices, inputs
+        self._tally = tally
         self._underlay = UnderlayFacts("")
         self._cold: dict[str, str] = {}  # VTEP → why its neighbour is not warm
         self._underlay_changed = False
@@ -53,10 +56,14 @@ class Reporter:
         return sorted(self._conditions())
 
     def _conditions(self) -> Iterator[Condition]:
+        yield from self._tally.conditions()
         ovs = self._devices.ovsdb.facts()
         if not ovs.connected:
             yield Condition("OvsdbUnavailable", "ovsdb-server does not answer", "systemctl status openvswitch-switch")
-        if not ovs.vswitchd_up:
+        if ovs.too_old:
+            remedy = "upgrade openvswitch-switch; until then everything stays as it is"
+            yield Condition("OvsTooOld", self._devices.ovsdb.refusal(), remedy)
+        elif not ovs.vswitchd_up:
             yield Condition("VswitchdDown", "ovs-vswitchd does not run", "systemctl status openvswitch-switch")
         for name, layer in self._reconciler.layers.items():
             if layer.unavailable and ovs.connected and ovs.vswitchd_up:
@@ -86,6 +93,9 @@ class Reporter:
                     self._underlay = await read_underlay(vtep, members=self._devices.ovsdb.members)
                 except OSError as error:
                     log.warning("underlay not read", error=str(error))
+            if ovs.vswitchd_up and looks % EVERY == 0:
+                with suppress(DeviceUnavailable, ProtocolError):  # the next look tells
+                    await self._tally.look(now=asyncio.get_running_loop().time())
             looks += 1
             self._core.report(underlay_mtu=self._underlay.mtu, ovs_version=version, conditions=self.conditions())
             await asyncio.sleep(LOOK_EVERY)

@@ -9,10 +9,10 @@ take workloads with it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from agent.clock import Instants
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import Digest, version
@@ -77,14 +77,15 @@ class Merged:
 class Resources:
     """Everything received, by scope. `complete` once a whole unit (or a checkpoint with one) has been taken."""
 
-    def __init__(self, features: frozenset[str] = FEATURES, *, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, features: frozenset[str] = FEATURES, *, clock: Instants | None = None) -> None:
         self.origin = Origin()
         self.revision = 0
         self.complete = False
         self.problems: dict[str, Problem] = {}  # by resource key
         self.armed: dict[str, int] = {}  # by resource key: Unix time in ns at which it is applied
         self.late: set[str] = set()  # keys whose body came after the instant at which it was to be applied
-        self._features, self._clock = features, clock
+        self.clock = clock or Instants()
+        self._features = features
         self._scopes: dict[str, Scope] = {}
         self._decoded: dict[str, tuple[bytes, Row]] = {}  # while a unit is merged
         self._where: dict[str, str] = {}  # resource key → scope whose copy counts
@@ -142,6 +143,7 @@ class Resources:
         mismatched = tuple(name for name, digest in unit.digests.items() if not self._matches(name, digest))
         rows = {key: self._row(key) for key in {key for _, key in unit.touched}}
         self._decoded.clear()
+        self.clock.holds = bool(self.armed)
         return Merged(self._record(sorted(unit.touched)), rows, mismatched)
 
     def load(self, records: Iterable[pbc.Checkpoint]) -> dict[str, Row | None]:
@@ -156,6 +158,7 @@ class Resources:
                     self.hold(entry.scope, entry.key, self._judged(entry.key, held))
         rows = {key: self._row(key) for key in self._where}
         self._decoded.clear()
+        self.clock.holds = bool(self.armed)
         return rows
 
     def snapshot(self) -> pbc.Checkpoint:
@@ -198,7 +201,8 @@ class Resources:
 
     def release(self) -> dict[str, Row | None]:
         """What was held and is due now; returns the rows. The checkpoint need not know: it would be due again."""
-        due = [key for key, at in self.armed.items() if at <= self._clock()]
+        now = self.clock.now()
+        due = [key for key, at in self.armed.items() if at <= now]
         for key in due:
             held = self.find(key)
             if held is not None:
@@ -207,6 +211,7 @@ class Resources:
                 self.late.discard(key)
         rows = {key: self._row(key) for key in due}
         self._decoded.clear()
+        self.clock.holds = bool(self.armed)
         return rows
 
     def _judged(self, key: str, held: Held) -> Held:
@@ -229,13 +234,14 @@ class Resources:
 
     def _is_held(self, key: str, held: Held, apply_at: int) -> bool:
         """Whether the body in use stays until the instant. Where nothing is in use nobody gains by waiting."""
-        ahead = apply_at > self._clock()
+        ahead = apply_at > self.clock.now()
         self.late.discard(key)
         if not ahead and apply_at and held.used != held.body:
             self.late.add(key)
         if not ahead or held.used is None or held.used == held.body:
             return False
         self.armed[key] = apply_at
+        self.clock.holds = True
         self.problems[key] = Problem(ARMED, "held until the instant at which it is to be applied")
         return True
 

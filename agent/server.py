@@ -20,6 +20,7 @@ from uuid import uuid4
 import structlog
 
 from agent.checkpoint import Checkpoint
+from agent.closing import Closing
 from agent.core import Core, Local
 from agent.cut import Cutter
 from agent.desired import Desired
@@ -30,14 +31,16 @@ from agent.features import FEATURES
 from agent.inputs import Inputs
 from agent.metrics import Status, StatusServer
 from agent.observe import Observer
-from agent.pipeline import Feature, narrows
+from agent.pipeline import Feature, domain_of, narrows
 from agent.policy.counters import Counters
+from agent.policy.cut import PolicyCutter
 from agent.probe import Prober
 from agent.reconcile import Reconciler
 from agent.report import Reporter
 from agent.resources import Resources
 from agent.settings import Settings, SettingsError
 from agent.stream import Credentials, Stream
+from agent.tally import Tally
 from agent.tell import RuleTeller
 from tealnet.core.tables import Graph
 
@@ -58,7 +61,7 @@ class Agent:
         self.inputs = Inputs(graph)
         wants = [want for room in FEATURES for want in room.declare(graph, self.inputs)]
         datapath = find_datapath(settings.datapath)
-        self.devices = Devices(settings, datapath=datapath)
+        self.devices = Devices(settings, datapath=datapath, issued=self.inputs.issued.rows.values)
         self.desired = Desired(wants, places=self.devices.places)
         self.facts = Facts(
             self.inputs,
@@ -77,6 +80,7 @@ class Agent:
             clock=asyncio.get_running_loop().time,
             in_use=self.devices.in_use,
             narrows=narrows,
+            home=domain_of,
         )
         self.core = Core(
             local=_local(settings, datapath=datapath),
@@ -87,12 +91,19 @@ class Agent:
             issue=self.facts.issue,
         )
         self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
-        self.cutter = Cutter(self.inputs, self.epochs, self.devices, self.devices)
-        self.core.on_progress = self.epochs.kick
-        self.core.before_ack.append(self.cutter.settled)
-        self.core.more_failures = lambda: self.cutter.failures
-        self.cutter.on_done = self.core.progressed
-        self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs)
+        closing = Closing(self.inputs, self.devices, self.devices)
+        self.cutter = Cutter(self.inputs, self.epochs, closing)
+        self.policy_cutter = PolicyCutter(
+            graph, self.inputs, closing, waiting=self.reconciler.waiting, revalidated=self.facts.revalidated
+        )
+        self.core.on_progress = self._progressed
+        self.core.before_ack += self.cutter.settled, self.policy_cutter.settled
+        self.core.more_failures = lambda: {**self.cutter.failures, **self.policy_cutter.failures}
+        self.cutter.on_done = self.policy_cutter.on_done = self.core.progressed
+        self.tally = Tally(
+            self.inputs, packets=lambda: self.devices.flow.counts(Feature.BASE), usage=self.devices.usage
+        )
+        self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs, self.tally)
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
@@ -107,7 +118,11 @@ class Agent:
         )
         counters = Counters(settings.state_dir / "rule-counters")
         self.rules = RuleTeller(
-            self.inputs, counters, stats=lambda: self.devices.flow.counts(Feature.SECURITY), send=self.stream.send
+            self.inputs,
+            counters,
+            stats=lambda: self.devices.flow.counts(Feature.SECURITY),
+            send=self.stream.send,
+            heard=lambda: bool(self.core.server),
         )
         self.core.on_want_rules, self.devices.flow.on_packet = self.rules.want, self.rules.shown
         self.core.on_observe, self.core.on_armed = self.observer.want, self.observer.kick
@@ -118,7 +133,8 @@ class Agent:
         log.info("agent starts", host=self.settings.host, instance=local.instance_uid, datapath=local.datapath)
         self.core.restore()
         status = StatusServer(
-            Status(self.core, self.reconciler, conditions=self.reporter.conditions), self.settings.socket_path
+            Status(self.core, self.reconciler, self.tally, conditions=self.reporter.conditions),
+            self.settings.socket_path,
         )
         jobs: Mapping[str, Callable[[], Awaitable[Any]]] = {
             "devices": self.devices.run,
@@ -127,8 +143,10 @@ class Agent:
             "facts": self.facts.run,
             "acknowledge": self.core.acknowledge,
             "switch": self.core.switch,
+            "persist": self.core.persist,
             "epochs": lambda: self.epochs.run(self.facts.revalidated),
             "cut": self.cutter.run,
+            "policy-cut": self.policy_cutter.run,
             "observe": self.observer.run,
             "rules": self.rules.run,
             "report": self.reporter.run,
@@ -148,6 +166,11 @@ class Agent:
     def _plugged(self, device: str, number: int) -> None:
         if self.facts.plugged(device, number):
             self.reconciler.learned("ovsdb", ("port", device))
+
+    def _progressed(self) -> None:
+        """Something may have come into force."""
+        self.epochs.kick()
+        self.policy_cutter.kick()
 
     async def _talk(self) -> None:
         while not self.core.local.vtep:

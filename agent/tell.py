@@ -1,4 +1,4 @@
-"""Tells the controller, while it asks, what rules have counted and whom they have denied."""
+"""Tells the controller what rules have counted, while it asks, and whom they have denied: a few also unasked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from agent.drivers.base import DeviceUnavailable
 from agent.inputs import Inputs
 from agent.openflow.errors import ProtocolError
 from agent.policy.counters import DIRECTIONS, Counters, Stats
+from agent.policy.denial_log import DenialLog
 from agent.policy.denials import Denials, Denied, parse
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.parse import Address
@@ -21,13 +22,16 @@ log = structlog.get_logger()
 
 ASKED_EVERY, UNASKED_EVERY = 1.0, 10.0  # seconds between looks at the counters
 LONGEST = 60.0  # seconds
-LOGGED = 10  # denials of one look
+UNASKED = 10  # denials that one look tells without being asked
 WAITING = 8  # reports that may wait to be sent; with the next one the first is lost
 MODES = {Mode.ENFORCE: pb.RULE_MODE_ENFORCE, Mode.SHADOW: pb.RULE_MODE_SHADOW}
 
 
 class RuleTeller:
-    """`shown` hears the packets that the switch shows; `want` what the controller asks for."""
+    """`shown` hears the packets that the switch shows; `want` what the controller asks for.
+
+    `heard()`: somebody hears what is sent.
+    """
 
     def __init__(
         self,
@@ -36,9 +40,11 @@ class RuleTeller:
         *,
         stats: Callable[[], Awaitable[Stats]],
         send: Callable[[str, pb.FromAgent], None],
+        heard: Callable[[], bool] = lambda: False,
     ) -> None:
         self.denials = Denials()
-        self._inputs, self._counters, self._stats, self._send = inputs, counters, stats, send
+        self._log = DenialLog(inputs)
+        self._inputs, self._counters, self._stats, self._send, self._heard = inputs, counters, stats, send, heard
         self._until = 0.0
         self._whole = False
         self._number = 0
@@ -56,6 +62,7 @@ class RuleTeller:
         denied = parse(body)
         if denied is not None:
             self.denials.add(denied, now=time.time_ns())
+            self._log.add(denied)
 
     async def run(self) -> None:
         """Look again and again, for ever."""
@@ -71,6 +78,7 @@ class RuleTeller:
             except TimeoutError:
                 pass
             self._wake.clear()
+            self._log.flush()
             try:
                 await self._look()
             except (DeviceUnavailable, ProtocolError):
@@ -87,19 +95,22 @@ class RuleTeller:
         self._counters.update(dict(self._inputs.rules.rows), await self._stats())
         if self._until <= asyncio.get_running_loop().time():
             self._whole = False
+            if self._heard():
+                self._tell(pb.RuleReport(), most=UNASKED)
             return
         whole = self._whole or self._counters.gone()
         self._whole = False
-        report = pb.RuleReport(whole=whole, counts=self._counters.all() if whole else self._counters.changed())
+        self._tell(pb.RuleReport(whole=whole, counts=self._counters.all() if whole else self._counters.changed()))
+
+    def _tell(self, report: pb.RuleReport, most: int | None = None) -> None:
+        """Send a report with what was denied, at most so many: the others stay for who asks."""
         ports = {ofport: uid for uid, ofport in self._inputs.issued.rows.items()}
-        denied = [(each, count, at) for each, count, at in self.denials.take() if each.ofport in ports]
+        denied = [(each, count, at) for each, count, at in self.denials.take(most) if each.ofport in ports]
         ends = self._ends() if denied else {}
         for each, count, at in sorted(denied, key=lambda item: item[2]):
             report.denials.append(_denial(each, count, at, uid=ports[each.ofport], ends=ends))
-        for denial in report.denials[-LOGGED:]:
-            log.info("denied", port=denial.port_uid.hex(), rule=denial.rule, count=denial.count, mode=denial.mode)
         report.denials_lost, self.denials.lost = self.denials.lost, 0
-        if whole or report.counts or report.denials or report.denials_lost:
+        if report.whole or report.counts or report.denials or report.denials_lost:
             self._number = (self._number + 1) % WAITING  # each has what the others have not
             self._send(f"rule-report-{self._number}", pb.FromAgent(rule_report=report))
 

@@ -73,6 +73,15 @@ class Central:
         program = self.ovn.program(f"ovn-{which}ctl")
         return self.machine.output([program, "--timeout=60", f"--db=unix:{_RUN}/{which}.sock", *words], seconds=70)
 
+    def wait_chassis(self, hosts: Sequence[Host]) -> None:
+        """All of these are known."""
+        south = Ovsdb(self.machine, f"{_RUN}/sb.sock", _DATABASES["sb"])
+        names = {host.name for host in hosts}
+        wait_for(
+            lambda: names <= {row["name"] for row in south.select("Chassis", ["name"])}, seconds=30, what="chassis"
+        )
+        south.close()
+
     def _database(self, name: str) -> None:
         file, schema = f"/var/lib/tealnet/{name}.db", self.ovn.schemas / f"ovn-{name}.ovsschema"
         self.machine.output(["ovsdb-tool", "create", file, str(schema)])
@@ -88,12 +97,33 @@ class Central:
         self.machine.spawn(name, [*argv, *options], log=f"{_LOG}/{name}.out", env=self.env)
 
 
+def chassis(lab: Lab, central: Central, name: str) -> Host:
+    """One more host of the lab, with Open vSwitch and ovn-controller."""
+    host = lab.add_host(name, parts=Parts.SWITCH)
+    ids = {
+        "ovn-remote": central.remote,
+        "ovn-encap-type": "geneve",
+        "ovn-encap-ip": host.vtep,
+        "ovn-remote-probe-interval": "0",
+        "ovn-openflow-probe-interval": "0",
+    }
+    words = [f'external_ids:{key}="{value}"' for key, value in ids.items()]
+    bridge = ["--", "add-br", "br-int", "--", "set", "Bridge", "br-int", "datapath_type=netdev", "fail_mode=secure"]
+    host.output(["ovs-vsctl", "--timeout=60", "set", "Open_vSwitch", ".", *words, *bridge])
+    host.output(["mkdir", "-p", _RUN])
+    env = {"OVN_RUNDIR": _RUN, "OVS_RUNDIR": "/run/openvswitch", "OVN_LOGDIR": _LOG, "OVS_LOGDIR": _LOG}
+    argv = [central.ovn.program("ovn-controller"), "unix:/run/openvswitch/db.sock", f"--pidfile={_RUN}/controller.pid"]
+    options = [f"--log-file={_LOG}/ovn-controller.log", "-vconsole:off"]
+    host.spawn("ovn-controller", [*argv, *options], log=f"{_LOG}/ovn-controller.out", env=env)
+    return host
+
+
 class Cloud:
     """OVN with one logical switch over two hosts, and a reference workload on each."""
 
     def __init__(self, lab: Lab, ovn: Ovn) -> None:
         self.central = Central(lab, ovn)
-        self.hosts = [self._host(lab, ovn, name) for name in ("o1", "o2")]
+        self.hosts = [chassis(lab, self.central, name) for name in ("o1", "o2")]
         self._wait_chassis()
         self.insides = [Inside(host) for host in self.hosts]
         self.switches = [Switch(host, "br-int") for host in self.hosts]
@@ -103,32 +133,8 @@ class Cloud:
         self.references = [self._plug(number) for number in (0, 1)]
         self.bulk(self.references)
 
-    def _host(self, lab: Lab, ovn: Ovn, name: str) -> Host:
-        host = lab.add_host(name, parts=Parts.SWITCH)
-        ids = {
-            "ovn-remote": self.central.remote,
-            "ovn-encap-type": "geneve",
-            "ovn-encap-ip": host.vtep,
-            "ovn-remote-probe-interval": "0",
-            "ovn-openflow-probe-interval": "0",
-        }
-        words = [f'external_ids:{key}="{value}"' for key, value in ids.items()]
-        bridge = ["--", "add-br", "br-int", "--", "set", "Bridge", "br-int", "datapath_type=netdev", "fail_mode=secure"]
-        host.output(["ovs-vsctl", "--timeout=60", "set", "Open_vSwitch", ".", *words, *bridge])
-        host.output(["mkdir", "-p", _RUN])
-        env = {"OVN_RUNDIR": _RUN, "OVS_RUNDIR": "/run/openvswitch", "OVN_LOGDIR": _LOG, "OVS_LOGDIR": _LOG}
-        argv = [ovn.program("ovn-controller"), "unix:/run/openvswitch/db.sock", f"--pidfile={_RUN}/controller.pid"]
-        options = [f"--log-file={_LOG}/ovn-controller.log", "-vconsole:off"]
-        host.spawn("ovn-controller", [*argv, *options], log=f"{_LOG}/ovn-controller.out", env=env)
-        return host
-
     def _wait_chassis(self) -> None:
-        south = Ovsdb(self.central.machine, f"{_RUN}/sb.sock", _DATABASES["sb"])
-        names = {host.name for host in self.hosts}
-        wait_for(
-            lambda: names <= {row["name"] for row in south.select("Chassis", ["name"])}, seconds=30, what="chassis"
-        )
-        south.close()
+        self.central.wait_chassis(self.hosts)
         for host, other in (self.hosts, self.hosts[::-1]):  # tunnels find their neighbour before the first packet
             if host.run(["ping", "-c", "3", "-i", "0.1", "-W", "1", other.vtep]).returncode:
                 raise BenchError(f"{host.name} does not reach {other.name} on the underlay")

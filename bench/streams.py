@@ -97,15 +97,19 @@ KINDS: tuple[Callable[[End, End, Times], dict[str, float]], ...] = (ping, rr, tc
 
 
 def _cpu(*ends: End) -> float:
-    """Seconds of processor time that the vswitchds of these hosts have used (schedstat of all their threads)."""
+    """Seconds of processor time that the vswitchds of these hosts have used."""
+    return sum(cpu_of(host, "ovs-vswitchd") for host in {end.host.name: end.host for end in ends}.values())
+
+
+def cpu_of(host: Host, process: str) -> float:
+    """Seconds of processor time that a process of a host has used (schedstat of all its threads)."""
+    row = host.record()["processes"].get(process)
+    if row is None:
+        raise BenchError(f"{host.name} has no {process}")
     total = 0
-    for name, host in {end.host.name: end.host for end in ends}.items():
-        row = host.record()["processes"].get("ovs-vswitchd")
-        if row is None:
-            raise BenchError(f"{name} has no vswitchd")
-        for task in Path(f"/proc/{row['pid']}/task").iterdir():
-            with suppress(FileNotFoundError):
-                total += int((task / "schedstat").read_text().split()[0])
+    for task in Path(f"/proc/{row['pid']}/task").iterdir():
+        with suppress(FileNotFoundError):
+            total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
 
 
@@ -128,10 +132,11 @@ def serving(target: End) -> Iterator[None]:
             said = stack.enter_context(tempfile.TemporaryFile())
             server = target.host.popen(words, netns=target.netns, out=said)
             stack.callback(stop, server)
-            wait_for(partial(_ready, said), seconds=10, what=f"{words[0]} in {target.netns}")
+            wait_for(partial(ready, said), seconds=10, what=f"{words[0]} in {target.netns}")
         yield
 
 
-def _ready(said: IO[bytes]) -> bool:
+def ready(said: IO[bytes]) -> bool:
+    """Whether a server has said that it listens."""
     text = os.pread(said.fileno(), 4096, 0)
     return b"listening" in text or b"ready" in text

@@ -23,6 +23,7 @@ from controller.etcd.restore import restore
 from controller.server import run, store_of, version
 from controller.settings import Settings, SettingsError
 from controller.store import new_history
+from tealnet.core.pki import PkiError
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
         return
     try:
         asyncio.run(_new_history(settings) if begin else _serve(settings))
-    except* (StoreError, EmbeddedError, OSError) as group:
+    except* (StoreError, EmbeddedError, PkiError, OSError) as group:
         for cause in group.exceptions:
             structlog.get_logger().error("controller ends", error=str(cause), kind=type(cause).__name__)
         sys.exit(1)

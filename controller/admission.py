@@ -149,6 +149,7 @@ class Admission:
         )
         if result.succeeded:
             log.info("tunnel address pinned", host=host.name, vtep=str(vtep))
+            store.wrote("PinTunnelAddress", [host.name], result.revision)
             await store.passed(result.revision)
             return
         found = result.responses[0]

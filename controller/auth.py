@@ -18,7 +18,9 @@ import grpc.aio
 from controller.caller import PATIENCE, Caller, current_caller, set_caller
 from controller.errors import NotFound, PermissionDenied, Unauthenticated
 from controller.names import kind_of, tenant_of
+from controller.revoked import RevocationList
 from controller.store import Store
+from tealnet.core.crl import Revoked, key_of
 from tealnet.core.identity import Identity, IdentityError, Kind, parse_identity
 from tealnet.core.pki import SKEW, PkiError, is_strong, load_certificate, uri_names
 
@@ -70,6 +72,7 @@ def _rules() -> dict[str, Rule]:
         f"{v1}PolicyService/ListRules": Rule(_READERS, _parent),
         f"{v1}PolicyService/ListDenials": Rule(_READERS, _parent),
         f"{v1}PortService/BatchCreatePorts": Rule(_WRITERS, _parent),
+        f"{v1}PortService/BatchUpdatePorts": Rule(_WRITERS, _parent),
         f"{v1}TrafficSplitService/GetTrafficSplit": Rule(_READERS, _name),
         f"{v1}TrafficSplitService/ListTrafficSplits": Rule(_READERS, _parent),
         f"{v1}TrafficSplitService/SetWeights": Rule(_WRITERS, _parent),
@@ -83,7 +86,7 @@ def _rules() -> dict[str, Rule]:
     for verb in ("Create", "Update", "Delete"):
         rules[f"{v1}TenantService/{verb}Tenant"] = Rule(_ADMIN)
         rules[f"{v1}HostService/{verb}Host"] = Rule(_ADMIN)
-    for method in ("Backup", "Defragment", "ListAlarms", "DisarmAlarms"):
+    for method in ("Backup", "Defragment", "ListAlarms", "DisarmAlarms", "Check", "ListAudit"):
         rules[f"{v1}AdminService/{method}"] = Rule(_ADMIN)
     for method in ("AcceptHost", "FenceHost", "DrainHost", "CreateJoinToken"):
         rules[f"{v1}HostService/{method}"] = Rule(_ADMIN)
@@ -124,11 +127,12 @@ def allow(rule: Rule | None, caller: Caller, request: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """What a certificate says: who, when it was issued and when it ends (Unix time)."""
+    """What a certificate says: who, when it was issued and when it ends (Unix time), and how lists name it."""
 
     identity: Identity
     issued: float
     ends: float
+    certificate: Revoked
 
 
 @lru_cache(maxsize=1024)
@@ -145,14 +149,15 @@ def party_of(pem: bytes, trust_domain: str) -> Party:
     except (PkiError, IdentityError) as error:
         raise Unauthenticated(f"this certificate does not count: {error}") from error
     # Our CA lets certificates begin a little before they are issued, for hosts whose clocks are behind.
-    return Party(identity, (cert.not_valid_before_utc + SKEW).timestamp(), cert.not_valid_after_utc.timestamp())
+    issued, ends = (cert.not_valid_before_utc + SKEW).timestamp(), cert.not_valid_after_utc.timestamp()
+    return Party(identity, issued, ends, key_of(cert))
 
 
 class Auth(Interceptor):
     """Inside `Errors`: no call without a certificate that counts and a rule that allows it."""
 
-    def __init__(self, store: Store, *, trust_domain: str) -> None:
-        self.store, self.trust_domain = store, trust_domain
+    def __init__(self, store: Store, *, trust_domain: str, revoked: RevocationList) -> None:
+        self.store, self.trust_domain, self.revoked = store, trust_domain, revoked
 
     async def intercept_service(self, continuation: Continue, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Wrap unary and server-streaming handlers."""
@@ -207,7 +212,11 @@ class Auth(Interceptor):
         party = party_of(pem, self.trust_domain)
         left = context.time_remaining()
         caller = Caller(
-            party.identity, party.issued, party.ends, time.monotonic() + (PATIENCE if left is None else left)
+            party.identity,
+            party.issued,
+            party.ends,
+            time.monotonic() + (PATIENCE if left is None else left),
+            party.certificate,
         )
         set_caller(caller)
         await self._check_revoked(caller)
@@ -226,6 +235,8 @@ class Auth(Interceptor):
         """As at the handshake, which may be long ago."""
         if time.time() > caller.ends:
             raise Unauthenticated(f"the certificate of {caller.role} has ended", reason="EXPIRED")
+        if self.revoked.has(caller.certificate):
+            raise Unauthenticated(f"this certificate of {caller.role} is on the revocation list", reason="REVOKED")
         if (name := _subject_name(caller)) is None:
             return
         since = self._revoked_before(name)

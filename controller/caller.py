@@ -6,6 +6,7 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from tealnet.core.crl import NONE, Revoked
 from tealnet.core.identity import Identity, Kind
 
 PATIENCE = 10.0
@@ -20,6 +21,7 @@ class Caller:
     issued: float
     ends: float
     deadline: float
+    certificate: Revoked = NONE  # how a revocation list would name it
 
     @property
     def is_admin(self) -> bool:

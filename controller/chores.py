@@ -164,7 +164,7 @@ class Chores:
         if 100 * size >= _FULL * quota:
             text = (
                 f"etcd uses {size >> 20} of {quota >> 20} MiB, and takes no writes when that is full: "
-                "compact and defragment it (etcdctl defrag)"
+                "`teal admin defrag --compact` gives back what is not needed"
             )
             await self.events.note(name="", uid="cluster", reason="StoreAlmostFull", text=text)
 

@@ -18,7 +18,7 @@ import structlog
 from controller.caller import PATIENCE
 from controller.draft import Chosen, Draft, Emptiness, Proposals, Reading, Written, holds
 from controller.errors import Aborted, AlreadyExists, Ambiguous, ApiError, ResourceExhausted, Unavailable
-from controller.etcd import OutcomeUnknown, StoreFull, StoreUnavailable
+from controller.etcd import LeaseNotFound, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from controller.etcd.types import Compare, Get, KeyValue, Nested, Op, Page, TxnResult, delete, get
 from controller.store import Store
 from tealnet.store.v1 import store_pb2
@@ -81,10 +81,16 @@ class _Run:
 
 
 class Committer:
-    """Sends drafts for one replica. `max_ops` is what etcd takes in one list of a transaction."""
+    """Sends drafts for one replica. `max_ops` is what etcd takes in one list of a transaction.
 
-    def __init__(self, store: Store, *, max_ops: int = 128) -> None:
+    Outside of calls it is used for the steps of rollouts.
+
+    `on_lease_gone` is called when a lease that a draft writes on is not there any more.
+    """
+
+    def __init__(self, store: Store, *, max_ops: int = 128, on_lease_gone: Callable[[], None] = lambda: None) -> None:
         self.store, self.max_ops = store, max_ops
+        self._on_lease_gone = on_lease_gone
         self._in_flight: set[bytes] = set()
 
     def item(self, build: Callable[[Draft], None], shared: Chosen | None = None) -> Item:
@@ -133,9 +139,13 @@ class Committer:
             raise ResourceExhausted(
                 "the store is full: compact and defragment etcd", subject="store", reason="STORE_FULL"
             ) from error
-        except StoreUnavailable as error:
+        except StoreError as error:
+            if isinstance(error, LeaseNotFound):
+                self._on_lease_gone()
             if run.ambiguous:
                 raise Ambiguous("the store does not answer; the write may have been done") from error
+            if not isinstance(error, StoreUnavailable):
+                raise
             raise Unavailable(f"the store does not answer, nothing was written: {error}") from error
 
     async def _heard(self) -> None:
@@ -217,6 +227,7 @@ class Committer:
         return [Nested((), tuple(writes[i : i + self.max_ops])) for i in range(0, len(writes), self.max_ops)]
 
     async def _done(self, revision: int, written: tuple[Written, ...]) -> Committed:
+        self.store.wrote("Rollout", [own.name for own in written], revision)
         await self.store.committed(revision)
         return Committed(revision, written)
 

@@ -59,4 +59,5 @@ class Drains:
         )
         if result.succeeded:
             log.info("color closed", split=split.name, colors=list(colors))
+            self.store.wrote("CloseColor", [split.name], result.revision)
             await self.store.passed(result.revision)

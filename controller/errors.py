@@ -79,10 +79,14 @@ def _fit(detail: Any, room: int) -> None:
         if descriptor.message_type is None and not descriptor.is_repeated:
             setattr(detail, descriptor.name, shortened(value, _MOST_WORDS))
         elif descriptor.is_repeated and not descriptor.message_type.GetOptions().map_entry:
+            kept = 0
             for part in value:
                 _fit(part, room)
-            while len(value) > 1 and detail.ByteSize() > room:
-                del value[-1]
+                room -= part.ByteSize() + 3  # with its tag and its length
+                if kept and room < 0:
+                    break
+                kept += 1
+            del value[kept:]
 
 
 class Invalid(ApiError):

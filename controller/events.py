@@ -10,7 +10,7 @@ import time
 
 import structlog
 
-from controller.etcd import Etcd, StoreError
+from controller.etcd import Etcd, LeaseNotFound, StoreError
 from controller.etcd.types import Put, prefix_end, put
 from controller.hosts import timestamp
 from controller.keys import Keys
@@ -53,6 +53,8 @@ class Events:
         log.info("event", object=name, reason=reason, text=text, actor=actor)
         try:
             await self.etcd.txn((), [await self.op(name=name, uid=uid, reason=reason, text=text, actor=actor)])
+        except LeaseNotFound:
+            self.forget()
         except StoreError as error:
             log.warning("event not written", object=name, reason=reason, error=str(error))
 
@@ -82,3 +84,7 @@ class Events:
             self._lease = await self.etcd.grant(LIFE)
             self._lease_until = now + _BUCKET
         return self._lease
+
+    def forget(self) -> None:
+        """The lease is not there any more: this machine slept for a day, or the store was restored."""
+        self._lease_until = 0.0

@@ -55,6 +55,7 @@ def labels(values: ScalarMap[str, str], field: str, found: Violations) -> None:
     """A map of labels, or a selector of hosts."""
     if len(values) > MOST_LABELS:
         found.add(field, f"at most {MOST_LABELS} labels")
+        return
     for key, value in values.items():
         if not _LABEL_KEY.fullmatch(key):
             found.add(field, f"key {key[:80]!r}: letters, digits, '.', '_', '-', at most 63, optionally domain/ before")
@@ -66,7 +67,7 @@ def text(value: str, field: str, found: Violations) -> None:
     """Free text for people."""
     if len(value) > LONGEST_TEXT:
         found.add(field, f"at most {LONGEST_TEXT} characters")
-    if any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 for c in value):
+    elif any((ord(c) < 32 and c not in "\n\t") or ord(c) == 127 for c in value):
         found.add(field, "no control characters")
 
 

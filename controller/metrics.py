@@ -26,6 +26,9 @@ class Metrics:
             "tealnet_unaccounted_ports", "Ports on hosts that the store does not know", registry=self.registry
         )
         self.broken = Gauge("tealnet_broken_values", "Values in the store that do not parse", registry=self.registry)
+        self.audit_lost = Gauge(
+            "tealnet_audit_lost_entries", "Entries that are not in the audit file; must stay 0", registry=self.registry
+        )
         self.errors = Gauge("tealnet_derive_errors", "Rows that could not be derived", registry=self.registry)
         self.settle = Histogram(
             "tealnet_settle_seconds",

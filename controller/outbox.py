@@ -85,6 +85,12 @@ class Outbox:
         differing = {key for key, version in has.items() if (c := chunks.get(key)) is None or c.version != version}
         self.mark(revision, scope, differing | (chunks.keys() - has.keys()))
 
+    @property
+    def quiet(self) -> int:
+        """0 while something is owed or on its way; else a number that changes when anything is sent."""
+        is_busy = bool(self.since) or bool(self.in_flight) or bool(self.unacked)
+        return 0 if is_busy else self._number
+
     # ---- units
 
     @property

@@ -82,8 +82,9 @@ class Questions:
         key = store.keys.barrier(question)
         self._mine.add(question)  # our own part needs no writing
         asked = Asked(self, question, deadline, [])
-        await store.etcd.txn((), [put(key, row.SerializeToString(), self.replica.lease_id)])
         try:
+            # Whoever gives up while this is on its way leaves no question behind either.
+            await store.etcd.txn((), [put(key, row.SerializeToString(), self.replica.lease_id)])
             yield asked
         finally:
             rows = store.world.answers.rows

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import structlog
 
 from controller.etcd import OutcomeUnknown, StoreError, StoreUnavailable
-from controller.etcd.types import Page, Put, delete, get, modified, prefix_end, put, value_is
+from controller.etcd.types import Page, Put, TxnResult, delete, get, modified, prefix_end, put, value_is
 from controller.hosts import clear_conditions, edit_host_status, set_condition, timestamp
 from controller.outbox import Unit
 from controller.rows import Intent, PortSpec
@@ -81,6 +81,24 @@ class Report:
     def hurry(self) -> None:
         """Somebody waits until all is written."""
         self._hurry.set()
+
+    def differing(self) -> list[str]:
+        """Uids of ports whose status row is not what this host has said last."""
+        if not self.is_written:
+            return []
+        rows, found = self.store.world.port_status.rows, []
+        for uid in self._sent:
+            told, row, written = self._told.get(uid), rows.get(uid), None
+            if row and row.host_uid == self.host_uid:
+                written = Result(row.applied, row.tried, row.reason, row.text, row.policy)
+            if told and told != written and self._bound(uid) is not None:
+                found.append(uid)
+        return found
+
+    def again(self, uid: str) -> None:
+        """Write what was said last of a port again."""
+        self._queue[uid] = self._told[uid]
+        self._wake.set()
 
     # ---- taking in
 
@@ -228,11 +246,7 @@ class Report:
         if result.succeeded:
             await self.store.passed(result.revision)
             return
-        found = result.responses[0]
-        if not isinstance(found, Page) or not found.kvs:
-            raise _KeyGone("the lease was lost")
-        if found.kvs[0].value != self._mine.operand:
-            raise _Replaced
+        self._check_key(result)
         await self.store.barrier()
         again: dict[str, Result | None] = {uid: batch[uid] for uid in bound}
         self._queue = again | self._queue
@@ -243,7 +257,18 @@ class Report:
         page = await self.store.etcd.range(key)
         for kv in page.kvs:
             if store_pb2.PortStatusRow.FromString(kv.value).host_uid == self.host_uid:
-                await self.store.etcd.txn([self._mine, modified(key, kv.mod_revision)], [delete(key)])
+                unchanged = modified(key, kv.mod_revision)
+                result = await self.store.etcd.txn([self._mine, unchanged], [delete(key)], [get(self._mine.key)])
+                if not result.succeeded:
+                    self._check_key(result)
+
+    def _check_key(self, failed: TxnResult) -> None:
+        """Was it the session key that a transaction failed for? Raises _KeyGone, _Replaced."""
+        found = failed.responses[0]
+        if not isinstance(found, Page) or not found.kvs:
+            raise _KeyGone("the lease was lost")
+        if found.kvs[0].value != self._mine.operand:
+            raise _Replaced
 
     def _put(self, uid: str, result: Result) -> Put:
         row = store_pb2.PortStatusRow(

@@ -12,7 +12,8 @@ from hashlib import blake2b
 from typing import Any
 
 from controller.draft import Draft
-from controller.errors import invalid
+from controller.errors import Ambiguous, invalid
+from controller.etcd import StoreError
 from controller.etcd.types import KeyValue
 from controller.events import Events
 from controller.store import Store
@@ -82,11 +83,25 @@ class Requests:
         return row.uid if row else "-"
 
     async def explain(self, ticket: Ticket | None, error: Exception) -> Exception:
-        """An error of a request, unless the request was carried out meanwhile, by somebody who sent it, too."""
+        """An error of a request, unless the request was carried out meanwhile, by somebody who sent it, too.
+
+        Where the store does not say, the error stays: of one that says that the write is unclear nobody may make one
+        that says that nothing was written.
+        """
         if ticket is None or isinstance(error, Replay):
             return error
-        found = await self.etcd.range(ticket.key)
+        try:
+            found = await self.etcd.range(ticket.key)
+        except StoreError:
+            return error
         return ticket.answer(found.kvs[0]) if found.kvs else error
+
+    async def catch_up(self) -> None:
+        """Wait until the tables have what was done under an id. Raises Ambiguous: what was done is not undone by it."""
+        try:
+            await self.store.barrier()
+        except StoreError as error:
+            raise Ambiguous("the write was done before, but the store does not say what came of it") from error
 
 
 def check_id(request_id: str) -> None:

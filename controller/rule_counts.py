@@ -1,15 +1,19 @@
 """What hosts in session count: by rule and identity, and the connections that they denied.
 
-Agents tell only while they are asked (WantRuleReport) and tell each denial once, so it is kept here: a bounded number,
-of the port as it was called then. Nothing of this is in the store.
+Agents tell while they are asked (WantRuleReport), and a few denials also unasked. They tell each denial once, so it is
+kept here: a bounded number, of the port as it was called then. Nothing of this is in the store. The first ones of each
+while are in the log, too.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+
+import structlog
 
 from controller.decode_policy import protocol_name
 from controller.names import tenant_of
@@ -18,7 +22,10 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.security import ICMP, ICMPV6
 from tealnet.v1 import security_pb2
 
+log = structlog.get_logger()
+
 KEPT = 10_000  # denials of one replica
+LINES, WINDOW = 20, 10.0  # of the log: at most so many denials in so many seconds
 CountKey = tuple[int, int, int]  # identity, direction, rule
 OriginOf = Callable[[int, int], security_pb2.RuleOrigin | None]
 """The rule of an identity by its number."""
@@ -53,9 +60,10 @@ class Denied:
 class Denials:
     """The newest denials of the hosts in session with this replica, and of those that were."""
 
-    def __init__(self, world: World, origin_of: OriginOf) -> None:
-        self.world, self.origin_of = world, origin_of
+    def __init__(self, world: World, origin_of: OriginOf, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.world, self.origin_of, self._clock = world, origin_of, clock
         self._ring: deque[Denied] = deque(maxlen=KEPT)
+        self._written, self._ends_at = 0, 0.0
 
     def take(self, host: str, report: pb.RuleReport) -> None:
         """News from a host (resource name). Of ports that nobody knows any more nothing is kept."""
@@ -64,8 +72,34 @@ class Denials:
             for name in self.world.ports_by_uid.keys(uid):
                 tenant = self.world.tenants.rows.get(tenant_of(name))
                 if tenant is not None:
-                    shown = self._shown(host, name, denial).SerializeToString()
-                    self._ring.append(Denied(denial.at, tenant.uid, uid, shown))
+                    shown = self._shown(host, name, denial)
+                    self._ring.append(Denied(denial.at, tenant.uid, uid, shown.SerializeToString()))
+                    self._write(shown)
+
+    def _write(self, shown: security_pb2.Denial) -> None:
+        now = self._clock()
+        if now >= self._ends_at:
+            self._written, self._ends_at = 0, now + WINDOW
+        self._written += 1
+        if self._written > LINES:
+            return
+        numbers = {"source_port": shown.source_port, "target_port": shown.target_port}
+        if shown.protocol in ("icmp", "icmpv6"):
+            numbers = {"icmp_type": shown.icmp_type, "icmp_code": shown.icmp_code}
+        rule = f"{shown.rule.object}: {shown.rule.text}" if shown.HasField("rule") else "none allows it"
+        log.info(
+            "would be denied" if shown.shadow else "denied",
+            host=shown.host,
+            port=shown.port,
+            direction=security_pb2.RuleDirection.Name(shown.direction).removeprefix("RULE_DIRECTION_"),
+            rule=rule,
+            protocol=shown.protocol,
+            source=shown.source_address,
+            target=shown.target_address,
+            remote_port=shown.remote_port,
+            more=shown.suppressed,
+            **numbers,
+        )
 
     def newest(self, *, tenant_uid: str, port_uid: str, after: int, limit: int) -> list[bytes]:
         """The newest ones later than `after` of a tenant ("": all) or port ("": all), oldest first."""

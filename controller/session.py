@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import grpc.aio
 import structlog
 
 from controller.admission import Admitted, Refusal
-from controller.etcd import StoreError
+from controller.etcd import LeaseNotFound, StoreError
 from controller.etcd.types import absent, put, value_is
 from controller.metrics import Metrics
 from controller.observing import Observing
@@ -35,6 +37,8 @@ log = structlog.get_logger()
 PING = 0.5  # seconds
 SILENCE = 1.5  # seconds
 _REPORTS = 5  # seconds that a host goes on telling of its rules when it was asked
+Look = asyncio.Future[dict[str, bytes]]
+"""Versions by key."""
 FEATURES = ("l2", "router", "colors", "security")
 
 
@@ -73,7 +77,11 @@ class Session:
         self.rules, self.observing = RuleCounts(), Observing()
         self._progressed, self._denied = progressed, denied
         self.unaccounted: list[str] = []
+        self._noted = False  # … and that was to be written
+        self._facts: pb.Facts | None = None  # as last told
         self._asked: set[str] = set()  # scopes whose versions are awaited
+        self._looks: dict[str, deque[Look]] = {}  # by scope, in the order of asking: somebody only looks
+        self._unsent: list[str] = []  # scopes to ask versions of, for those who look
         self._asks_rules = False
         self._wake = asyncio.Event()
         self._over: SessionOver | None = None
@@ -179,17 +187,21 @@ class Session:
         await self.send(pb.ToAgent(welcome=welcome).SerializeToString())
         for name in sorted(self._asked):
             await self.send(pb.ToAgent(want_versions=pb.WantVersions(scope=self.on_wire(name))).SerializeToString())
-        async with asyncio.TaskGroup() as group:
-            for job in (
-                self._read,
-                self._write,
-                self._ping,
-                self._report,
-                self._mark_removed,
-                self._observe,
-                self._end,
-            ):
-                group.create_task(job())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in (
+                    self._read,
+                    self._write,
+                    self._ping,
+                    self._report,
+                    self._mark_removed,
+                    self._observe,
+                    self._end,
+                ):
+                    group.create_task(job())
+        finally:
+            for look in chain.from_iterable(self._looks.values()):
+                look.cancel()
 
     async def send(self, message: bytes) -> None:
         """Write one encoded ToAgent."""
@@ -237,6 +249,9 @@ class Session:
             if self._asks_rules:
                 self._asks_rules = False
                 await self.send(pb.ToAgent(want_rule_report=pb.WantRuleReport(seconds=_REPORTS)).SerializeToString())
+            while self._unsent:
+                wanted = pb.WantVersions(scope=self.on_wire(self._unsent.pop(0)))
+                await self.send(pb.ToAgent(want_versions=wanted).SerializeToString())
             if not self._is_ready:
                 continue
             if not self.outbox.is_urgent:
@@ -264,6 +279,7 @@ class Session:
                 case "ack":
                     await self._on_ack(message.ack)
                 case "facts":
+                    self._facts = message.facts
                     await self.report.note_facts(message.facts)
                 case "rule_report":
                     self._on_rules(message.rule_report)
@@ -271,13 +287,25 @@ class Session:
                     self.observing.heard(message.observed)
                 case "ping":
                     self._echo = message.ping.sent_at, time.time_ns()
+                case None:
+                    pass  # a message of a later version
                 case other:
                     raise SessionOver("protocol", Refusal("Protocol", f"unexpected message: {other}"))
 
+    def versions_of(self, scope: str) -> Look:
+        """What the host says from now on that it has of a scope; cancelled when the session ends."""
+        look: Look = asyncio.get_running_loop().create_future()
+        self._looks.setdefault(scope, deque()).append(look)
+        self._unsent.append(scope)
+        self._wake.set()
+        return look
+
     def _on_versions(self, versions: pb.Versions) -> None:
         name = self.outbox.own if versions.scope == "host" else versions.scope
-        if name not in self._asked:
-            return  # dropped meanwhile, or never asked
+        if name not in self._asked:  # dropped meanwhile, or never asked, or by somebody who looks
+            if (looks := self._looks.get(name)) and not (look := looks.popleft()).done():
+                look.set_result({v.key: v.version for v in versions.versions})
+            return
         self._asked.discard(name)
         self.outbox.compare(1, name, {v.key: v.version for v in versions.versions})
         self._wake.set()
@@ -300,7 +328,7 @@ class Session:
         self._progressed()
         unaccounted = sorted(ack.unaccounted)
         if unaccounted != self.unaccounted or (units and self._forgotten(unaccounted)):
-            self.unaccounted = unaccounted
+            self.unaccounted, self._noted = unaccounted, True
             await self.report.note_unaccounted(unaccounted)
 
     def _on_rules(self, report: pb.RuleReport) -> None:
@@ -324,15 +352,27 @@ class Session:
                 self._tombstones.set()
 
     async def reclaim(self) -> None:
-        """Write the session key again: its lease was lost, the session was not."""
+        """Write the session key again: it went, with its lease or by somebody's hand, and the session did not."""
         key = self.store.keys.session(self.host_uid)
         write = put(key, self.key_value, self.replica.lease_id)
         try:
             result = await self.store.etcd.txn([absent(key)], [write])
             if not result.succeeded:
                 result = await self.store.etcd.txn([value_is(key, self.key_value)], [write])
+        except LeaseNotFound:
+            return  # the replica does not know yet that it needs a new one: then this is done again
         except StoreError as error:
             self.end(f"session key not written: {error}")
             return
         if not result.succeeded:
             self.end("replaced", Refusal("Replaced", "this host has a newer session"))
+            return
+        # What was to be written on condition of the key while it was not there is written now.
+        self._tombstones.set()
+        try:
+            if self._facts is not None:
+                await self.report.note_facts(self._facts)
+            if self._noted:
+                await self.report.note_unaccounted(self.unaccounted)
+        except StoreError as error:
+            self.end(f"host's row not written: {error}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import grpc
@@ -27,6 +27,7 @@ from controller.session import Session, SessionOver
 from controller.store import Change, Store
 from controller.turns import Turns
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.crl import Revoked
 from tealnet.store.v1 import store_pb2
 
 log = structlog.get_logger()
@@ -37,11 +38,12 @@ _CLOSE = 3.0  # seconds that ending all sessions, or one agent's leave-taking, m
 
 
 class Peer(NamedTuple):
-    """Who opened a stream: a host's name, and when its certificate was issued and ends (Unix time)."""
+    """Who opened a stream: a host's name, when its certificate was issued and ends (Unix time), and which one it is."""
 
     host: str
     issued: float
     ends: float
+    certificate: Revoked
 
 
 Identify = Callable[[grpc.aio.ServicerContext[Any, Any]], Peer]
@@ -68,7 +70,7 @@ class Sessions:
         self.origins = Origins(store.world, resources.security)
         self.denials = Denials(store.world, self.origins.of_identity)
         self._by_scope: dict[str, set[Session]] = {}
-        self._issued: dict[Session, float] = {}
+        self._peers: dict[Session, Peer] = {}
         self._turns = Turns()
         self._ends: dict[Session, asyncio.TimerHandle] = {}  # of certificates
         self._moved = asyncio.Event()
@@ -132,10 +134,8 @@ class Sessions:
         """What concerns one session beside its resources."""
         match change.table:
             case "sessions":
-                if (session := self.by_host.get(str(change.key))) and change.new is not None:
-                    mine = store_pb2.Session.FromString(session.key_value)
-                    if change.new.session != mine.session:
-                        session.end("replaced", Refusal("Replaced", "this host has a newer session"))
+                if session := self.by_host.get(str(change.key)):
+                    self._check_key(session)
             case "host_status":
                 if session := self.by_host.get(str(change.key)):
                     session.accepted(since)
@@ -150,6 +150,15 @@ class Sessions:
                     if host and (session := self.by_host.get(host.uid)):
                         session.report.bound(change.new.uid)
 
+    def _check_key(self, session: Session) -> None:
+        """The session key is there and this session's; one that went is written again."""
+        found = self.store.world.sessions.rows.get(session.host_uid)
+        if found is None:
+            if self.replica.ready.is_set():  # otherwise when there is a lease again
+                self._spawn(session.reclaim())
+        elif found.session != store_pb2.Session.FromString(session.key_value).session:
+            session.end("replaced", Refusal("Replaced", "this host has a newer session"))
+
     def _host_changed(self, change: Change) -> None:
         session = self.by_host.get((change.new or change.old).uid)
         if session is None:
@@ -160,8 +169,15 @@ class Sessions:
             session.end("fenced", Refusal("Fenced", "the host is fenced", retry_after_ms=10_000))
         elif change.new.spec.vtep != session.admitted.vtep:
             session.end("tunnel address changed", Refusal("VtepMismatch", "the Host object has another vtep"))
-        elif self._issued[session] < change.new.spec.revoked_before:
+        elif self._peers[session].issued < change.new.spec.revoked_before:
             session.end("revoked", Refusal("Revoked", "the certificate is revoked", retry_after_ms=10_000))
+
+    def revoke(self, certificates: Container[Revoked]) -> None:
+        """End the sessions that were opened with one of these."""
+        for session, peer in self._peers.items():
+            if peer.certificate in certificates:
+                text = "the certificate is on the revocation list"
+                session.end("revoked", Refusal("Revoked", text, retry_after_ms=10_000))
 
     def _reclaim(self) -> None:
         for session in self.by_host.values():
@@ -228,11 +244,12 @@ class Sessions:
             self._spawn(session.report.close(hello.revision))
             raise
         session.begin()
-        self._issued[session] = peer.issued
+        self._peers[session] = peer
         over = Refusal("Revoked", "the certificate has ended")
         left = peer.ends - time.time()
         self._ends[session] = asyncio.get_running_loop().call_later(left, session.end, "certificate ended", over)
         self.by_host[session.host_uid] = session
+        self._check_key(session)  # it may have gone, or have become another's, since it was claimed
         for scope in session.outbox.scopes:
             self._by_scope.setdefault(scope, set()).add(session)
         self.metrics.sessions.set(len(self.by_host))
@@ -244,7 +261,7 @@ class Sessions:
         if self.by_host.get(session.host_uid) is session:
             del self.by_host[session.host_uid]
         self._leave(session, session.outbox.scopes)
-        self._issued.pop(session, None)
+        self._peers.pop(session, None)
         if timer := self._ends.pop(session, None):
             timer.cancel()
         self.metrics.sessions.set(len(self.by_host))

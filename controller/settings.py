@@ -54,6 +54,7 @@ class Settings:
     ca_key: str = _key(
         "", "ca.key, with ca.crt beside it, if this controller is to sign hosts' certificates (join tokens)"
     )
+    crl: str = _key("", "PEM file with the revocation lists of that CA (teal pki revoke); read again when it changes")
     trust_domain: str = _key("tealnet.local", "of the identities in certificates: spiffe://<trust domain>/…")
     cluster: str = _key("default", "name of the cluster in etcd; several can share one etcd")
 
@@ -69,6 +70,10 @@ class Settings:
         (), "URLs that external gates of rollouts may ask: each one itself, and what is below it"
     )
     quota_groups: int = _key(500, "security groups of such a tenant, beside the default one")
+    audit_file: str = _key(
+        "", "where calls that write are noted, as JSON lines; '' = audit.jsonl in data_dir, 'off' = in the log only"
+    )
+    audit_mib: int = _key(64, "size at which that file becomes ….1, in whose place it is")
     lost_after: int = _key(30, "seconds without a session until a host is LOST")
 
     log_level: str = _key("info", "debug, info, warning or error")
@@ -94,6 +99,7 @@ _RANGES = {
     "quarantine": (0, 10**9),
     "lost_after": (3, 10**9),
     "etcd_quota_mib": (1, 10**9),
+    "audit_mib": (1, 10**6),
 }
 
 

@@ -21,6 +21,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from controller import decode, decode_status
+from controller.audit.trail import current_trail
 from controller.etcd import Compacted, Etcd, HistoryLost, StoreError, StoreUnavailable
 from controller.etcd.types import Event, EventKind, KeyValue, absent, get, prefix_end, put
 from controller.keys import Keys, cluster_key
@@ -49,6 +50,8 @@ class Change:
     revision: int
 
 
+Unasked = Callable[[str, list[str], int], None]
+"""Told of writes that no call has asked for: what was done, to which objects, at which revision."""
 Subscriber = Callable[[int, list[Change]], None]
 
 
@@ -88,6 +91,7 @@ class Store:
         self.world = World(self.graph)
         self.loads = 0  # how often everything was read; between two changes are known one by one
         self.revision = 0  # tables and everything derived are at this one
+        self.unasked: Unasked = lambda what, names, revision: None
         self.broken: dict[str, str] = {}  # keys whose values do not parse → why
         self._subscribers: list[Subscriber] = []
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -109,6 +113,13 @@ class Store:
     def lineage(self) -> tuple[int, str]:
         """The newest id of the store's history: (number, id)."""
         return max(self.world.lineages.rows.items(), default=(0, ""))
+
+    def wrote(self, what: str, names: list[str], revision: int) -> None:
+        """For the audit log: objects were written, by the call that this is part of, or else as `what` says."""
+        if trail := current_trail():
+            trail.wrote(revision, names)
+        else:
+            self.unasked(what, names, revision)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber(revision, changes)` after every batch, when all is settled."""

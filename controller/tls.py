@@ -15,6 +15,7 @@ import structlog
 from controller.admission import Refusal
 from controller.auth import party_of
 from controller.errors import Unauthenticated
+from controller.revoked import RevocationList
 from controller.sessions import Peer
 from controller.settings import Settings
 from tealnet.core.identity import Kind
@@ -65,7 +66,7 @@ class Certificates:
         return tuple((s.st_mtime_ns, s.st_ino) for s in (file.stat() for file in self._files))
 
 
-def host_of(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str) -> Peer:
+def host_of(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str, revoked: RevocationList) -> Peer:
     """The host that opened a stream, from its certificate alone. Raises Refusal."""
     pem = b"".join((context.auth_context() or {}).get("x509_pem_cert", ()))
     try:
@@ -74,4 +75,6 @@ def host_of(context: grpc.aio.ServicerContext[Any, Any], trust_domain: str) -> P
         raise Refusal("Revoked", error.text, retry_after_ms=10_000) from error
     if party.identity.kind is not Kind.HOST:
         raise Refusal("Protocol", f"{party.identity.role} is not a host", retry_after_ms=10_000)
-    return Peer(party.identity.name, party.issued, party.ends)
+    if revoked.has(party.certificate):
+        raise Refusal("Revoked", "the certificate is on the revocation list", retry_after_ms=10_000)
+    return Peer(party.identity.name, party.issued, party.ends, party.certificate)

@@ -52,7 +52,7 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     benches = re.search(r"^BENCHES := (.*)$", makefile, re.M)
     assert benches
-    targets = {*re.findall(r"^([a-z]+):", makefile, re.M), *(f"bench-{name}" for name in benches[1].split())}
+    targets = {*re.findall(r"^([a-z-]+):", makefile, re.M), *(f"bench-{name}" for name in benches[1].split())}
     named = [*every(r"(?<!\w)make ([a-z][\w-]*)(?= *(?:`|#|$|KEEP|,|\.))"), *every(r"`(bench-\w+)`")]
     assert len(named) >= 6
     for where, name in named:
@@ -127,3 +127,12 @@ def test_the_pipelines_stages_stand_in_its_page() -> None:
     for feature in Feature:
         assert f"{int(feature):02d} {feature.name.lower()}" in page
     assert ROUTER_MAC in page and ROUTER_MAC in OPERATIONS
+
+
+def test_every_finding_of_a_check_is_explained() -> None:
+    code = "".join(file.read_text() for file in (ROOT / "controller" / "check").glob("*.py"))
+    found = set(re.findall(r"Finding\(\s*\"([A-Z_]+)\"", code)) | set(re.findall(r"kind=\"([A-Z_]+)\"", code))
+    found |= set(re.findall(r"\"([A-Z_]+)\" if kv else \"", code)) | set(re.findall(r"= \"(HOST_[A-Z]+)\"", code))
+    assert len(found) > 15
+    (table,) = re.findall(r"\| finding \|.*?\n\n", OPERATIONS, re.S)
+    assert found == set(re.findall(r"`([A-Z_]+)`", table))

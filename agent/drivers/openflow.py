@@ -8,7 +8,7 @@ hash of its content, so `read` finds out without any memory when somebody has ch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -66,22 +66,41 @@ class FlowFacts:
     generation: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Era:
+    """Flows that no packet meets and that are others each time: in their bundle the datapath forgets all its paths.
+
+    An era ends with each batch that deletes something or writes what `ends` it. Its flows are known by their feature;
+    nobody else hears of them.
+    """
+
+    feature: int
+    flows: Callable[[], Iterable[Flow]]
+    ends: Callable[[Value], bool]
+
+
 class FlowDriver:
     """The driver of layer flow. `run` keeps the connection; without it everything raises DeviceUnavailable.
 
     `socket` is the bridge's management socket, `run_dir` where vswitchd keeps its pid file and control socket.
     `pulse` is a flow that no packet meets: written again, it changes nothing, but has the datapath checked at once.
+    `era` is for a datapath that can't be trusted to change its paths: see `agent.era`.
     """
 
-    def __init__(self, socket: str, *, run_dir: str = RUN_DIR, pulse: Flow | None = None) -> None:
+    def __init__(
+        self, socket: str, *, run_dir: str = RUN_DIR, pulse: Flow | None = None, era: Era | None = None
+    ) -> None:
         self._socket = socket
         self._run_dir = run_dir
         self._session: Session | None = None
         self.on_packet: Callable[[bytes], None] = lambda body: None
         self.on_port: Callable[[str, int], None] = lambda name, number: None  # the bridge has a new port
+        self.refusal: Callable[[], str] = lambda: ""  # why nothing of the bridge is read or written
         self._facts = FlowFacts()
         self._changed = asyncio.Event()
         self._pulse, self._has_pulse = pulse, False
+        self._era = era
+        self._era_keys: set[int] = set()  # of its flows that are, or may be, on the switch
         self._lock = asyncio.Lock()  # a read is never between two halves of an apply
         self._wait: asyncio.Task[None] | None = None
         self._next_wait: asyncio.Task[None] | None = None
@@ -155,6 +174,8 @@ class FlowDriver:
         event.set()
 
     def _connected(self) -> Session:
+        if why := self.refusal():
+            raise DeviceUnavailable(why)
         if self._session is None:
             raise DeviceUnavailable(f"no connection to the bridge at {self._socket}")
         return self._session
@@ -173,7 +194,18 @@ class FlowDriver:
         for value in list(out.values()):
             if isinstance(value, Foreign):
                 out.pop(value.cookie, None)  # an impostor: it goes by its cookie, and the true one with it
+        self._era_keys = self._take_era(out)
         return out
+
+    def _take_era(self, out: dict[Key, Value]) -> set[int]:
+        """Take the flows of the present era out of what was read; their keys."""
+        if self._era is None:
+            return set()
+        feature = self._era.feature
+        found = {v.key for v in out.values() if isinstance(v, Flow) and v.feature == feature}
+        for key in found:
+            del out[key]
+        return found
 
     async def counts(self, feature: int) -> dict[int, tuple[int, int]]:
         """Packets and bytes of the flows of one room, by cookie."""
@@ -224,8 +256,13 @@ class FlowDriver:
         """
         failures: dict[Key, Failure] = {}
         todo = _plan(write, delete)
+        era = self._era
         async with self._lock:
             session = self._connected()
+            fresh: dict[int, Flow] = {}
+            if era is not None and (delete or any(map(era.ends, write.values()))):
+                fresh = {flow.key: flow for flow in era.flows()}
+                todo |= self._next_era(fresh)
             for attempt in range(BUNDLE_ATTEMPTS + 1):
                 keys = list(todo)
                 encoders = list(todo.values())
@@ -236,10 +273,19 @@ class FlowDriver:
                     del todo[keys[index]]
                 if outcome.committed or not todo:
                     break
+            if fresh:
+                self._era_keys = fresh.keys() - failures.keys()
+                failures = {key: why for key, why in failures.items() if key in write or key in delete}
         self._trust(write, failures)
         if self._pulse is not None and self._pulse.key in {*write, *delete}:
             self._has_pulse = self._pulse.key in write and self._pulse.key not in failures
         return failures
+
+    def _next_era(self, fresh: Mapping[int, Flow]) -> dict[Key, Encode]:
+        """What puts these flows in the place of the present era's."""
+        plan: dict[Key, Encode] = {key: partial(of.flow_delete, cookie=key) for key in self._era_keys - fresh.keys()}
+        self._era_keys |= fresh.keys()
+        return plan | {key: partial(of.flow_add, flow=flow) for key, flow in fresh.items()}
 
     def _trust(self, write: Mapping[Key, Value], failures: Mapping[Key, Failure]) -> None:
         """A flow that we have just written, and that did not look like it before, may simply look like that.

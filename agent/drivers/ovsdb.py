@@ -18,7 +18,7 @@ import structlog
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.drivers.ovsdb_rows import Key, PortRow, Value, View, as_bridge, as_value, plan, reconfigure, view
 from agent.drivers.ovsdb_rpc import Json, Replica, Session, TransactionError
-from agent.drivers.vswitchd import VswitchdWatch
+from agent.drivers.vswitchd import OLDEST, VswitchdWatch
 from agent.objects import Bridge
 
 log = structlog.get_logger()
@@ -44,6 +44,7 @@ class OvsFacts:
     connections: int = 0  # grows with each connection to ovsdb-server
     vswitchd_up: bool = False
     vswitchd_starts: int = 0
+    too_old: str = ""  # the version of Open vSwitch, if it is one that this agent does not work with
     generation: int = 0
     zones: int = 0
     ofports: Mapping[str, int] = field(default_factory=dict)  # our ports that have one, by device
@@ -59,9 +60,12 @@ class OvsdbDriver:
     `socket` is "unix:<path>", `run_dir` is where vswitchd keeps its pid file and control socket.
     """
 
-    def __init__(self, socket: str = DEFAULT_SOCKET, *, run_dir: str = DEFAULT_RUN_DIR) -> None:
+    def __init__(
+        self, socket: str = DEFAULT_SOCKET, *, run_dir: str = DEFAULT_RUN_DIR, oldest: tuple[int, int] = OLDEST
+    ) -> None:
         self._path = socket.removeprefix("unix:")
-        self._vswitchd = VswitchdWatch(run_dir, on_change=self._notify)
+        self._oldest = oldest
+        self._vswitchd = VswitchdWatch(run_dir, on_change=self._notify, oldest=oldest)
         self._session: Session | None = None
         self._connections = 0
         self._generation = self._zones = 0
@@ -103,8 +107,15 @@ class OvsdbDriver:
         names = {name for name, port in seen.interfaces.items() if seen.ports[port].bridge == bridge}
         return frozenset(names - {bridge})
 
+    def refusal(self) -> str:
+        """Why nothing of this Open vSwitch is read or written; "" if there is no such reason."""
+        needed = ".".join(map(str, self._oldest))
+        old = self._vswitchd.too_old
+        return f"Open vSwitch {old} is too old: this agent works with {needed} and newer" if old else ""
+
     async def read(self) -> dict[Key, Value]:
         """Our bridges and ports. One that is not as we would write it has ofport 0 or datapath_type ""."""
+        self._refuse()
         seen = self._seen()
         out: dict[Key, Value] = {("bridge", b.name): as_bridge(b) for b in seen.bridges.values() if b.ours}
         out |= {("port", p.name): as_value(p, self._ofport(p)) for p in seen.ports.values() if p.ours}
@@ -127,8 +138,13 @@ class OvsdbDriver:
         """The rows of OVSDB that we follow."""
         return self._connected().replica
 
+    def _refuse(self) -> None:
+        if why := self.refusal():
+            raise DeviceUnavailable(why)
+
     async def transact(self, operations: Sequence[Json]) -> None:
         """One transaction of somebody else's. Raises TransactionError, DeviceUnavailable."""
+        self._refuse()
         await self._connected().transact(operations)
 
     async def let_go(self, devices: Collection[str]) -> None:
@@ -170,6 +186,7 @@ class OvsdbDriver:
         return failures
 
     async def _transact(self, write: Mapping[Key, Value], delete: Collection[Key]) -> dict[Key, Failure]:
+        self._refuse()
         session, seen = self._connected(), self._seen()
         if seen.root is None:
             raise DeviceUnavailable("the Open_vSwitch table is empty: ovs-vsctl init was never run")
@@ -270,6 +287,7 @@ class OvsdbDriver:
             "connections": self._connections,
             "vswitchd_up": self._vswitchd.up,
             "vswitchd_starts": self._vswitchd.starts,
+            "too_old": self._vswitchd.too_old,
         }
         if self._session is not None and (self._view is None or self._facts.generation != self._generation):
             self._view = view(self._session.replica)

@@ -8,14 +8,20 @@ name (`ovs-vswitchd.<pid>.ctl`) are vswitchd's own, so this works from another p
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
+from agent.drivers.base import DeviceUnavailable
+from agent.drivers.unixctl import UnixctlError, unixctl
+
 log = structlog.get_logger()
 
 RETRY = 0.1  # seconds between looks while it is down
+OLDEST = (3, 1)
+"""The oldest version that this agent works with: the one that all of it is tested on."""
 
 
 def control_socket(run_dir: str) -> str:
@@ -26,15 +32,18 @@ def control_socket(run_dir: str) -> str:
 class VswitchdWatch:
     """Follows the process. `up` is whether it answers connects now, `starts` counts the processes seen.
 
-    The pid is no identity: in a container it may be the same after each restart. `on_change` is called after either
-    attribute changed.
+    The pid is no identity: in a container it may be the same after each restart. `on_change` is called after any
+    attribute changed. One that is older than `oldest` counts as down, and `too_old` is its version.
     """
 
-    def __init__(self, run_dir: str, *, on_change: Callable[[], None]) -> None:
+    def __init__(self, run_dir: str, *, on_change: Callable[[], None], oldest: tuple[int, int] = OLDEST) -> None:
         self.up = False
         self.starts = 0
+        self.too_old = ""
         self._run_dir = run_dir
         self._on_change = on_change
+        self._oldest = oldest
+        self._known = False  # a version that is good enough was seen: the next process most likely has it, too
 
     async def run(self) -> None:
         """Watch for ever; cancel to stop."""
@@ -44,14 +53,32 @@ class VswitchdWatch:
             except (OSError, ValueError):
                 await asyncio.sleep(RETRY)
                 continue
-            self._set(up=True)
             try:
+                if self._known:  # at a restart nobody waits for the answer
+                    self._set(up=True)
+                self.too_old = await self._old_version()
+                self._known = not self.too_old
+                if self._known != self.up:
+                    self._set(up=self._known)
+                if self.too_old:
+                    log.error("Open vSwitch is too old, nothing of it is touched", version=self.too_old)
+                    self._on_change()
                 await reader.read()  # nothing is asked, so nothing is said: ends with the process
             except OSError:
                 pass
             finally:
                 writer.transport.abort()
+                self.too_old = ""
                 self._set(up=False)
+
+    async def _old_version(self) -> str:
+        """The version if it is too old; "" if it is not, or is not told."""
+        try:
+            told = await unixctl(control_socket(self._run_dir), "version")  # ovs-vswitchd (Open vSwitch) 3.1.0
+        except (DeviceUnavailable, UnixctlError, OSError, ValueError):
+            return ""
+        found = re.search(r"(\d+)\.(\d+)\S*", told)
+        return found[0] if found and (int(found[1]), int(found[2])) < self._oldest else ""
 
     def _set(self, *, up: bool) -> None:
         self.up = up

@@ -37,7 +37,8 @@ class Usage:
 class ZoneDriver:
     """The driver of layer zone. `datapath` is "netdev" or "system".
 
-    `forget` empties zones that nobody follows any more: what they hold would get out of date.
+    `issued` are the numbers that this agent has given to ports, whether they are plugged just now or not. `forget`
+    empties zones that nobody follows any more: what they hold would get out of date.
     """
 
     def __init__(
@@ -46,14 +47,19 @@ class ZoneDriver:
         *,
         run_dir: str,
         datapath: str,
+        issued: Callable[[], Collection[int]],
         forget: Callable[[Collection[int]], Awaitable[None]],
     ) -> None:
-        self._ovsdb, self._run_dir, self._datapath, self._forget = ovsdb, run_dir, datapath, forget
+        self._ovsdb, self._run_dir, self._datapath = ovsdb, run_dir, datapath
+        self._issued, self._forget = issued, forget
         self._name = f"{datapath}@ovs-{datapath}"
 
     async def read(self) -> dict[int, Zone]:
-        """Zones with a limit or timeout of ours. Zones are ours by their number: that of an OVS port of ours."""
-        ours = self._ovsdb.facts().ofports.values()
+        """Zones with a limit or timeout of ours. Zones are ours by their number: one issued, or of an OVS port of ours.
+
+        A zone outlives its port's row, which somebody may delete, and so does what we have set there.
+        """
+        ours = {*self._issued(), *self._ovsdb.facts().ofports.values()}
         timeouts = _timeouts(self._ovsdb.replica(), self._datapath)
         zones = {number: Zone(number, 0, timeout) for number, timeout in timeouts.items()}
         for number, usage in (await self.usage()).items():

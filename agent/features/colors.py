@@ -161,6 +161,9 @@ def _network(network: Network) -> Iterator[Flow]:
             # Opened before the network had colors, or before these.
             base = flags + _take(network.base) + _remarked() + on
             yield _flow(Stage.COLOR, 70, base, **here | {"reg13": (0, known)})
+            plain = flags + _take(network.base) + on
+            fields = _of(network, prefix) | {"metadata": none, "reg13": (0, known)}
+            yield _flow(Stage.COLOR, 71, plain, **fields, ct_state="+trk+inv")  # conntrack takes no note of it
             yield from _adopt(network, prefix)
         yield _flow(Stage.COLOR, 90, flags + _middle(network), **here | {"metadata": none, "reg13": _asking()})
 

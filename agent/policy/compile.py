@@ -97,12 +97,17 @@ def judge(rules: Rules, direction: Direction) -> Judged:
         return Judged(error=error)
 
 
+def let_in(rules: Rules) -> tuple[int, ...]:
+    """Rules that open connections remember, each once."""
+    found = [rule.id for tier in rules.tiers for rule in tier.rules if _lets_in(rule)]
+    if rules.fallback is Mode.SHADOW:
+        found.append(FALLBACK)
+    return tuple(dict.fromkeys(found))
+
+
 def opened_flows(rules: Rules) -> Iterator[tuple[int, Flow]]:
     """By rule: the flow of OPENED that says it is there. Then (0): what becomes of connections whose rule is not."""
-    let_in = [rule.id for tier in rules.tiers for rule in tier.rules if _lets_in(rule)]
-    if rules.fallback is Mode.SHADOW:
-        let_in.append(FALLBACK)
-    for number in dict.fromkeys(let_in):
+    for number in let_in(rules):
         label = (number, NONE[1])
         yield number, policy_flow(Stage.OPENED, IS_THERE, goto(Stage.ONWARD), reg0=rules.identity, ct_label=label)
     if rules.on_change is OnChange.CUT:

@@ -74,7 +74,7 @@ class Counters:
             stored = json.loads(self.path.read_text())
             self._seen = {int(cookie): (packets, size) for cookie, packets, size in stored["seen"]}
             self._totals = {(i, d, r): Total(*numbers) for i, d, r, *numbers in stored["totals"]}
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             self._seen, self._totals = {}, {}  # counters begin anew, nothing else is lost
 
     def save(self) -> None:

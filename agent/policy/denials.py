@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from struct import Struct
 from struct import error as StructError
 
@@ -57,10 +58,11 @@ class Denials:
             self.lost += self._kept.pop(oldest)[0]
         self._kept[denied] = (count + 1, now)
 
-    def take(self) -> list[tuple[Denied, int, int]]:
-        """(denied, count, time of the last one); each is told once."""
-        out = [(denied, count, at) for denied, (count, at) in self._kept.items()]
-        self._kept.clear()
+    def take(self, most: int | None = None) -> list[tuple[Denied, int, int]]:
+        """(denied, count, time of the last one), the oldest first; each is told once."""
+        out = [(denied, count, at) for denied, (count, at) in islice(self._kept.items(), most)]
+        for denied, _, _ in out:
+            del self._kept[denied]
         return out
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from controller.api.fair import Fair
 from controller.api.host import HostService
 from controller.api.interceptors import Errors
 from controller.api.join import JoinService, Tokens
@@ -21,11 +22,13 @@ from controller.api.router import RouterService
 from controller.api.security import PolicyTierService, SecurityGroupService
 from controller.api.split import TrafficSplitService
 from controller.api.tenant import TenantService
+from controller.audit import AuditLog
 from controller.auth import Auth
 from controller.commit import Committer
 from controller.events import Events
 from controller.intents.base import Context
 from controller.requests import Requests
+from controller.revoked import RevocationList
 from controller.settings import Settings
 from controller.status import Status
 from controller.store import Store
@@ -60,7 +63,7 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
     presenter, events = Presenter(store.world, status), Events(store.etcd, store.keys)
     parts = Parts(
         store=store,
-        committer=Committer(store, max_ops=max_ops),
+        committer=Committer(store, max_ops=max_ops, on_lease_gone=events.forget),
         requests=Requests(store, events),
         notes=Notes(events),
         presenter=presenter,
@@ -81,9 +84,10 @@ def build(store: Store, settings: Settings, *, status: Status, ca: Ca | None, ma
     return Api(servicers, join, presenter, Planner(parts))
 
 
-def interceptors(store: Store, settings: Settings) -> list[Any]:
+def interceptors(store: Store, settings: Settings, audit: AuditLog, revoked: RevocationList) -> list[Any]:
     """For the server of the API, in their order."""
-    return [Errors(), Auth(store, trust_domain=settings.trust_domain)]
+    auth = Auth(store, trust_domain=settings.trust_domain, revoked=revoked)
+    return [Errors(audit, replica=store.replica), auth, Fair()]
 
 
 __all__ = ["Api", "Errors", "build", "interceptors"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from controller import names
@@ -10,7 +11,8 @@ from controller.api.reads import Parts
 from controller.api.standard import Standard
 from controller.caller import current_caller
 from controller.draft import Draft
-from controller.errors import Aborted, FailedPrecondition, NotFound
+from controller.errors import Aborted, Ambiguous, FailedPrecondition, NotFound, Unavailable
+from controller.etcd import StoreError
 from controller.intents.base import Writer, check_etag, stamp, stored_message
 from controller.intents.group import Groups
 from controller.intents.network import Networks
@@ -34,6 +36,17 @@ class _Abandoned(Rollouts):
         self.abandon(draft, row)
 
 
+@contextlib.contextmanager
+def _in_parts() -> Iterator[None]:
+    """Something was written before: nobody may be told that nothing was."""
+    try:
+        yield
+    except (StoreError, Unavailable) as error:
+        if isinstance(error, Ambiguous):
+            raise
+        raise Ambiguous("the store does not answer; a part may be deleted already: ask again") from error
+
+
 class Cascade:
     """Deletes what stands in the way, then the object."""
 
@@ -54,9 +67,11 @@ class Cascade:
             return list(self.world.ports_by_network.keys(name))
 
         for _ in range(_ROUNDS):
-            await self._delete_all(self._ports, ports)
+            with _in_parts():
+                await self._delete_all(self._ports, ports)
             try:
-                await standard.delete(request)
+                with _in_parts():
+                    await standard.delete(request)
                 return
             except FailedPrecondition as error:
                 if error.reason != "IN_USE":
@@ -69,16 +84,17 @@ class Cascade:
         if await standard.is_done(request, name):
             return  # what has the name now is another's
         await self._mark(name, request.etag)
-        for writer, index in (
-            (self._rollouts, self.world.rollouts_by_tenant),
-            (self._ports, self.world.ports_by_tenant),
-            (self._networks, self.world.networks_by_tenant),
-            (self._routers, self.world.routers_by_tenant),
-        ):
-            await self._delete_all(writer, lambda index=index: list(index.keys(name)))  # type: ignore[misc]
-        await self._empty_groups(name)
-        await self._delete_all(self._groups, lambda: self._groups_of(name))
-        await standard.delete(request, etag="")  # it was checked before DELETING changed it
+        with _in_parts():
+            for writer, index in (
+                (self._rollouts, self.world.rollouts_by_tenant),
+                (self._ports, self.world.ports_by_tenant),
+                (self._networks, self.world.networks_by_tenant),
+                (self._routers, self.world.routers_by_tenant),
+            ):
+                await self._delete_all(writer, lambda index=index: list(index.keys(name)))  # type: ignore[misc]
+            await self._empty_groups(name)
+            await self._delete_all(self._groups, lambda: self._groups_of(name))
+            await standard.delete(request, etag="")  # it was checked before DELETING changed it
 
     def _groups_of(self, tenant: str) -> list[str]:
         """All but the default one, which goes with the tenant."""

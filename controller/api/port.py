@@ -80,6 +80,12 @@ class PortService(port_pb2_grpc.PortServiceServicer):
         """Another `host` moves the port."""
         return await self._standard.update(request)
 
+    async def BatchUpdatePorts(
+        self, request: port_pb2.BatchUpdatePortsRequest, context: Any
+    ) -> port_pb2.BatchUpdatePortsResponse:
+        """Up to 1,000 ports, each with its own result."""
+        return await self._batch.update(request)
+
     async def DeletePort(self, request: port_pb2.DeletePortRequest, context: Any) -> empty_pb2.Empty:
         """The intent goes at once, the host is told with proof."""
         await self._standard.delete(request)

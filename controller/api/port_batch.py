@@ -1,25 +1,32 @@
-"""BatchCreatePorts (A25): all items are checked and allocated first, then committed in order, as many at once as fit.
+"""BatchCreatePorts and BatchUpdatePorts (A25): all items are checked and allocated first, then committed in order, as
+many at once as fit.
 
 A transaction is atomic, a batch is not, unless it was asked for and fits: so each item has its own result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from controller import names
 from controller.api.reads import Parts
-from controller.api.standard import Standard, row_of
+from controller.api.standard import Standard, copy_of, row_of
 from controller.caller import Caller, current_caller
 from controller.commit import Atomicity, Item, foremost
 from controller.draft import Chosen, Draft
 from controller.errors import ApiError, Invalid, NotFound, Violation, invalid
 from controller.etcd.types import KeyValue
 from controller.requests import Replay, Ticket, check_id
+from controller.rows import Intent
 from tealnet.v1 import common_pb2, port_pb2
 
 MOST = 1000
+Request = port_pb2.BatchCreatePortsRequest | port_pb2.BatchUpdatePortsRequest
+Response = TypeVar("Response", port_pb2.BatchCreatePortsResponse, port_pb2.BatchUpdatePortsResponse)
+_AT_ONCE = 10  # items worked on before others get their turn: some milliseconds
 _BYTES = 1 << 20  # of a transaction's values; etcd takes 1.5 MiB with all overhead
 
 
@@ -32,6 +39,8 @@ class Entry:
     ticket: Ticket | None = None
     port: port_pb2.Port | None = None
     error: Exception | None = None
+    changes: bool = False  # a port that is there
+    unchanged: list[Intent[Any]] = field(default_factory=list)  # it, if it is already as it is wanted
 
     @property
     def is_open(self) -> bool:
@@ -39,14 +48,26 @@ class Entry:
         return self.item is not None and self.port is None and self.error is None
 
 
+Build = Callable[[Draft], None]
+Drafting = Callable[[Any, str, Entry], tuple[Build, str, str]]
+"""A request of the batch, and its parent: names the entry, and says how it is built; reason and text of the event."""
+
+
 class Batch:
-    """The method."""
+    """The methods."""
 
     def __init__(self, parts: Parts, standard: Standard[Any]) -> None:
         self.parts, self.standard = parts, standard
 
     async def create(self, request: port_pb2.BatchCreatePortsRequest) -> port_pb2.BatchCreatePortsResponse:
         """Raises ApiError for the batch as a whole; errors of items stand in the answer."""
+        return await self._run(request, self._creation, port_pb2.BatchCreatePortsResponse())
+
+    async def update(self, request: port_pb2.BatchUpdatePortsRequest) -> port_pb2.BatchUpdatePortsResponse:
+        """The same for ports that are there."""
+        return await self._run(request, self._change, port_pb2.BatchUpdatePortsResponse())
+
+    async def _run(self, request: Request, draft: Drafting, response: Response) -> Response:
         caller = current_caller()
         names.check_parent(request.parent, "parent")
         check_id(request.request_id)
@@ -54,7 +75,8 @@ class Batch:
             raise invalid("requests", f"1 to {MOST} requests in a batch, not {len(request.requests)}")
         await self.standard.ready(names.full_name("port", request.parent, "any"))
         shared: Chosen = {}
-        entries = [await self._entry(request, index, shared) for index in range(len(request.requests))]
+        entries = [await self._entry(request, index, draft, shared) for index in range(len(request.requests))]
+        _each_once(entries)
         try:
             await self._prepare(request, entries)
             revision, atomicity = 0, Atomicity.ALL if request.atomic else Atomicity.EACH
@@ -65,22 +87,21 @@ class Batch:
             for entry in entries:
                 if entry.item is not None:
                     entry.item.proposals.release()
-        return self._response(entries, revision)
+        return self._response(entries, revision, response)
 
     # ---- preparing
 
-    async def _entry(self, batch: port_pb2.BatchCreatePortsRequest, index: int, shared: Chosen) -> Entry:
-        request, entry, parent = batch.requests[index], Entry(), batch.parent
+    async def _entry(self, batch: Request, index: int, draft: Drafting, shared: Chosen) -> Entry:
+        request, entry = batch.requests[index], Entry()
+        await _breathe(index)
         try:
-            if request.parent not in ("", parent):
-                raise invalid("parent", f"is {request.parent[:200]!r}; that of the batch is {parent}")
             if request.request_id or request.validate_only:
                 raise invalid("request_id" if request.request_id else "validate_only", "belongs to single requests")
-            ident = names.check_ident(request.port_id, "port_id")
-            entry.name = names.full_name("port", parent, ident)
-            body = self.standard.body(request.port, name=entry.name)
-            entry.ticket = await self._ticket(batch, index, parent)
-            build = await self.parts.notes.noting(self._build(entry.name, body, entry.ticket), reason="Created")
+            plain, reason, text = draft(request, batch.parent, entry)
+            entry.ticket = await self.parts.requests.ticket(
+                request, tenant=batch.parent, request_id=batch.request_id, part=f"/{index}"
+            )
+            build = await self.parts.notes.noting(self._ticketed(plain, entry.ticket), reason=reason, text=text)
             entry.item = self.parts.committer.item(build, shared)
         except Replay as replay:
             await self._replayed(entry, replay)
@@ -88,38 +109,52 @@ class Batch:
             entry.error = _located(error, index)
         return entry
 
-    def _build(self, name: str, body: Any, ticket: Ticket | None) -> Any:
+    def _creation(self, request: Any, parent: str, entry: Entry) -> tuple[Build, str, str]:
+        if request.parent not in ("", parent):
+            raise invalid("parent", f"is {request.parent[:200]!r}; that of the batch is {parent}")
+        entry.name = names.full_name("port", parent, names.check_ident(request.port_id, "port_id"))
+        body = self.standard.body(request.port, name=entry.name)
+
         def build(draft: Draft) -> None:
-            message = port_pb2.Port()
-            message.CopyFrom(body)
-            self.standard.writer.create(draft, name, message)
-            if ticket:
+            self.standard.writer.create(draft, entry.name, copy_of(body))
+
+        return build, "Created", ""
+
+    def _change(self, request: Any, parent: str, entry: Entry) -> tuple[Build, str, str]:
+        change = self.standard.change(request)
+        if names.tenant_of(change.name) != parent:
+            raise invalid("port.name", f"{change.name[:200]!r} is not of {parent}")
+        entry.name, entry.changes, entry.unchanged = change.name, True, change.unchanged
+        reason, _, text = change.what.partition(" ")
+        return change.build, reason, text
+
+    def _ticketed(self, build: Build, ticket: Ticket | None) -> Build:
+        def ticketed(draft: Draft) -> None:
+            build(draft)
+            if ticket and draft.objects:
                 ticket.enter(draft)
 
-        return build
-
-    async def _ticket(self, batch: port_pb2.BatchCreatePortsRequest, index: int, parent: str) -> Ticket | None:
-        item, request_id = batch.requests[index], batch.request_id
-        return await self.parts.requests.ticket(item, tenant=parent, request_id=request_id, part=f"/{index}")
+        return ticketed
 
     async def _replayed(self, entry: Entry, replay: Replay) -> None:
         """Done by an earlier try of the same batch."""
         rows = self.parts.store.world.ports.rows
         if replay.record.name not in rows:
-            await self.parts.store.barrier()
+            await self.parts.requests.catch_up()
         row = rows.get(replay.record.name)
         if row is None or row.uid != replay.record.uid:
             entry.error = NotFound(replay.record.name)
             return
         entry.port = self.parts.presenter.message("port", row, current_caller())
 
-    async def _prepare(self, request: port_pb2.BatchCreatePortsRequest, entries: list[Entry]) -> None:
+    async def _prepare(self, request: Request, entries: list[Entry]) -> None:
         """Check and allocate everything; those who ask for certain addresses first, so that others leave them alone."""
         waiting = [(index, entry) for index, entry in enumerate(entries) if entry.is_open]
         waiting.sort(key=lambda pair: not request.requests[pair[0]].port.addresses)
         claimed: dict[bytes, bytes] = {}
         for index, entry in waiting:
             assert entry.item is not None
+            await _breathe(index)
             await self.parts.committer.prepare([entry.item])
             if entry.item.draft is not None:
                 entry.item.error = _claimed_twice(entry.item.draft, claimed)
@@ -132,7 +167,7 @@ class Batch:
                 text = f"does not fit in one transaction of the store; the first {len(groups[0])} would"
                 raise invalid("requests", text, reason="BATCH_TOO_LARGE")
 
-    def _raise_if_atomic(self, request: port_pb2.BatchCreatePortsRequest, entries: list[Entry]) -> None:
+    def _raise_if_atomic(self, request: Request, entries: list[Entry]) -> None:
         failed = next((entry.error for entry in entries if entry.error is not None), None)
         if request.atomic and failed is not None:
             raise failed
@@ -173,6 +208,8 @@ class Batch:
                 entry.port = self.parts.presenter.message("port", row, caller)
             elif entry.item and entry.item.error:
                 await self._refused(entry, index, entry.item.error)
+            elif entry.unchanged:
+                entry.port = self.parts.presenter.message("port", entry.unchanged[0], caller)
         return committed.revision if committed else 0
 
     async def _refused(self, entry: Entry, index: int, error: Exception) -> None:
@@ -182,8 +219,8 @@ class Batch:
         else:
             entry.error = _located(why, index)
 
-    def _response(self, entries: list[Entry], revision: int) -> port_pb2.BatchCreatePortsResponse:
-        response = port_pb2.BatchCreatePortsResponse(revision=revision)
+    def _response(self, entries: list[Entry], revision: int, response: Response) -> Response:
+        response.revision = revision
         for entry in entries:
             result = response.results.add()
             if entry.port is not None:
@@ -195,6 +232,22 @@ class Batch:
                     common_pb2.Error(code=status.code, message=status.message, details=status.details)
                 )
         return response
+
+
+def _each_once(entries: list[Entry]) -> None:
+    """An update of a port that an earlier one of the batch is about is refused: which one would count?"""
+    seen: set[str] = set()
+    for index, entry in enumerate(entries):
+        if entry.name in seen and entry.is_open and entry.item is not None and entry.changes:
+            entry.item.proposals.release()
+            entry.item, entry.error = None, invalid(f"requests[{index}].port.name", f"{entry.name} stands twice")
+        seen.add(entry.name)
+
+
+async def _breathe(index: int) -> None:
+    """Others get their turn: whatever changes meanwhile is compared when the batch is committed."""
+    if index % _AT_ONCE == _AT_ONCE - 1:
+        await asyncio.sleep(0)
 
 
 def _claimed_twice(draft: Draft, claimed: dict[bytes, bytes]) -> Exception | None:

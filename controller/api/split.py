@@ -100,7 +100,7 @@ class TrafficSplitService(split_pb2_grpc.TrafficSplitServiceServicer):
             why = await parts.requests.explain(ticket, error)
             if not isinstance(why, Replay):
                 raise why from None
-            await parts.store.barrier()
+            await parts.requests.catch_up()
             return Committed(0, ())
 
     def _answer(self, wishes: list[Wish], committed: Committed, caller: Caller) -> split_pb2.SetWeightsResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -24,6 +25,16 @@ from controller.rows import Intent
 from controller.store import Store
 
 M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An Update: `build` drafts it, and puts the object into `unchanged` if it is so already. `what` as in `write`."""
+
+    name: str
+    build: Callable[[Draft], None]
+    what: str
+    unchanged: list[Intent[Any]]
 
 
 class Standard(Reads[M]):
@@ -51,10 +62,18 @@ class Standard(Reads[M]):
 
     async def update(self, request: Any) -> M:
         """Update, AIP-134; with an etag only what the caller has seen is changed."""
+        change = self.change(request)
+        await self.ready(change.name)
+        updated: M = await self.write(
+            request, change.build, name=change.name, what=change.what, unchanged=change.unchanged
+        )
+        return updated
+
+    def change(self, request: Any) -> Change:
+        """What an Update asks for. Raises Invalid."""
         given = getattr(request, self.field)
         name = names.check_name(self.kind, given.name, f"{self.field}.name")
         body = self.body(given, name=name)
-        await self.ready(name)
         paths = masks.paths_of(request.update_mask, given, self.writer.policy)
         unchanged: list[Intent[Any]] = []
 
@@ -70,9 +89,7 @@ class Standard(Reads[M]):
                 draft.discard()
                 unchanged.append(row)
 
-        what = f"Updated {', '.join(paths)[:200]}"
-        updated: M = await self.write(request, build, name=name, what=what, unchanged=unchanged)
-        return updated
+        return Change(name, build, f"Updated {', '.join(paths)[:200]}", unchanged)
 
     async def delete(self, request: Any, *, etag: str | None = None) -> None:
         """Delete, AIP-135; `etag` takes the place of the request's."""
@@ -167,7 +184,7 @@ class Standard(Reads[M]):
         return self.parts.presenter.message(self.kind, row, caller)
 
     async def _replayed(self, replay: Replay, caller: Caller) -> Any:
-        await self.parts.store.barrier()
+        await self.parts.requests.catch_up()
         row = getattr(self.world, f"{self.kind}s").rows.get(replay.record.name)
         if row is None or row.uid != replay.record.uid:
             raise NotFound(replay.record.name)

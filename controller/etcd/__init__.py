@@ -9,6 +9,7 @@ from controller.etcd.errors import (
     StoreError,
     StoreFull,
     StoreRefused,
+    StoreTooOld,
     StoreUnavailable,
     TxnTooLarge,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreRefused",
+    "StoreTooOld",
     "StoreUnavailable",
     "Tls",
     "TxnTooLarge",

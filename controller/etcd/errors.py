@@ -43,6 +43,10 @@ class TxnTooLarge(StoreRefused):
         self.size = size
 
 
+class StoreTooOld(StoreError):
+    """A member's version is one that the controller does not work with."""
+
+
 class StoreFull(StoreRefused):
     """Etcd has used up its space quota (alarm NOSPACE): compact, defragment, then disarm the alarm."""
 

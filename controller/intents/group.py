@@ -166,6 +166,7 @@ async def ensure_default(store: Store, tenant: str, *compares: Compare) -> None:
     value = _default(name, tenant_uid=row.uid, now=timestamp()).SerializeToString()
     result = await store.etcd.txn(checks, [put(key, value)])
     if result.succeeded:
+        store.wrote("CreateDefaultGroup", [name], result.revision)
         await store.passed(result.revision)
     else:
         await store.barrier()  # another was faster, or the tenant is no more

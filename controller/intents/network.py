@@ -95,6 +95,7 @@ class Networks:
             router_uid=router.uid if router else "",
         )
         number_segments(draft, name, issued=issued, router=router)
+        message.policy = message.policy or network_pb2.Network.POLICY_ENFORCE
         self._fill(message, spec, name)
         stamp(message, draft.now, created=draft.now)
         draft.create("network", name, stored(message, uid=uid, issued=issued, slot=slot))
@@ -113,6 +114,9 @@ class Networks:
         attached = message.router and message.router != row.spec.router
         if attached or spec.mtu != row.spec.mtu:  # a host that came later with less room forbids no other change
             self._carried(draft, row.name, message)
+        if not message.policy:  # nothing is said: as it was; networks of before there were rules stay without
+            off, enforce = network_pb2.Network.POLICY_OFF, network_pb2.Network.POLICY_ENFORCE
+            message.policy = enforce if row.spec.guarded else off
         self._fill(message, spec, row.name)
         self._give_up_cidrs(draft, row, spec)
         self._keep_back(draft, row, spec)
@@ -177,7 +181,6 @@ class Networks:
         """Write down what the server has chosen."""
         message.name = name
         check.fill_gateways(message, spec)
-        message.policy = message.policy or network_pb2.Network.POLICY_ENFORCE
         if not message.HasField("address_quarantine"):
             message.address_quarantine.seconds = self.context.settings.quarantine
 

@@ -31,6 +31,7 @@ from controller.intents.base import (
 from controller.intents.identity import identity_of
 from controller.intents.placement import check_kind, check_room, place
 from controller.intents.references import existing_group, refer
+from controller.keys import Keys
 from controller.masks import OUTPUT, Policy
 from controller.names import short, tenant_of
 from controller.rows import Address, Attach, Intent, NetworkSpec, PortSpec
@@ -149,8 +150,8 @@ class Ports:
         if spec.mac != old.mac:
             draft.delete(draft.keys.mac(issued.segment_uid, old.mac))
             self._claim_mac(draft, issued.segment_uid, spec.mac, own)
-        before = _place_key(draft, old, issued.host_uid, tenant_uid=issued.tenant_uid)
-        if before != _place_key(draft, spec, host_uid, tenant_uid=issued.tenant_uid):
+        before = place_key(draft.keys, old, issued.host_uid, tenant_uid=issued.tenant_uid)
+        if before != place_key(draft.keys, spec, host_uid, tenant_uid=issued.tenant_uid):
             if before:
                 draft.delete(before)
             self._bind(draft, spec, own, host_uid=host_uid, tenant_uid=issued.tenant_uid)
@@ -219,10 +220,10 @@ class Ports:
             draft, row, tombstone, list(row.spec.addresses), network=network, host_uid=issued.host_uid, reason="DELETED"
         )
         draft.delete(keys.mac(issued.segment_uid, row.spec.mac))
-        if place_key := _place_key(draft, row.spec, issued.host_uid, tenant_uid=issued.tenant_uid):
-            draft.delete(place_key)
+        if taken := place_key(draft.keys, row.spec, issued.host_uid, tenant_uid=issued.tenant_uid):
+            draft.delete(taken)
         draft.delete(keys.slot(tenant_uid=issued.tenant_uid, kind="port", slot=row.slot))
-        for kind, uid in _referents(issued):
+        for kind, uid in referents(issued):
             draft.delete(keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=row.uid))
 
     # ---- parts
@@ -275,7 +276,7 @@ class Ports:
 
     def _bind(self, draft: Draft, spec: PortSpec, own: Own, *, host_uid: str, tenant_uid: str) -> None:
         """Claim the interface or device. A namespace named by its path has interfaces of one tenant only."""
-        key = _place_key(draft, spec, host_uid, tenant_uid=tenant_uid)
+        key = place_key(draft.keys, spec, host_uid, tenant_uid=tenant_uid)
         if key is None:
             return
         draft.claim(key, own.value, refuse=_place_taken(spec, own))
@@ -286,7 +287,7 @@ class Ports:
                 draft.must_be_empty(start, end, _namespace_taken(spec))
 
     def _refer(self, draft: Draft, issued: store_pb2.Issued, own: Own) -> None:
-        for kind, uid in _referents(issued):
+        for kind, uid in referents(issued):
             draft.put(draft.keys.reference(kind=kind, uid=uid, by_kind="port", by_uid=own.uid), own.value)
 
 
@@ -304,18 +305,17 @@ def _namespace(spec: PortSpec) -> str:
     return spec.where.removeprefix("/var") if spec.where.startswith("/var/run/") else spec.where
 
 
-def _place_key(draft: Draft, spec: PortSpec, host_uid: str, *, tenant_uid: str) -> bytes | None:
+def place_key(keys: Keys, spec: PortSpec, host_uid: str, *, tenant_uid: str) -> bytes | None:
     """The key by which one port alone has an interface or device of a host."""
     if not host_uid:
         return None
     if spec.kind is Attach.DEVICE:
-        return draft.keys.device(host_uid, spec.where)
-    return draft.keys.nic(
-        host_uid=host_uid, namespace=_namespace(spec), tenant_uid=tenant_uid, interface=spec.interface
-    )
+        return keys.device(host_uid, spec.where)
+    return keys.nic(host_uid=host_uid, namespace=_namespace(spec), tenant_uid=tenant_uid, interface=spec.interface)
 
 
-def _referents(issued: store_pb2.Issued) -> list[tuple[str, str]]:
+def referents(issued: store_pb2.Issued) -> list[tuple[str, str]]:
+    """What a port refers to: (kind, uid)."""
     pairs = [("segment", issued.segment_uid), ("identity", str(issued.identity))]
     pairs += [("group", uid) for uid in issued.group_uids]
     return [*pairs, ("host", issued.host_uid)] if issued.host_uid else pairs

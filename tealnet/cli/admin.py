@@ -1,4 +1,4 @@
-"""teal admin: backup and restore of the store, its space and its alarms."""
+"""teal admin: backup and restore of the store, its space and its alarms, and the check of everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from tealnet.cli import output
 from tealnet.cli.group import Suggesting
-from tealnet.cli.options import confirm, yes_option
+from tealnet.cli.options import Seconds, confirm, yes_option
 from tealnet.cli.session import Failure, Session, pass_session
 from tealnet.v1 import admin_pb2
 
@@ -27,6 +27,7 @@ def admin() -> None:
       teal admin backup tealnet-backup.db
       teal admin defrag
       teal admin alarms
+      teal admin check
     """
 
 
@@ -88,14 +89,19 @@ def restore(*, file: Path, config: str | None, yes: bool) -> None:
 
 
 @admin.command()
+@click.option("--compact", is_flag=True, help="First forget the history, of which half an hour is kept otherwise.")
 @pass_session
-def defrag(session: Session) -> None:
+def defrag(session: Session, *, compact: bool) -> None:
     """Give back the space of deleted keys.
 
     \b
       teal admin defrag
+      teal admin defrag --compact        of a store that is full
+
+    One member of etcd after the other; each serves nothing meanwhile.
     """
-    found = session.client.call(session.client.admin.Defragment, admin_pb2.DefragmentRequest(), timeout=600)
+    request = admin_pb2.DefragmentRequest(compact=compact)
+    found = session.client.call(session.client.admin.Defragment, request, timeout=600)
     rows = [[m.endpoint, _kib(m.before_bytes), _kib(m.after_bytes), m.error or "done"] for m in found.members]
     output.table(["STORE", "BEFORE", "AFTER", ""], rows)
     if any(member.error for member in found.members):
@@ -110,7 +116,7 @@ def alarms(session: Session, *, disarm: bool) -> None:
 
     \b
       teal admin alarms
-      teal admin defrag && teal admin alarms --disarm
+      teal admin defrag --compact && teal admin alarms --disarm
 
     With NOSPACE it takes no writes until space was given back and the alarm is disarmed.
     """
@@ -123,6 +129,45 @@ def alarms(session: Session, *, disarm: bool) -> None:
         click.echo("no alarms")
         return
     output.table(["MEMBER", "ALARM", ""], [[a.member, a.kind, "disarmed" if disarm else "on"] for a in found])
+
+
+@admin.command()
+@click.option("--repair", is_flag=True, help="Carry out the repairs that are named; no object is deleted or changed.")
+@click.option("--timeout", type=Seconds(longest=60), default=10.0, metavar="TIME", help="How long to ask hosts. [10s]")
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
+@pass_session
+def check(session: Session, *, repair: bool, timeout: float, form: str) -> None:
+    """Compare the store with itself and with what every host has.
+
+    \b
+      teal admin check
+      teal admin check --repair
+
+    Objects, unique keys, references, quota slots and statuses must fit together, and hosts must have what the store
+    says. Everything runs on meanwhile. What has no repair is for a person to decide. Exit codes: 0 nothing is left,
+    1 findings, 3 hosts without an answer.
+    """
+    request = admin_pb2.CheckRequest(repair=repair)
+    request.timeout.FromNanoseconds(int(timeout * 1e9))
+    found = session.client.call(session.client.admin.Check, request, timeout=timeout + 60)
+    if form != "table":
+        output.dump(output.as_dict(found), form)
+    elif found.findings:
+        rows = [[f.kind, f.subject, f.text, _repair(f)] for f in found.findings]
+        output.table(["FINDING", "WHERE", "WHAT", "REPAIR"], rows)
+    if found.more:
+        click.echo(f"and {found.more} more", err=True)
+    counted = f"{found.intents} objects, {found.keys} keys and {found.hosts} hosts compared at {found.revision}"
+    left = found.more + sum(not f.repaired for f in found.findings)
+    click.echo(f"{counted}: {left or 'nothing'} {'left ' if repair else ''}to mend", err=form != "table")
+    if left:
+        sys.exit(1)
+    if found.silent_hosts:
+        raise Failure(f"not compared: {', '.join(map(output.named, found.silent_hosts))}", code=3)
+
+
+def _repair(finding: admin_pb2.Finding) -> str:
+    return f"{finding.repair}{': done' if finding.repaired else ''}" if finding.repair else "-"
 
 
 def _kib(size: int) -> str:

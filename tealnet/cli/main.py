@@ -18,6 +18,7 @@ import click
 from tealnet.cli import (
     admin,
     apply,
+    audit,
     color,
     contexts,
     create,
@@ -89,7 +90,7 @@ for command in (create_policy.create_group, create_policy.create_tier):
 teal.add_section("Objects", (apply.apply, objects.get, describe.describe, create.create, edit.edit, create.move,
                              objects.delete, plan.diff))  # fmt: skip
 teal.add_section("Moving traffic", (color.color, rollout.rollout))
-teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events,
+teal.add_section("What is going on", (status.status, observe.sync, observe.watch, observe.events, audit.audit,
                                       policy.policy, hosts.hosts))  # fmt: skip
 teal.add_section("Workloads and hosts", (execute.execute, hosts.host))
 teal.add_section("Setting up", (lab, demo.demo, contexts.context, pki, admin.admin, completion, observe.version))

@@ -39,6 +39,7 @@ def pki() -> None:
       teal pki issue ca controller --dns c1.example.org --ip 192.0.2.10
       teal pki issue ca admin
       teal pki issue ca tenant/acme/admin --out acme
+      teal pki revoke ca acme/tenant-acme-admin.crt
     """
 
 
@@ -94,12 +95,46 @@ def issue(directory: Path, role: str, dns: tuple[str, ...], ips: tuple[str, ...]
 
 
 @pki.command()
+@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("certs", metavar="CERT...", nargs=-1, required=True)
+def revoke(directory: Path, certs: tuple[str, ...]) -> None:
+    """Revoke single certificates: files, or serial numbers in hex.
+
+    \b
+      teal pki revoke ca laptop.crt
+      teal pki revoke ca 8f3a52c1e07b4d96a1b2c3d4e5f60718
+
+    Adds them to ca.crl in DIR. Copy it to where the `crl` setting of every controller says: within five seconds they
+    count no more, and the streams that were opened with them end.
+    """
+    with _plain_errors():
+        from tealnet.core import crl
+        from tealnet.core.pki import Ca
+
+        file, count = crl.revoke(directory, Ca.load(directory), [_serial(one) for one in certs])
+        click.echo(f"{file}: {count} revoked")
+
+
+def _serial(text: str) -> int:
+    from tealnet.core.pki import PkiError, load_certificate
+
+    file = Path(text)
+    if file.is_file():
+        return load_certificate(file.read_bytes(), text).serial_number
+    try:
+        return int(text.replace(":", ""), 16)
+    except ValueError:
+        raise PkiError(f"{text} is neither a file nor a serial number in hex") from None
+
+
+@pki.command()
 @click.argument("cert", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def show(cert: Path) -> None:
-    """Show whose certificate CERT is, and how long it is valid.
+    """Show whose a certificate is, or what is in a revocation list.
 
     \b
       teal pki show admin.crt
+      teal pki show ca/ca.crl
     """
     with _plain_errors():
         from tealnet.core.pki import PkiError, load_certificate
@@ -108,7 +143,13 @@ def show(cert: Path) -> None:
             pem = cert.read_bytes()
         except OSError as error:
             raise PkiError(f"cannot read {cert}: {error.strerror}") from error
-        for field, value in _describe(load_certificate(pem, str(cert)), pem):
+        if b"BEGIN X509 CRL" in pem:
+            from tealnet.core import crl
+
+            rows = [row for one in crl.read(pem, str(cert)) for row in crl.as_text(one)]
+        else:
+            rows = _describe(load_certificate(pem, str(cert)), pem)
+        for field, value in rows:
             click.echo(f"{field:<10} {value}")
 
 

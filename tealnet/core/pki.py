@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -166,6 +166,16 @@ class Ca:
         if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) or not is_strong(key):
             raise PkiError("the signing request's key must be ECDSA of 256 bits or RSA of 2048 at least")
         return self._certify(key, role, dns=dns, ips=ips, days=days, not_before=not_before)
+
+    def sign_crl(
+        self, entries: Iterable[x509.RevokedCertificate], *, number: int, begin: datetime, end: datetime
+    ) -> bytes:
+        """A revocation list (PEM) of these certificates; `number` grows with each."""
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = x509.CertificateRevocationListBuilder(self._cert.subject, begin, end, [], list(entries))
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+        crl = builder.add_extension(authority, critical=False).sign(self._key, hashes.SHA256())
+        return crl.public_bytes(serialization.Encoding.PEM)
 
     def _certify(
         self,

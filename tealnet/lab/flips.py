@@ -46,9 +46,15 @@ class Flip:
 
 @dataclass
 class Load:
-    """Constant load from several workloads; `answers` by workload's name, in order of opening, after the end."""
+    """Constant load from several workloads.
+
+    After the end: `answers` by workload's name, in order of opening; of all workloads together how many connections
+    were opened `late`, because the load itself did not get the processor, and the seconds of it that it used.
+    """
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
+    late: int = 0
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +101,23 @@ def flip(client: Client, weights: Mapping[str, Mapping[str, int]], *, seconds: f
 
 
 @contextmanager
-def loading(clients: Sequence[Workload], addresses: Sequence[str], *, port: int, rate: float) -> Iterator[Load]:
-    """New connections from all clients meanwhile, `rate` a second in all, to all addresses in turn."""
+def loading(
+    clients: Sequence[Workload], addresses: Sequence[str], *, port: int, rate: float, kind: str = "tcp"
+) -> Iterator[Load]:
+    """New connections from all clients meanwhile, `rate` a second in all, to all addresses in turn.
+
+    `kind`: see `tealnet.probe.load`; what has no ports is told apart by its id.
+    """
     load = Load()
     running: dict[str, Running] = {}
     with ExitStack() as stack:
         for client in clients:
-            words = ("load", str(port), *addresses, "--rate", str(rate / len(clients)))
+            words = ("load", str(port), *addresses, "--rate", str(rate / len(clients)), "--kind", kind)
             running[client.name] = stack.enter_context(client.running(*words))
         yield load
     for name, one in running.items():
+        load.late += one.result["late"]
+        load.cpu += one.result["cpu"]
         words_of: list[str] = one.result["words"]
         found = RECORD.iter_unpack(base64.b64decode(one.result["records"]))
         load.answers[name] = sorted(

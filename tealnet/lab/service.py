@@ -14,7 +14,7 @@ from tealnet.v1 import network_pb2, port_pb2, router_pb2, tenant_pb2
 
 BLUE, GREEN = "blue", "green"
 PORT = 8000
-NETWORKS = {"web": ("10.1.0.0/24", "fd01::/64"), "clients": ("10.0.0.0/24", "fd00::/64")}
+NETWORKS = {"web": ("10.1.0.0/16", "fd01::/64"), "clients": ("10.0.0.0/24", "fd00::/64")}
 
 
 class Service:
@@ -33,6 +33,11 @@ class Service:
         """Where the servers are, v4, one on each host; the same in each color."""
         return [f"10.1.0.{10 + host.number}" for host in self.lab.hosts]
 
+    @property
+    def addresses6(self) -> list[str]:
+        """The same servers, v6."""
+        return [f"fd01::{10 + host.number}" for host in self.lab.hosts]
+
     def build(self) -> None:
         """Tenant, router, networks, clients and the blue servers; on all hosts at the end."""
         self.client.create(kinds.TENANT, ident=self.tenant, body=tenant_pb2.Tenant())
@@ -48,9 +53,8 @@ class Service:
 
     def bring_up(self, color: str) -> None:
         """The servers of a color, on all hosts at the end."""
-        for host, address in zip(self.lab.hosts, self.addresses, strict=True):
-            addresses = (address, f"fd01::{address.rpartition('.')[2]}")
-            self._port(f"web-{color}-{host.number}", "web", host.name, color=color, addresses=addresses)
+        for host, *addresses in zip(self.lab.hosts, self.addresses, self.addresses6, strict=True):
+            self._port(f"web-{color}-{host.number}", "web", host.name, color=color, addresses=tuple(addresses))
         self.synced()
 
     @contextmanager
@@ -93,10 +97,10 @@ class Service:
 
     @contextmanager
     def serving(self, color: str) -> Iterator[None]:
-        """All servers of a color answer with the name of it."""
+        """All servers of a color answer with the name of it, also to echo requests."""
         with ExitStack() as stack:
             for server in self.servers(color):
-                stack.enter_context(server.running("answer", str(PORT), color))
+                stack.enter_context(server.running("answer", str(PORT), color, "--echo"))
             yield
 
     def synced(self) -> None:

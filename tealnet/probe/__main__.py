@@ -144,6 +144,16 @@ def repeat(interface: str, frames: list[str], *, interval: float) -> dict[str, o
     return {"sent": sent, "failed": failed}
 
 
+def scatter(first: str, count: int, *, rate: float) -> dict[str, object]:
+    """One datagram to each of so many addresses."""
+    began = time.monotonic()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for number in range(count):
+            time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            sock.sendto(b"", (str(ip_address(first) + number), 9))
+    return {"sent": count}
+
+
 def serve(port: int) -> dict[str, object]:
     """A TCP server on all addresses that answers the SHA-256 of what it was sent, and counts; UDP is counted, too."""
     tcp = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
@@ -234,6 +244,10 @@ def main() -> None:
     word.add_argument("interface")
     word.add_argument("frames", nargs="+")
     word.add_argument("--interval", type=float, default=0.005)
+    word = words.add_parser("scatter")
+    word.add_argument("first")
+    word.add_argument("count", type=int)
+    word.add_argument("--rate", type=float, default=1000.0)
     word = words.add_parser("serve")
     word.add_argument("port", type=int)
     word = words.add_parser("transfer")
@@ -247,6 +261,7 @@ def main() -> None:
     word = words.add_parser("answer")
     word.add_argument("port", type=int)
     word.add_argument("text")
+    word.add_argument("--echo", action="store_true")
     word = words.add_parser("ask")
     word.add_argument("address")
     word.add_argument("port", type=int)
@@ -257,10 +272,15 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("--count", type=int, default=10)
     word.add_argument("--interval", type=float, default=0.05)
+    word = words.add_parser("pairs")
+    word.add_argument("first")
+    word.add_argument("second")
+    word.add_argument("port", type=int)
     word = words.add_parser("load")
     word.add_argument("port", type=int)
     word.add_argument("addresses", nargs="+")
     word.add_argument("--rate", type=float, default=100.0)
+    word.add_argument("--kind", choices=load.KINDS, default="tcp")
     word = words.add_parser("table")
     word.add_argument("name")
     word.add_argument("--tcp", type=int, nargs="*", default=[])
@@ -284,18 +304,22 @@ def main() -> None:
         result = send(given.interface, given.frames, interval=given.interval)
     elif given.word == "repeat":
         result = repeat(given.interface, given.frames, interval=given.interval)
+    elif given.word == "scatter":
+        result = scatter(given.first, given.count, rate=given.rate)
     elif given.word == "serve":
         result = serve(given.port)
     elif given.word == "transfer":
         result = transfer(given.address, port=given.port, size=given.size)
     elif given.word == "answer":
-        result = twins.answer(given.port, given.text)
+        result = twins.answer(given.port, given.text, echo=given.echo)
     elif given.word == "ask":
         result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
     elif given.word == "hold":
         result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
+    elif given.word == "pairs":
+        result = twins.pairs(given.first, given.second, port=given.port)
     elif given.word == "load":
-        result = load.load(given.addresses, port=given.port, rate=given.rate)
+        result = load.load(given.addresses, port=given.port, rate=given.rate, kind=given.kind)
     elif given.word == "table":
         from tealnet.probe.truth import Table
 

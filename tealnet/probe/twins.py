@@ -1,7 +1,8 @@
 """Which of two twins answers? A server that says its word, and clients that count the words they hear.
 
-`answer` tells its word on TCP (at once, and again for every byte it is sent) and on UDP (for every datagram). `ask`
-opens connections one after the other; `hold` keeps some open and asks again and again on each.
+`answer` tells its word on TCP (at once, and again for every byte it is sent), on UDP (for every datagram) and, if it is
+to do that in place of the kernel, to echo requests. `ask` opens connections one after the other; `hold` keeps some open
+and asks again and again on each.
 """
 
 from __future__ import annotations
@@ -9,16 +10,57 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
+
+from tealnet.probe.frames import checksum
 
 WAIT = 2.0  # seconds for one answer
 
 
-def answer(port: int, word: str) -> dict[str, object]:
-    """Serve until standard input ends."""
+_KERNEL_ECHO = (Path("/proc/sys/net/ipv4/icmp_echo_ignore_all"), Path("/proc/sys/net/ipv6/icmp/echo_ignore_all"))
+
+
+def answer(port: int, word: str, *, echo: bool = False) -> dict[str, object]:
+    """Serve until standard input ends; with `echo` this namespace's kernel answers no echo request meanwhile."""
+    if not echo:
+        return _answer(port, word, [])
+    with _echo_sockets() as raw:
+        return _answer(port, word, raw)
+
+
+@contextmanager
+def _echo_sockets() -> Iterator[list[socket.socket]]:
+    try:
+        for path in _KERNEL_ECHO:
+            path.write_text("1")
+        kinds = ((socket.AF_INET, socket.IPPROTO_ICMP), (socket.AF_INET6, socket.IPPROTO_ICMPV6))
+        yield [socket.socket(family, socket.SOCK_RAW, protocol) for family, protocol in kinds]
+    finally:
+        for path in _KERNEL_ECHO:
+            path.write_text("0")
+
+
+def _echo(sock: socket.socket, said: bytes) -> None:
+    """Answer an echo request with what came with it, and the word (RFC 792, RFC 4443)."""
+    data, whence = sock.recvfrom(2048)
+    ipv4 = sock.family == socket.AF_INET
+    body = data[(data[0] & 15) * 4 :] if ipv4 else data
+    if body[0] != (8 if ipv4 else 128):
+        return
+    reply = struct.pack("!BBH", 0 if ipv4 else 129, 0, 0) + body[4:] + said
+    if ipv4:  # of ICMPv6 the kernel writes the checksum
+        reply = reply[:2] + struct.pack("!H", checksum(reply)) + reply[4:]
+    sock.sendto(reply, whence)
+
+
+def _answer(port: int, word: str, raw: list[socket.socket]) -> dict[str, object]:
     tcp = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -30,9 +72,11 @@ def answer(port: int, word: str) -> dict[str, object]:
     said, peers, accepted = f"{word}\n".encode(), set[socket.socket](), 0
     print("ready", flush=True)
     while True:
-        ready, _, _ = select.select([sys.stdin, tcp, udp, *peers], [], [])
+        ready, _, _ = select.select([sys.stdin, tcp, udp, *raw, *peers], [], [])
         for one in ready:
-            if one is sys.stdin:
+            if one in raw:
+                _echo(one, said)
+            elif one is sys.stdin:
                 if not os.read(sys.stdin.fileno(), 4096):
                     return {"accepted": accepted, "open": len(peers)}
             elif one is tcp:
@@ -87,6 +131,30 @@ def _asked(address: str, port: int, kind: str) -> str:
         if kind == "udp":
             sock.send(b"?")
         return sock.recv(100).decode().strip()
+
+
+def pairs(first: str, second: str, *, port: int) -> dict[str, object]:
+    """Until standard input ends: a new connection to `first`, and after its word one to `second`, again and again.
+
+    The answer: `pairs`, each [when the first was opened, when the second was answered, word, word]; times in monotonic
+    ns of this machine.
+    """
+    found: list[tuple[int, int, str, str]] = []
+    print("ready", flush=True)
+    while True:
+        ready, _, _ = select.select([sys.stdin], [], [], 0.001)
+        if ready and not os.read(sys.stdin.fileno(), 4096):
+            return {"pairs": found}
+        began = time.monotonic_ns()
+        words = _word(first, port), _word(second, port)
+        found.append((began, time.monotonic_ns(), *words))
+
+
+def _word(address: str, port: int) -> str:
+    try:
+        return _asked(address, port, "tcp")
+    except OSError as error:
+        return f"({error.strerror or type(error).__name__})"
 
 
 class _Held:

@@ -7,19 +7,28 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from agent.core import Condition
 from agent.desired import LAYERS
 from agent.drivers.base import Failure
 from agent.metrics import Status, StatusServer
+from agent.tally import Tally
 from tests.agent.test_core import PORT, WELCOME, WORLD, Agent, running, until
 from tests.fakes.controller import FakeController
 from tests.fakes.device import DictDevice
 
 
+async def nothing() -> dict[int, Any]:
+    return {}
+
+
 @asynccontextmanager
 async def serving(agent: Agent, path: Path) -> AsyncIterator[None]:
-    status = Status(agent.core, agent.reconciler, conditions=lambda: [Condition("VswitchdDown", "…", "start it")])
+    tally = Tally(agent.inputs, packets=nothing, usage=nothing)
+    status = Status(
+        agent.core, agent.reconciler, tally, conditions=lambda: [Condition("VswitchdDown", "…", "start it")]
+    )
     task = asyncio.create_task(StatusServer(status, path).run())
     await until(path.exists)
     try:
@@ -58,6 +67,7 @@ async def test_status_and_metrics(tmp_path: Path) -> None:
         assert float(values["tealnet_applied_revision"]) == controller.revision
         assert float(values['tealnet_repairs_total{layer="flow"}']) == 0
         assert float(values['tealnet_failing{layer="netns"}']) == 1
+        assert (float(values["tealnet_color_collisions_total"]), float(values["tealnet_full_zones"])) == (0, 0)
         assert socket.stat().st_mode & 0o777 == 0o600
         assert "404" in (await get(socket, "/else"))[0]
     assert not socket.exists()

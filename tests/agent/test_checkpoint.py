@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from agent.checkpoint import MAGIC, Checkpoint, CheckpointError, encode, parse
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
+from tests.samples import samples
 
 
 def record(revision: int, size: int = 10) -> pbc.Checkpoint:
@@ -80,7 +84,7 @@ def test_truncated_anywhere_it_is_a_former_state_or_nothing(length: int) -> None
     assert found == RECORDS[: len(found)] and len(found) < len(RECORDS)
 
 
-@settings(max_examples=300)
+@settings(max_examples=samples(150, many=5000))
 @given(st.integers(min_value=0, max_value=len(DATA) - 1), st.integers(min_value=1, max_value=255))
 def test_a_flipped_byte_is_never_believed(place: int, flip: int) -> None:
     damaged = bytearray(DATA)
@@ -110,6 +114,45 @@ async def test_without_a_disk_the_agent_goes_on_and_says_so(tmp_path: Path) -> N
     assert Checkpoint(path).load() == [record(2)]
 
 
+@contextmanager
+def small_disk(path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+async def test_a_disk_that_is_full_leaves_a_former_state_and_is_used_again(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        path, revision, size = disk / "checkpoint", 0, 20_000
+        checkpoint = Checkpoint(path)
+
+        async def save() -> None:
+            nonlocal revision
+            revision += 1
+            await checkpoint.save(record(revision, size), snapshot=lambda: record(revision, size))
+
+        while not checkpoint.failure:
+            await save()
+            assert revision < 10
+        assert "No space left on device" in checkpoint.failure
+        full = revision
+        for _ in range(3):  # it tries again each time, and nothing that was good is lost
+            await save()
+            assert checkpoint.failure
+            kept = Checkpoint(path).load()
+            assert kept and kept[-1].revision < full and all(one.ByteSize() >= size for one in kept)
+        size = 10  # less is to be known now: there is room again
+        await save()
+        assert checkpoint.failure == ""
+        assert Checkpoint(path).load() == [record(revision, size)]
+        assert sorted(os.listdir(disk)) == ["checkpoint"]
+
+
 async def test_a_file_that_vanishes_is_written_whole_again(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     checkpoint = await written(path, 1, 2)
@@ -118,3 +161,19 @@ async def test_a_file_that_vanishes_is_written_whole_again(tmp_path: Path) -> No
     assert checkpoint.failure
     await checkpoint.save(record(4), snapshot=everything(4))
     assert Checkpoint(path).load() == [record(4)]
+
+
+async def test_it_is_written_when_the_disk_takes_it_again(tmp_path: Path) -> None:
+    """Not only when there is news: a process that starts meanwhile would begin with something older."""
+    path = tmp_path / "state" / "checkpoint"
+    checkpoint = Checkpoint(path)
+    newest = pbc.Checkpoint(revision=7)
+    path.parent.write_text("not a directory")
+    await checkpoint.save(pbc.Checkpoint(revision=7), snapshot=lambda: newest)
+    assert checkpoint.is_behind and "could not be written" in checkpoint.failure
+    await checkpoint.catch_up(lambda: newest)
+    assert checkpoint.is_behind
+    path.parent.unlink()
+    await checkpoint.catch_up(lambda: newest)
+    assert not checkpoint.is_behind and not checkpoint.failure
+    assert [record.revision for record in Checkpoint(path).load()] == [7]

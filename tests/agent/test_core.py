@@ -187,6 +187,25 @@ async def test_an_ack_waits_for_the_disk_and_devices_do_not(tmp_path: Path, devi
         await until(lambda: agent.said.acks)
 
 
+async def test_without_a_disk_units_are_applied_and_acknowledged(
+    tmp_path: Path, devices: dict[str, DictDevice]
+) -> None:
+    """What is new is on the devices, only a restart without a controller would not know it: a condition says so."""
+    controller, path = FakeController(), tmp_path / "checkpoint"
+    async with running(path, devices) as agent:
+        await agent.core.greeted(WELCOME)
+        path.with_suffix(".new").symlink_to("/dev/full")  # where the next whole file is written first
+        path.unlink()
+        await agent.take(controller.unit(WORLD))
+        await until(lambda: agent.said.acks and agent.said.acks[-1].revision == controller.revision)
+        assert not agent.said.acks[-1].failures and devices["flow"].content
+        assert "could not be written" in agent.core.checkpoint.failure
+        path.with_suffix(".new").unlink()
+        await agent.take(controller.unit({**WORLD, "host": {}}))
+        assert not agent.core.checkpoint.failure
+    assert Checkpoint(path).load()[-1].revision == controller.revision
+
+
 async def test_without_a_checkpoint_nothing_is_ever_deleted(tmp_path: Path, devices: dict[str, DictDevice]) -> None:
     async with running(tmp_path / "checkpoint", devices) as agent:
         await agent.core.greeted(WELCOME)

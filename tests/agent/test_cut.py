@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
+from agent.closing import Closing
 from agent.connections import Connection, parse
 from agent.cut import Cutter
 from agent.drivers.base import DeviceUnavailable
@@ -96,7 +97,7 @@ class World:
             self.inputs.localports.put(local.uid, local)
             self.inputs.issued.put(local.uid, zone)
         self.epochs = Epochs(self.inputs)
-        self.cutter = Cutter(self.inputs, self.epochs, self.host, self.host)  # type: ignore[arg-type]
+        self.cutter = Cutter(self.inputs, self.epochs, Closing(self.inputs, self.host, self.host))  # type: ignore[arg-type]
 
     def close(self, *colors: int) -> None:
         shares = ColorWeight(1, 0 if 1 in colors else 50), ColorWeight(2, 50)
@@ -185,10 +186,26 @@ async def test_a_failure_is_forgotten_with_what_was_to_be_closed() -> None:
         assert not world.cutter.failures
 
 
+async def test_a_failure_is_forgotten_with_its_network() -> None:
+    """… and the Ack that it stands in is said anew."""
+    world = World()
+    world.host.down = True
+    async with cutting(world):
+        world.close(1)
+        await world.cutter.settled()
+        assert world.cutter.failures
+        healed = asyncio.Event()
+        world.cutter.on_done = healed.set
+        world.inputs.weights.put(UID, None)
+        async with asyncio.timeout(10):
+            await healed.wait()
+        assert not world.cutter.failures
+
+
 def test_connections_as_conntrack_tells_them() -> None:
     rows = parse(DUMP)
     assert len(rows) == 8
     client, server = ip_address("10.30.0.10"), ip_address("10.11.0.5")
     assert rows[0] == Connection("tcp", client, server, (1, 80), 10, 257, "ESTABLISHED")
-    assert rows[3] == Connection("udp", ip_address("fd30::10"), ip_address("fd11::5"), (3, 53), 10, 1, "")
+    assert rows[3] == Connection("udp", ip_address("fd30::10"), ip_address("fd11::5"), (3, 53), 10, 1, "", 7)
     assert rows[4] == Connection("icmp", client, server, (9, 8 << 8), 10, 1, "")

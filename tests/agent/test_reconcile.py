@@ -24,6 +24,7 @@ from agent.reconcile import Applied, Reconciler
 from tealnet.core.rows.stream import Attach, LocalPort
 from tealnet.core.tables import Graph, Read
 from tests.fakes.device import Crash, DictDevice
+from tests.samples import samples
 
 BROKEN = Failure("Broken", "planned")
 HOPELESS = Failure("Hopeless", "planned", retriable=False)
@@ -488,6 +489,26 @@ async def test_what_somebody_deletes_is_repaired_alone_and_counted(layer: str, h
     assert process.reconciler.applied() == Applied(1, {})
 
 
+@pytest.mark.parametrize("layer", ["guard", "ovsdb", "address"])
+async def test_of_a_device_that_went_it_is_said_why_it_is_not_there(layer: str) -> None:
+    """Whoever hears first that something of it is gone: that it can't be put on what is not there is not the reason."""
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("a"), port("b", where="two"))
+    key: Hashable = ("port", "tn-a") if layer == "ovsdb" else "tn-a"
+    del machine.content("link")["tn-a"], machine.content(layer)[key]
+    machine.devices["link"].plan_error("tn-a", HOPELESS)
+    machine.devices[layer].plan_error(key, BROKEN)
+    process.reconciler.reread_key(layer, key)
+    said = []
+    for _ in range(6):
+        await process.steps(1)
+        said.append(process.reconciler.applied())
+    assert said[0] == Applied(0, {}), "at work on something that was done"
+    assert said[-1] == Applied(1, {"localport/a": HOPELESS})
+    assert Applied(1, {"localport/a": BROKEN}) not in said
+
+
 async def test_a_device_made_again_is_guarded_before_it_is_up() -> None:
     """Up to Linux 6.15 a guard ends with its device, and the event that says so may come last."""
     machine = Machine()
@@ -655,7 +676,7 @@ def expected(ports: list[LocalPort]) -> dict[str, set[Hashable]]:
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=samples(50, many=2000))
 @given(st.lists(worlds, min_size=1, max_size=6), st.data())
 def test_any_history_converges_whatever_is_interrupted(history: list[list[LocalPort]], data: st.DataObject) -> None:
     asyncio.run(_any_history(history, data))
@@ -703,7 +724,7 @@ async def _any_history(history: list[list[LocalPort]], data: st.DataObject) -> N
         await process.finds_nothing_to_do()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=samples(25, many=1000))
 @given(st.lists(worlds, min_size=1, max_size=4), st.data())
 def test_any_history_converges_once_planned_errors_are_over(
     history: list[list[LocalPort]], data: st.DataObject

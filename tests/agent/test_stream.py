@@ -16,6 +16,7 @@ from tealnet.core.digest import Digest, version
 from tealnet.core.rows.stream import LocalPort, decode
 from tealnet.core.tables import Graph
 from tests.fakes.controller import FakeController, endpoint, hostpeer, localport, segment
+from tests.samples import samples
 
 
 class Host:
@@ -298,7 +299,7 @@ def worlds(draw: st.DrawFn) -> dict[str, dict[str, bytes]]:
     return world
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=samples(60, many=2000))
 @given(st.lists(worlds(), min_size=1, max_size=6))
 def test_any_history_with_proofs_ends_where_the_last_state_says(history: list[dict[str, dict[str, bytes]]]) -> None:
     host, controller = Host(), FakeController()
@@ -314,7 +315,7 @@ def test_any_history_with_proofs_ends_where_the_last_state_says(history: list[di
         assert host.restarted().rows() == host.rows()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=samples(60, many=2000))
 @given(st.lists(worlds(), min_size=1, max_size=6), st.randoms())
 def test_no_local_port_ever_goes_without_proof(history: list[dict[str, dict[str, bytes]]], random: object) -> None:
     host, controller = Host(), FakeController()

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tealnet import kinds
 from tealnet.kinds import Kind
-from tealnet.v1 import common_pb2, host_pb2, port_pb2, rollout_pb2, security_pb2, split_pb2, system_pb2
+from tealnet.v1 import admin_pb2, common_pb2, host_pb2, port_pb2, rollout_pb2, security_pb2, split_pb2, system_pb2
 
 Answer = Callable[[Any], Any]
 TRUST_DOMAIN = "lab.test"
@@ -58,6 +58,8 @@ class Fake:
         self.verdict = security_pb2.TestPolicyResponse()
         self.rules = security_pb2.ListRulesResponse()
         self.denials = security_pb2.ListDenialsResponse()
+        self.check = admin_pb2.CheckResponse()
+        self.audit = admin_pb2.ListAuditResponse()
         self.set_weights: Answer = self._set_weights
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(32))
@@ -67,6 +69,7 @@ class Fake:
             self._serve(f"{kind.title}Service", self._standard(kind) | more())
         self._serve("SystemService", self._system())
         self._serve("PolicyService", self._policy())
+        self._serve("AdminService", self._admin())
         credentials = grpc.ssl_server_credentials(
             [((pki / "controller.key").read_bytes(), (pki / "controller.crt").read_bytes())],
             (pki / "ca.crt").read_bytes(), require_client_auth=True,
@@ -136,6 +139,12 @@ class Fake:
         return call
 
     # ---- methods
+
+    def _admin(self) -> dict[str, tuple[type[Any], Answer]]:
+        return {
+            "Check": (admin_pb2.CheckRequest, lambda _: self.check),
+            "ListAudit": (admin_pb2.ListAuditRequest, lambda _: self.audit),
+        }
 
     def _standard(self, kind: Kind) -> dict[str, tuple[type[Any], Answer]]:
         title, name = kind.title, kind.field

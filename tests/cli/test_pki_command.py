@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,27 @@ def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [[], ["init"], ["issue"], ["show"]])
 def test_help(command: list[str]) -> None:
     assert teal_pki(*command, "--help").exit_code == 0
+
+
+def test_single_certificates_are_revoked(tmp_path: Path) -> None:
+    ca = tmp_path / "ca"
+    assert teal_pki("init", ca, "--trust-domain", "lab.test").exit_code == 0
+    assert teal_pki("issue", ca, "admin", "--out", tmp_path).exit_code == 0
+    done = teal_pki("revoke", ca, tmp_path / "admin.crt", "ab:cd:ef")
+    assert done.exit_code == 0 and done.output.strip() == f"{ca / 'ca.crl'}: 2 revoked"
+    assert teal_pki("revoke", ca, "abcdef", "7").output.strip().endswith("3 revoked")
+    shown = teal_pki("show", ca / "ca.crl").output
+    described = teal_pki("show", tmp_path / "admin.crt").output.splitlines()
+    serial = next(line.split()[1] for line in described if line.startswith("serial"))
+    assert all(f"revoked    {number} " in shown for number in (serial, "abcdef", "7")), shown
+    known = subprocess.run(
+        ["openssl", "crl", "-in", ca / "ca.crl", "-CAfile", ca / "ca.crt", "-noout", "-crlnumber"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "verify OK" in known.stderr and "0x02" in known.stdout.lower(), known
+    for wrong, text in (("nobody.crt", "neither a file nor a serial number"), (ca / "ca.key", "no PEM certificate")):
+        result = teal_pki("revoke", ca, wrong)
+        assert result.exit_code == 1 and text in result.output
+    (ca / "ca.crl").write_text("junk")
+    result = teal_pki("revoke", ca, "9")
+    assert result.exit_code == 1 and "no PEM revocation list" in result.output

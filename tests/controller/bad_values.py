@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
+from tealnet.v1 import admin_pb2, host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
 
 INVALID, ABSENT, EXISTS = StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.ALREADY_EXISTS
 BLOCKED, ABORTED = StatusCode.FAILED_PRECONDITION, StatusCode.ABORTED
@@ -241,6 +241,11 @@ REQUESTS: dict[str, dict[str, list[Any]]] = {
         "requests": [[], [{"port_id": f"p{n}"} for n in range(1001)]],
         "request_id": REQUEST_IDS[:4],
     },
+    "BatchUpdatePorts": {
+        "parent": [p for p in PARENTS if p != Wrong("tenants/none", ABSENT, "NOT_FOUND")],
+        "requests": [[], [{"port": {"name": f"tenants/acme/ports/p{n}"}} for n in range(1001)]],
+        "request_id": REQUEST_IDS[:4],
+    },
     "AcceptHost": {"name": [*MISSING, Wrong("hosts/none", ABSENT, "NOT_FOUND")]},
     "FenceHost": {"name": [*MISSING, "hosts/-", Wrong("hosts/none", ABSENT, "NOT_FOUND")]},
     "DrainHost": {"name": [*MISSING, "hosts/-", Wrong("hosts/none", ABSENT, "NOT_FOUND")]},
@@ -261,6 +266,14 @@ REQUESTS: dict[str, dict[str, list[Any]]] = {
     },
     "ListEvents": {"name": ["x", "tenants/A"], "page_size": [-1]},
     "Plan": {"items": [[{}] * 2001]},
+    "Check": {"timeout": [Duration(seconds=-1), Duration(seconds=61)]},
+    "ListAudit": {
+        "name": ["x", "tenants/A"],
+        "who": [],
+        "after": TIMES[1:],
+        "before": TIMES[1:],
+        "page_size": [-1, 1001],
+    },
 }
 """Wrong values of the other fields of requests, by method."""
 UNASKED = {
@@ -274,7 +287,7 @@ UNASKED = {
 OWN_TESTS = {"Join", "RenewCertificate"}  # tests/controller/test_write_batch.py: whoever is wrong is told nothing
 ELSEWHERE = ("SecurityGroupService", "PolicyTierService", "PolicyService", "TrafficSplitService", "RolloutService")
 """Services whose rooms have tests of their own for this: test_security_check, test_policy_api, test_write_colors, …"""
-SWITCHES = {"validate_only", "force", "atomic", "spec_only"}  # yes or no
+SWITCHES = {"validate_only", "force", "atomic", "spec_only", "repair"}  # yes or no
 
 
 def right(method: str) -> Any:
@@ -302,7 +315,12 @@ def right(method: str) -> Any:
             return request
         case "BatchCreate":
             return port_pb2.BatchCreatePortsRequest(parent="tenants/acme", requests=[{"port_id": "new"}])
+        case "BatchUpdate":
+            one = {"port": {"name": OBJECTS["port"]}}
+            return port_pb2.BatchUpdatePortsRequest(parent="tenants/acme", requests=[one])
         case "CreateJoinToken":
             return host_pb2.CreateJoinTokenRequest(name="hosts/h1")
+        case "Check" | "ListAudit":
+            return getattr(admin_pb2, f"{method}Request")()
         case _:
             return getattr(system_pb2, f"{method}Request")()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import grpc.aio
@@ -22,6 +23,7 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import agent_pb2_grpc
 from tealnet.core.digest import Digest, version
 from tealnet.core.pki import Ca, Leaf
+from tests.controller.shared import shared_etcd
 
 DEADLINE = 10.0
 
@@ -89,14 +91,21 @@ async def running(settings: Settings) -> AsyncIterator[Controller]:
         yield started.result()
     finally:
         stop.set()
-        await asyncio.wait_for(task, 20)
+        async with asyncio.timeout(20):
+            await task
 
 
 @contextlib.asynccontextmanager
-async def site(**settings: Any) -> AsyncIterator[Site]:
-    """A whole site in a directory of its own (short, because of unix sockets)."""
-    with tempfile.TemporaryDirectory(prefix="tn") as name:
+async def site(*, embedded: bool = False, **settings: Any) -> AsyncIterator[Site]:
+    """A whole site in a directory of its own (short, because of unix sockets).
+
+    Its store is a cluster of the etcd that tests share, unless it is to be `embedded`.
+    """
+    with tempfile.TemporaryDirectory(prefix="tn") as name, mock.patch.object(server, "STORE_PATIENCE", 5.0):
         directory = Path(name)
+        if not embedded:
+            endpoint, cluster = shared_etcd()
+            settings = {"etcd": (endpoint,), "cluster": cluster, "compact": "off", **settings}
         ca, chosen = prepare(directory, **settings)
         async with running(chosen) as controller:
             yield Site(directory, ca, chosen, controller)

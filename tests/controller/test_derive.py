@@ -14,6 +14,7 @@ from tealnet.core.digest import Digest
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Segment
 from tests.controller.deriving import KEYS, MAKE, Derivation, body_of
 from tests.controller.making import mac_of, uid_of
+from tests.samples import samples
 
 WEB, DB, OTHER = "tenants/acme/networks/web", "tenants/acme/networks/db", "tenants/globex/networks/web"
 ROUTER = "tenants/acme/routers/main"
@@ -230,7 +231,7 @@ changes = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=samples(75, many=2000))
 @given(st.lists(st.lists(changes, min_size=1, max_size=4), max_size=15))
 def test_any_history_ends_like_a_start_from_scratch(history: list[list[Put | bytes]]) -> None:
     lived = Derivation()

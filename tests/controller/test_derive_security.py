@@ -13,6 +13,7 @@ from tealnet.core.rows.stream import LocalPort
 from tealnet.v1 import network_pb2, security_pb2
 from tests.controller.deriving import KEYS, MAKE, Derivation
 from tests.controller.making import uid_of
+from tests.samples import samples
 
 ENFORCE = network_pb2.Network.POLICY_ENFORCE
 NET, OPEN = "tenants/acme/networks/web", "tenants/acme/networks/open"
@@ -275,7 +276,7 @@ STEPS: list[Any] = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=samples(40, many=1000))
 @given(st.lists(st.sampled_from(range(len(STEPS))), max_size=14), st.data())
 def test_any_history_ends_like_a_start_from_scratch(steps: list[int], data: st.DataObject) -> None:
     derivation = base()

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog.testing
 
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.v1 import (
@@ -277,7 +278,17 @@ async def test_denied_connections(place: Site, admin: Client) -> None:
     strange = pb.Denial(at=now, port_uid=b"\1" * 16)
     agent.rule_report = pb.RuleReport(whole=True, denials=[denial(now - 10, w1, w2), strange, denial(now, w1, d1)])
     async with agent.connected(place):
+        # Told without being asked, it is in the log, with names, and kept.
+        told = [denial(now - 20, w2, d1)]
+        with structlog.testing.capture_logs() as lines:
+            await agent.say(pb.FromAgent(rule_report=pb.RuleReport(denials=told * 30)))
+            await until(lambda: lines, "a line in the log")
+        written = [line for line in lines if line["event"] == "denied"]
+        assert len(written) == 20
+        wanted = {"port": w2.name, "remote_port": d1.name, "direction": "INGRESS", "rule": "none allows it", "more": 2}
+        assert wanted.items() <= written[0].items()
         request = security_pb2.ListDenialsRequest(parent="tenants/acme")
+        request.after.FromNanoseconds(now - 15)
         request.timeout.FromMilliseconds(500)
         answer = await acme.policy.ListDenials(request)
         assert list(answer.silent_hosts) == ["hosts/h2"]
@@ -295,7 +306,7 @@ async def test_denied_connections(place: Site, admin: Client) -> None:
         other = security_pb2.ListDenialsRequest(parent="tenants/acme/ports/d1", timeout=request.timeout)
         assert not (await acme.policy.ListDenials(other)).denials
         everything = await admin.policy.ListDenials(security_pb2.ListDenialsRequest(timeout=request.timeout))
-        assert len(everything.denials) == 2
+        assert len(everything.denials) == 2 + 30
         async with refused(grpc.StatusCode.NOT_FOUND):
             await Client(place, "tenant/globex/admin").policy.ListDenials(other)
     await until(lambda: not place.controller.sessions.by_host)

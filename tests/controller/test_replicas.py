@@ -26,7 +26,7 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import host_pb2, network_pb2, security_pb2
 from tests.controller.making import Maker, uid_of
-from tests.controller.running import FakeAgent, Site, prepare, running, until
+from tests.controller.running import DEADLINE, FakeAgent, Site, prepare, running, until
 
 NET = "tenants/acme/networks/web"
 P1, P2, P3 = (f"tenants/acme/ports/p{n}" for n in (1, 2, 3))
@@ -387,6 +387,7 @@ async def test_reading_everything_anew_changes_nothing(single: Pair) -> None:
     store = single.controllers[0].store
     seen: list[str] = []
     await until(lambda: store.world.terms.rows.get("chores"))
+    await until(lambda: store.world.groups.rows, "the tenant has its default group, which a chore gives it")
     store.subscribe(lambda _, changes: seen.extend(change.table for change in changes))
     await store.load()
     assert not set(seen) - {"replicas", "terms", "lineages"}
@@ -409,7 +410,8 @@ async def test_sync_follows_a_host_to_another_replica(pair: Pair) -> None:
         async with again.connected(pair.sites[0]):  # its old stream hangs
             outcome = await asking
             assert outcome.complete and outcome.synced == {H1} and outcome.took < 5
-            await asyncio.wait_for(agent.done.wait(), 5)
+            async with asyncio.timeout(DEADLINE):
+                await agent.done.wait()
 
 
 async def test_rules_are_asked_of_all_replicas(pair: Pair) -> None:

@@ -14,7 +14,7 @@ from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import host_pb2, port_pb2
 from tests.controller.making import Maker, uid_of
-from tests.controller.running import FakeAgent, Site, site, until
+from tests.controller.running import DEADLINE, FakeAgent, Site, site, until
 
 NET = "tenants/acme/networks/web"
 P1, P2, P3 = (f"tenants/acme/ports/p{n}" for n in (1, 2, 3))
@@ -263,7 +263,8 @@ async def test_a_second_instance_is_refused_while_the_first_lives(place: Site, w
         again = one()
         async with again.connected(place):  # the same instance again: its old stream is dead, it only does not know
             assert again.welcome
-            await asyncio.wait_for(agent.done.wait(), 5)
+            async with asyncio.timeout(DEADLINE):
+                await agent.done.wait()
     await until(lambda: uid_of("hosts/h1") not in place.controller.store.world.sessions.rows)
     async with twin.connected(place):
         assert twin.welcome
@@ -295,7 +296,8 @@ async def test_unknown_and_fenced_hosts_are_refused(place: Site, write: Writer) 
     async with one().connected(place) as agent:
         await synced(place, agent, place.controller.store.revision)
         await write(write.make.host("h1", 1, vtep="192.0.2.1", fenced=True))
-        await asyncio.wait_for(agent.done.wait(), 5)
+        async with asyncio.timeout(DEADLINE):
+            await agent.done.wait()
         assert agent.refused and agent.refused.reason == "Fenced"
         assert LOCAL1 in keys_in(agent)  # and loses nothing
     tenant = FakeAgent("h1", "192.0.2.1")
@@ -308,7 +310,8 @@ async def test_silence_ends_a_session(place: Site, write: Writer) -> None:
     async with agent.connected(place):
         await synced(place, agent, place.controller.store.revision)
         agent.pings = False
-        await asyncio.wait_for(agent.done.wait(), 4)
+        async with asyncio.timeout(4):
+            await agent.done.wait()
 
 
 async def test_failure_reaches_status_and_clears(place: Site, write: Writer) -> None:
@@ -404,7 +407,8 @@ async def test_a_late_word_never_stands_in_place_of_the_ports_own_host(
         monkeypatch.setattr(etcd, "txn", gated)
         there = write.make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h2")
         await write(there, write.make.tombstone("h1", P1, moved_to="h2", network=NET))
-        await asyncio.wait_for(held.wait(), 10)
+        async with asyncio.timeout(DEADLINE):
+            await held.wait()
         back = write.make.port(P1, NET, ["10.0.0.5", "fd00::5"], host="h1")
         gone = write.make.tombstone("h2", P1, moved_to="h1", network=NET)
         await write(back, delete(write.make.tombstone("h1", P1).key), gone)
@@ -446,3 +450,42 @@ async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
         assert not old.unaccounted
         await until(lambda: store.world.tombstones.rows[h1, uid_of(P1), ""].acked)
         assert place.controller.status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE
+
+
+async def test_an_agent_of_a_later_version_is_understood_as_far_as_it_goes(place: Site, write: Writer) -> None:
+    """It says more, and things of which this build has never heard: neither ends the session."""
+    more = b"\xa2\x38\x03new"  # field 900
+    agent = one()
+    agent.features = ("colors", "quantum")
+    hello = pb.Hello.FromString(agent.hello().SerializeToString() + more)
+    agent.hello = lambda: hello  # type: ignore[method-assign]
+    async with agent.connected(place):
+        await agent.say(pb.FromAgent.FromString(more))  # a whole message
+        facts = pb.Facts.FromString(pb.Facts(underlay_mtu=1500).SerializeToString() + more)
+        facts.conditions.append(pb.HostCondition.FromString(pb.HostCondition(type="Tired").SerializeToString() + more))
+        await agent.say(pb.FromAgent(facts=facts))
+        agent.failures = [pb.KeyFailure(key="teapot/1", reason="Short"), pb.KeyFailure(key=LOCAL1, reason="New")]
+        revision = await write(write.make.port(P3, NET, ["10.0.0.7"], host="h1"))
+        await synced(place, agent, revision)
+        world = place.controller.store.world
+        await until(lambda: world.port_status.rows[uid_of(P1)].reason == "New")
+        await until(lambda: world.host_status.rows[uid_of("hosts/h1")].conditions[0].type == "Tired")
+        assert not agent.done.is_set()
+
+
+async def test_a_session_key_that_went_is_written_again_and_all_that_needed_it(place: Site, write: Writer) -> None:
+    """Also by somebody's hand: what the host said meanwhile is written when the key is there again."""
+    store, h1 = place.controller.store, uid_of("hosts/h1")
+    key, place_of = store.keys.session(h1), (h1, uid_of(P1), "")
+    async with one().connected(place) as agent:
+        await synced(place, agent, store.revision)
+        session = place.controller.sessions.by_host[h1]
+        await write(delete(key))
+        await until(lambda: h1 in store.world.sessions.rows, "the key is there again")
+        assert (await store.etcd.range(key)).kvs[0].value == session.key_value
+        # The key goes in the very transaction after which the host says that it has let a port go.
+        gone = write.make.tombstone("h1", P1, network=NET)
+        revision = await write(delete(store.keys.intent(P1)), gone, delete(key))
+        await synced(place, agent, revision)
+        await until(lambda: store.world.tombstones.rows[place_of].acked, "the tombstone is acked")
+        assert place.controller.sessions.by_host[h1] is session and not agent.done.is_set()

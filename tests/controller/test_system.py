@@ -32,7 +32,7 @@ from tealnet.v1 import (
     tenant_pb2,
     tenant_pb2_grpc,
 )
-from tests.controller.running import FakeAgent, Site, site, until
+from tests.controller.running import DEADLINE, FakeAgent, Site, site, until
 
 NET = "tenants/acme/networks/web"
 Type = system_pb2.WatchResponse.Type
@@ -157,7 +157,8 @@ async def test_watch(place: Site, admin: Client, acme: Client) -> None:
     call = acme.system.Watch(request)
 
     async def some(count: int, source: Any) -> list[tuple[str, str]]:
-        got = [await asyncio.wait_for(source.read(), 5) for _ in range(count)]
+        async with asyncio.timeout(DEADLINE):
+            got = [await source.read() for _ in range(count)]
         return [(Type.Name(r.type).removeprefix("TYPE_"), r.object.port.name) for r in got]
 
     assert await some(2, call) == [("ADDED", "tenants/acme/ports/p1"), ("SYNCED", "")]
@@ -167,7 +168,8 @@ async def test_watch(place: Site, admin: Client, acme: Client) -> None:
     async with FakeAgent("h1", "192.0.2.1").connected(place):
         states: dict[str, int] = {}
         while states != {f"tenants/acme/ports/p{n}": port_pb2.PortStatus.STATE_ACTIVE for n in (1, 2)}:
-            response = await asyncio.wait_for(call.read(), 5)
+            async with asyncio.timeout(DEADLINE):
+                response = await call.read()
             states[response.object.port.name] = response.object.port.status.state
     call.cancel()
     resume = system_pb2.WatchRequest(kinds=["port"], resume_revision=created.revision - 1, spec_only=True)
@@ -186,13 +188,14 @@ async def test_status_events_version(place: Site, admin: Client, acme: Client) -
     assert (status.tenants, status.networks, status.ports) == (2, 2, 1)
     assert [h.name for h in status.hosts] == ["hosts/h1", "hosts/h2"]
     assert len(status.etcd) == 1 and status.etcd[0].healthy and status.etcd[0].leader
-    await until(lambda: place.controller.store.world.terms.rows)
+    world = place.controller.store.world
+    await until(lambda: world.terms.rows and world.replicas.rows, "the replica has told of itself and does the chores")
     (replica,) = (await admin.system.GetStatus(system_pb2.GetStatusRequest())).replicas
     assert replica.chores and replica.version
     own = await acme.system.GetStatus(system_pb2.GetStatusRequest())
     assert (own.tenants, own.ports) == (1, 1) and not own.hosts and not own.etcd
     async with FakeAgent("h1", "192.0.2.66").connected(place) as wrong:
-        assert wrong.refused
+        assert wrong.refused and wrong.refused.reason == "VtepMismatch"
     events = (await admin.system.ListEvents(system_pb2.ListEventsRequest(name="hosts/h1"))).events
     assert [event.reason for event in events] == ["Created", "VtepMismatch"]
     assert (await admin.system.ListEvents(system_pb2.ListEventsRequest())).events
@@ -204,10 +207,11 @@ async def test_status_events_version(place: Site, admin: Client, acme: Client) -
     await admin.tenants.DeleteTenant(tenant_pb2.DeleteTenantRequest(name="tenants/acme", force=True))
     await admin.tenants.CreateTenant(tenant_pb2.CreateTenantRequest(tenant_id="acme"))
     async with place.channel(place.ca.issue("tenant/acme/admin")) as channel:  # its certificate is of the new one
-        later = (await Client(channel).system.ListEvents(system_pb2.ListEventsRequest())).events
+        new = Client(channel)
+        later = (await new.system.ListEvents(system_pb2.ListEventsRequest())).events
+        assert (await new.system.GetVersion(system_pb2.GetVersionRequest())).api == "tealnet.v1"
     own = {"tenants/acme", "tenants/acme/securityGroups/default"}
     assert {(event.name, event.reason) for event in later} == {(name, "Created") for name in own}
-    assert (await acme.system.GetVersion(system_pb2.GetVersionRequest())).api == "tealnet.v1"
     health = health_pb2_grpc.HealthStub(admin.channel)
     answer = await health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -216,7 +220,8 @@ async def test_status_events_version(place: Site, admin: Client, acme: Client) -
 async def test_reflection_shows_the_api(acme: Client) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(acme.channel)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="*")]))
-    answer = await asyncio.wait_for(call.read(), 5)
+    async with asyncio.timeout(DEADLINE):
+        answer = await call.read()
     names = {service.name for service in answer.list_services_response.service}
     assert {f"tealnet.v1.{kind}Service" for kind in ("Tenant", "Network", "Router", "Port", "Host", "System")} <= names
     call.cancel()
@@ -234,7 +239,8 @@ async def test_accepted_and_fenced_by_the_api(place: Site, admin: Client) -> Non
         assert accepted.hosts == ["hosts/h1"]
         await until(lambda: not agent.unaccounted, "and goes when an admin says so")
         await admin.hosts.FenceHost(host_pb2.FenceHostRequest(name="hosts/h1"))
-        await asyncio.wait_for(agent.done.wait(), 5)
+        async with asyncio.timeout(DEADLINE):
+            await agent.done.wait()
         assert agent.refused and agent.refused.reason == "Fenced"
 
 
@@ -269,7 +275,8 @@ async def test_the_process(tmp_path: Path) -> None:
                         break
             assert line, "".join(lines)
             process.send_signal(signal.SIGTERM)
-            _, rest = await asyncio.wait_for(process.communicate(), 15)
+            async with asyncio.timeout(15):
+                _, rest = await process.communicate()
             assert process.returncode == 0, rest.decode()
             assert b"Traceback" not in rest, rest.decode()
             assert not (directory / "data/etcd/etcd.pid").exists()
@@ -278,5 +285,6 @@ async def test_the_process(tmp_path: Path) -> None:
                 process.kill()
         environ = {**os.environ, "TEALNET_LOST_AFTER": "never"}
         wrong = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE, env=environ)
-        _, said = await asyncio.wait_for(wrong.communicate(), 15)
+        async with asyncio.timeout(15):
+            _, said = await wrong.communicate()
         assert wrong.returncode == 1 and b"lost_after" in said and b"Traceback" not in said

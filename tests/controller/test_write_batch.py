@@ -1,4 +1,4 @@
-"""BatchCreatePorts, Plan and join tokens."""
+"""Many ports at once, Plan and join tokens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from google.rpc import code_pb2
 
-from controller.errors import Invalid, NotFound, PermissionDenied
+from controller.errors import ApiError, Invalid, NotFound, PermissionDenied
 from tealnet.core.identity import Kind
 from tealnet.core.pki import load_certificate, make_csr, uri_names
 from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
 from tests.controller.consistent import inconsistencies
-from tests.controller.writing import Replicated, become, refusal, writing
+from tests.controller.writing import Replicated, become, group_name, refusal, writing
 
 
 def batch(count: int, **more: Any) -> port_pb2.BatchCreatePortsRequest:
@@ -38,6 +38,61 @@ async def test_a_large_batch_in_small_transactions() -> None:
         assert len({r.port.revision for r in answer.results}) > 1
         assert len({row.spec.identity for row in site.one.store.world.ports.rows.values()}) == 1
         assert await inconsistencies(site.one.store) == []
+
+
+def changes(count: int, group: str, **more: Any) -> Any:
+    """Ports p0, p1, … into a group."""
+    request = port_pb2.BatchUpdatePortsRequest(parent="tenants/acme", **more)
+    for number in range(count):
+        port = port_pb2.Port(name=f"tenants/acme/ports/p{number}", security_groups=[group_name(group)])
+        request.requests.add(port=port, update_mask={"paths": ["security_groups"]})
+    return request
+
+
+async def test_many_ports_change_at_once() -> None:
+    async with writing(max_ops=256) as site:
+        one = site.one
+        await prepared(one)
+        await one.group("acme/web")
+        await one.ports.BatchCreatePorts(batch(100), None)
+        answer = await one.ports.BatchUpdatePorts(changes(100, "acme/web", request_id="r1"), None)
+        assert [r.port.name.rsplit("/", 1)[1] for r in answer.results] == [f"p{n}" for n in range(100)]
+        assert all(list(r.port.security_groups) == [group_name("acme/web")] for r in answer.results)
+        assert answer.revision == max(r.port.revision for r in answer.results)
+        assert 1 < len({r.port.revision for r in answer.results}) < 20
+        assert len({row.spec.identity for row in one.store.world.ports.rows.values()}) == 1
+        assert await inconsistencies(one.store) == []
+        again = await one.ports.BatchUpdatePorts(changes(100, "acme/web", request_id="r1"), None)
+        assert [r.port.revision for r in again.results] == [r.port.revision for r in answer.results]
+        same = await one.ports.BatchUpdatePorts(changes(100, "acme/web"), None)  # nothing to be done
+        assert [r.port.etag for r in same.results] == [r.port.etag for r in answer.results]
+
+
+async def test_what_of_a_change_of_many_is_refused() -> None:
+    async with writing() as site:
+        one = site.one
+        await prepared(one)
+        await one.tenant("globex")
+        await one.group("acme/web")
+        await one.ports.BatchCreatePorts(batch(2), None)
+        request = changes(3, "acme/web")  # there is no p2
+        request.requests.add(port={"name": "tenants/globex/ports/p"}, update_mask={"paths": ["description"]})
+        request.requests.add().CopyFrom(request.requests[0])
+        request.requests.add(port={"name": "tenants/acme/ports/p1", "etag": "old"})
+        request.requests.add(port={"name": "x"})
+        request.requests.add(validate_only=True)
+        results = (await one.ports.BatchUpdatePorts(request, None)).results
+        assert [r.HasField("port") for r in results] == [True, True, *[False] * 6]
+        told = [r.error.message for r in results[2:]]
+        for text, part in zip(
+            told, ["p2 not found", "is not of tenants/acme", "stands twice", "stands twice", "port.name", "single"],
+            strict=True,
+        ):  # fmt: skip
+            assert part in text, told
+        request.atomic = True
+        assert isinstance(await refusal(one.ports.BatchUpdatePorts(request, None)), ApiError)
+        assert isinstance(await refusal(one.ports.BatchUpdatePorts(changes(0, "acme/web"), None)), Invalid)
+        assert await inconsistencies(one.store) == []
 
 
 async def test_what_is_in_quarantine_makes_no_create_slower() -> None:

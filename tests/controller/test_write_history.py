@@ -13,6 +13,7 @@ from tealnet.v1 import host_pb2, router_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.test_write_delete import delete_tenant
 from tests.controller.writing import Replicated, outcome, writing
+from tests.samples import samples
 
 TENANTS, NETWORKS, PORTS = ("acme", "globex"), ("web", "db"), [f"p{n}" for n in range(8)]
 HOSTS = ["", "hosts/h1", "hosts/h2"]
@@ -74,7 +75,8 @@ def step(one: Replicated, rng: random.Random) -> Any:
             return one.port(f"{tenant}/{port}", network, host=host, color=color)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(samples(4, many=200)))
 async def test_a_random_history(seed: int) -> None:
     rng, limit = random.Random(seed), asyncio.Semaphore(12)
     async with writing(replicas=2, max_ops=(128, 4096)[seed % 2]) as site:

@@ -292,3 +292,26 @@ async def test_a_pool_of_vnis_that_is_used_up() -> None:
         error = await refusal(one.network("acme/more", cidrs=["10.0.0.0/24"]))
         assert error.reason == "POOL_EXHAUSTED"
         assert "5000…5002" in error.text
+
+
+async def test_a_network_of_an_earlier_version_stays_without_policy_until_it_is_said() -> None:
+    """Controllers without security groups wrote no policy."""
+    async with writing() as site:
+        one, off, enforce = site.one, network_pb2.Network.POLICY_OFF, network_pb2.Network.POLICY_ENFORCE
+        await one.tenant("acme")
+        await one.network("acme/new", cidrs=["10.1.0.0/24"])
+        name = (await one.network("acme/web", cidrs=["10.0.0.0/24"])).name
+        row = one.store.world.networks.rows[name]
+        stored = store_pb2.Stored.FromString(row.stored)
+        message = network_pb2.Network.FromString(stored.message)
+        message.ClearField("policy")
+        stored.message = message.SerializeToString()
+        await site.etcd.txn((), [put(one.store.keys.intent(name), stored.SerializeToString())])
+        await one.store.barrier()
+        assert not one.store.world.networks.rows[name].spec.guarded
+        changed = await one.update_network(name, "description", description="text")
+        assert changed.policy == off and not one.store.world.networks.rows[name].spec.guarded
+        assert (await one.update_network(name, "policy")).policy == off  # nothing is said
+        assert (await one.update_network(name, "policy", policy=enforce)).policy == enforce
+        new = await one.update_network("tenants/acme/networks/new", "policy")
+        assert new.policy == enforce and one.store.world.networks.rows[new.name].spec.guarded

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from controller import api
@@ -16,14 +14,15 @@ from controller.caller import Caller, set_caller
 from controller.derive import declare
 from controller.errors import ApiError
 from controller.etcd import Etcd
-from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.replica import Replica
+from controller.server import Controller
 from controller.settings import Settings
 from controller.status import Status
 from controller.store import Store, bootstrap
 from tealnet.core.identity import Identity, Kind
 from tealnet.core.pki import Ca
 from tealnet.v1 import host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, security_pb2, split_pb2, tenant_pb2
+from tests.controller.shared import shared_etcd
 
 
 def group_name(name: str) -> str:
@@ -197,17 +196,34 @@ def services(store: Store, settings: Settings, ca: Ca, *, max_ops: int) -> Repli
     )
 
 
+def replicated(controller: Controller) -> Replicated:
+    """The API of a running controller, called directly."""
+    tenants, networks, routers, ports, hosts, splits, rollouts, groups, tiers = (s for _, s in controller.api.servicers)
+    return Replicated(
+        controller.store,
+        controller.api,
+        tenants,
+        networks,
+        routers,
+        ports,
+        hosts,
+        splits,
+        rollouts,
+        groups,
+        tiers,
+        controller.api.join[0][1],
+    )
+
+
 @contextlib.asynccontextmanager
 async def writing(*, replicas: int = 1, max_ops: int = 4096, **settings: Any) -> AsyncIterator[Writing]:
     """Replicas with everything they need in the background."""
     become()
     ca = Ca.create("tealnet.local")
     async with contextlib.AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tn"))) / "etcd"
-        options = Options(directory, durability=Durability.MEMORY)
-        endpoint = (await stack.enter_async_context(EmbeddedEtcd(options))).endpoint
+        endpoint, cluster = shared_etcd()
         etcd = await stack.enter_async_context(Etcd([endpoint]))
-        keys = await bootstrap(etcd, "default")
+        keys = await bootstrap(etcd, cluster)
         jobs, made = [], []
         async with asyncio.TaskGroup() as group:  # a job that fails ends the test
             for number in range(replicas):

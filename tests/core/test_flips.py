@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
+
 from tealnet.lab.flips import Answer, Flip, initial, judge, quantile
-from tealnet.probe.load import RECORD
+from tealnet.probe.load import KINDS, RECORD
 
 MS = 1_000_000
 CHANGES = [
@@ -75,3 +77,23 @@ def test_load_tells_words_and_failures() -> None:
     assert words["blue"] == 50 and words["(ECONNREFUSED)"] >= 49, words
     opened = sorted(at for at, _, _ in found)
     assert 0.9 * 50 * 2 / 500 < (opened[-1] - opened[0]) / 1e9 < 5  # its pace, not that of the answers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_of_each_kind_is_answered(kind: str) -> None:
+    """By a server of a word, over both families, in a network namespace of its own."""
+    probe = [sys.executable, "-m", "tealnet.probe"]
+    inside = 'ip link set lo up; exec "$@"'
+    argv = ["unshare", "-n", "sh", "-c", inside, "sh", *probe, "answer", "8000", "green", "--echo"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin and server.stdout and server.stdout.readline() == b"ready\n"
+        words = ("load", "8000", "127.0.0.1", "::1", "--rate", "200", "--kind", kind)
+        load = subprocess.Popen(
+            ["nsenter", "-t", str(server.pid), "-n", *probe, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert load.stdout and load.stdout.readline() == b"ready\n"
+        out, _ = load.communicate(timeout=15)
+        server.stdin.close()
+        server.wait(timeout=15)
+    said = json.loads(out)
+    assert said["words"] == ["green"] and len(base64.b64decode(said["records"])) >= RECORD.size

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.decoders import DECODERS
+from tests.samples import samples
 
 NAMES = sorted(DECODERS)
 
@@ -24,7 +25,7 @@ def test_the_examples_are_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=timedelta(seconds=1), suppress_health_check=list(HealthCheck))
+@settings(max_examples=samples(100, many=5000), deadline=timedelta(seconds=10), suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_bytes_are_a_surprise(name: str, data: st.DataObject) -> None:
     decoder = DECODERS[name]

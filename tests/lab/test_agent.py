@@ -23,6 +23,7 @@ from tealnet.lab.host import Host, Parts
 from tealnet.lab.lab import Lab
 from tests.fakes.agent_server import SERVER_NAME, FakeServer, Guest, save_host
 from tests.fakes.controller import endpoint, localport, segment, uid
+from tests.lab.looks import ERA
 
 pytestmark = pytest.mark.lab
 
@@ -147,9 +148,8 @@ async def settled(host: Host, seconds: float = SOON) -> dict[str, Any]:
 
 
 async def cookies(host: Host) -> set[str]:
-    return set(
-        re.findall(r"cookie=(0x[0-9a-f]+)", await run(host, "ovs-ofctl", "-OOpenFlow15", "dump-flows", "br-int"))
-    )
+    flows = await run(host, "ovs-ofctl", "-OOpenFlow15", "dump-flows", "br-int")
+    return set(re.findall(r"cookie=(0x[0-9a-f]+)", "\n".join(line for line in flows.splitlines() if ERA not in line)))
 
 
 async def device(host: Host) -> str:

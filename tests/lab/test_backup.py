@@ -22,12 +22,17 @@ def teal(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, env={"TEALNET_CONFIG": str(config)})
 
 
+def use(lab: Lab) -> None:
+    """Make the lab's controller the one that `teal` talks to."""
+    settings = {key: str(value) for key, value in lab.context.items()}
+    words = [f"--{key.replace('_', '-')}={settings[key]}" for key in ("server", "ca", "cert", "key")]
+    assert teal(lab, "context", "add", "lab", *words).returncode == 0
+
+
 def test_backup_and_restore(tmp_path: Path) -> None:
     with standing("t-backup", hosts=2) as stand:
         lab = stand.lab
-        settings = {key: str(value) for key, value in lab.context.items()}
-        words = [f"--{key.replace('_', '-')}={settings[key]}" for key in ("server", "ca", "cert", "key")]
-        assert teal(lab, "context", "add", "lab", *words).returncode == 0
+        use(lab)
         stand.tenant("acme")
         stand.network("acme/web", "10.1.0.0/24", "fd01::/64")
         stand.port("acme/a", "web", "h1")

@@ -14,6 +14,7 @@ import yaml
 from tealnet import kinds
 from tealnet.cli.main import run
 from tealnet.client import ApiError
+from tealnet.lab.flips import Flip, flip, initial
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import host_pb2, port_pb2
@@ -156,6 +157,38 @@ def test_weights_move_new_connections_and_no_open_one(stand: Stand) -> None:
                     expect_all(ops, WEB[0], f"web-{color}")
         for held in (four, six):
             expect_held(held, "web-blue")
+
+
+def test_two_networks_change_color_in_one_step(stand: Stand) -> None:
+    """Who opens web, then db, meets no mixed pair in a color, and without one never the new color, then the old."""
+    both, changes = [full("networks", f"acme/{name}") for name in ("web", "db")], [initial("blue")]
+    shared = stand.workloads("acme/ops-1", "acme/ops-2")
+    colored = stand.workloads("acme/client-blue", "acme/client-green")
+    with serving(stand, "web-blue", "web-green", "db-blue", "db-green"), ExitStack() as stack:
+        running = [stack.enter_context(one.running("pairs", WEB[0], DB[0], PORT)) for one in (*shared, *colored)]
+        for color in COLORS[::-1] * 5:
+            changes.append(flip(stand.client, {network: {color: 1} for network in both}))
+            for client in shared:
+                expect_all(client, DB[1], f"db-{color}")
+    free, own = running[: len(shared)], running[len(shared) :]
+    for color, one in zip(COLORS, own, strict=True):
+        assert {tuple(words) for _, _, *words in one.result["pairs"]} == {(f"web-{color}", f"db-{color}")}
+    for one in free:
+        _expect_no_way_back(one.result["pairs"], changes)
+
+
+def _expect_no_way_back(pairs: list[tuple[int, int, str, str]], changes: list[Flip]) -> None:
+    judged = 0
+    for began, ended, *words in pairs:
+        if any(began <= change.called <= ended for change in changes):
+            continue
+        judged += 1
+        change = max((change for change in changes if change.called <= began), key=lambda change: change.called)
+        (color,) = change.colors
+        web, db = (word.split("-")[-1] == color for word in words)
+        assert web <= db, f"{words}, {(began - change.called) / 1e6:.1f} ms after the change to {color} was called"
+        assert began < change.synced or web, f"{words}, {(began - change.synced) / 1e6:.1f} ms after Sync returned"
+    assert judged > 100
 
 
 def test_canary(stand: Stand) -> None:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tealnet import kinds
 from tealnet.lab.traffic import Running
+from tealnet.lab.wait import wait_for
 from tealnet.v1 import port_pb2, security_pb2, tenant_pb2
 from tests.lab.oracle import (
     GROUPS,
@@ -36,7 +37,7 @@ from tests.lab.oracle import (
     passes,
     policies,
 )
-from tests.lab.stand import READY, Stand, standing
+from tests.lab.stand import READY, SOON, Stand, standing
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(280)]
 
@@ -322,11 +323,22 @@ def test_rules_count_what_they_let_in_and_denials_are_told(truth: Truth) -> None
     before = counted()
     truth.check()
     let_in = sum(t.protocol == "tcp" and t.port == 80 and t.source.tenant == "acme" for t in truth.tries())
-    after = counted()
-    rule = after["tcp 80 from anyone"]
-    assert (rule.ports, rule.hosts) == (6, 3)
-    assert rule.flows >= 3 and rule.packets > before["tcp 80 from anyone"].packets
-    assert rule.connections - before["tcp 80 from anyone"].connections == let_in
-    denials = client.denials(security_pb2.ListDenialsRequest(parent="tenants/acme", page_size=1000)).denials
-    assert any(d.protocol == "tcp" and d.target_port == 8081 and d.remote_port for d in denials)
+    name = "tcp 80 from anyone"
+    # Switches count what their caches have let pass when they look through them.
+    expected = before[name].connections + let_in
+    wait_for(lambda: counted()[name].connections >= expected, seconds=SOON, what=f"{expected} connections")
+    rule = counted()[name]
+    assert (rule.ports, rule.hosts, rule.connections) == (6, 3, expected)
+    assert rule.flows >= 3 and rule.packets > before[name].packets
+
+    def denied() -> list[Any]:
+        request = security_pb2.ListDenialsRequest(parent="tenants/acme", page_size=1000)
+        return list(client.denials(request).denials)
+
+    wait_for(
+        lambda: any(d.protocol == "tcp" and d.target_port == 8081 and d.remote_port for d in denied()),
+        seconds=SOON,
+        what="a denial of tcp 8081",
+    )
+    denials = denied()
     assert all(d.port.startswith("tenants/acme/") and not d.HasField("rule") for d in denials[-20:])

@@ -84,15 +84,8 @@ HARMS = [
     Harm("a flow added", f"{OFCTL} add-flow br-int priority=60000,arp,actions=drop", FLOWS, ONE_FLOW),
     # Ours is gone, and there is one of somebody's.
     Harm("a flow changed", f"{OFCTL} --strict mod-flows br-int '{{match}},actions=drop'", FLOWS, ({"flow": 2},)),
-    # Without its port a zone is nobody's: a look at zones that is quicker than the repair writes its limit again.
-    Harm("a port deleted", "ovs-vsctl del-port {device}", PORTS, (*ONE_PORT, {"ovsdb": 1, "zone": 1}), LINKS),
-    Harm(
-        "ofport_request changed",
-        "ovs-vsctl set Interface {device} ofport_request=777",
-        PORTS,
-        (*ONE_PORT, {"ovsdb": 1, "zone": 1}),
-        LINKS,
-    ),
+    Harm("a port deleted", "ovs-vsctl del-port {device}", PORTS, ONE_PORT, LINKS),
+    Harm("ofport_request changed", "ovs-vsctl set Interface {device} ofport_request=777", PORTS, ONE_PORT, LINKS),
     Harm("a port's mark changed", "ovs-vsctl set Port {device} external_ids:tealnet=1", PORTS, ONE_PORT, LINKS),
     Harm("a port's mark removed", "ovs-vsctl clear Port {device} external_ids", PORTS, ONE_PORT, LINKS),
     Harm(

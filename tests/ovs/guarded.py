@@ -22,7 +22,7 @@ from tealnet.core.rows.stream import Attach, Endpoint, LocalPort, Segment, Subne
 from tealnet.core.tables import Graph
 from tests.ovs import datagrams
 from tests.ovs.datagrams import Address, Ends, Seen
-from tests.ovs.sandbox import DEADLINE, Sandbox, connected
+from tests.ovs.sandbox import DEADLINE, Sandbox, as_agent
 
 HOST = f"{1:032x}"
 CHUNK = 50  # frames; a dummy port that has 100 waiting loses the next
@@ -98,7 +98,7 @@ class Guarded:
 
     async def load(self) -> FlowDriver:
         """Make the switch equal to what is wanted, and wait until no packet goes an old way."""
-        async with connected(self.ovs.mgmt("br-int"), run_dir=self.ovs.run_dir) as driver:
+        async with as_agent(self.ovs) as driver:
             wanted, there = self.flows(), await driver.read()
             gone = [key for key in there if key not in wanted]
             new = {key: value for key, value in wanted.items() if key not in there}
@@ -139,7 +139,8 @@ class Guarded:
 
     async def counters(self) -> Mapping[str, tuple[int, int]]:
         """Packets and bytes by cookie (as text), as ovs-ofctl tells them, when the datapath has told them all."""
-        await self._control("revalidator/wait")
+        for _ in range(2):  # the first round to end may have begun before the last packet
+            await self._control("revalidator/wait")
         dump = self.ovs.ofctl("dump-flows", "br-int")
         found = re.findall(r"cookie=(0x[0-9a-f]+),.*?n_packets=(\d+), n_bytes=(\d+)", dump)
         return {cookie: (int(packets), int(size)) for cookie, packets, size in found}

@@ -12,7 +12,7 @@ from agent.features import FEATURES
 from agent.inputs import THIS, Inputs, This
 from tealnet.core.rows.stream import Attach, Endpoint, HostPeer, LocalPort, Segment
 from tealnet.core.tables import Graph
-from tests.ovs.sandbox import Sandbox, connected
+from tests.ovs.sandbox import Sandbox, as_agent
 
 
 class PipelineHost:
@@ -63,7 +63,7 @@ class PipelineHost:
         """Make the switch equal to what is wanted."""
 
         async def apply() -> None:
-            async with connected(self.ovs.mgmt("br-int"), run_dir=self.ovs.run_dir) as driver:
+            async with as_agent(self.ovs) as driver:
                 wanted, there = self.flows(), await driver.read()
                 gone = [key for key in there if key not in wanted]
                 changed = {key: value for key, value in wanted.items() if there.get(key) != value}  # type: ignore[call-overload]

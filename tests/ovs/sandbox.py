@@ -23,13 +23,17 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
-from agent.drivers.openflow import FlowDriver
+from agent.devices import REVALIDATE_WITHIN
+from agent.drivers.openflow import Era, FlowDriver
+from agent.era import ERA
+from agent.openflow.flow import Flow
+from agent.pipeline import PULSE
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 DEADLINE = 20.0  # seconds for anything that has to happen
@@ -99,9 +103,10 @@ class Sandbox:
         options = [self._dummy, "--disable-system", "--disable-system-route", "--no-chdir"]
         self._start("ovs-vswitchd", self.db, *options)
         wait_until(lambda: listens(self.vswitchd_ctl()), "ovs-vswitchd")
-        self.vsctl(
-            "set", "Open_vSwitch", ".", f"external-ids:starts={time.monotonic_ns()}"
-        )  # returns when it is applied
+        # As the agent sets it. Tests often wait until no packet goes an old way: a second by default.
+        pace = f"other_config:max-revalidator={REVALIDATE_WITHIN}"
+        # Returns when it is applied.
+        self.vsctl("set", "Open_vSwitch", ".", f"external-ids:starts={time.monotonic_ns()}", pace)
 
     def kill_vswitchd(self) -> None:
         """As a crash would: SIGKILL, and wait for its end. Flows and conntrack are gone with it."""
@@ -190,9 +195,11 @@ class Sandbox:
 
 
 @asynccontextmanager
-async def connected(socket: str, *, run_dir: str) -> AsyncIterator[FlowDriver]:
+async def connected(
+    socket: str, *, run_dir: str, pulse: Flow | None = None, era: Era | None = None
+) -> AsyncIterator[FlowDriver]:
     """A flow driver that is connected; it goes on reconnecting until the end of the block."""
-    driver = FlowDriver(socket, run_dir=run_dir)
+    driver = FlowDriver(socket, run_dir=run_dir, pulse=pulse, era=era)
     task = asyncio.create_task(driver.run())
     try:
         async with asyncio.timeout(DEADLINE):
@@ -201,6 +208,11 @@ async def connected(socket: str, *, run_dir: str) -> AsyncIterator[FlowDriver]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def as_agent(ovs: Sandbox) -> AbstractAsyncContextManager[FlowDriver]:
+    """A flow driver for br-int that is connected and does all that an agent's does."""
+    return connected(ovs.mgmt("br-int"), run_dir=ovs.run_dir, pulse=PULSE, era=ERA)
 
 
 async def is_connected(driver: FlowDriver, *, connections: int = 1) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 
 import pytest
 
+from agent.drivers.openflow import FlowDriver
+from agent.drivers.zone import Usage
+from agent.pipeline import Feature
+from agent.tally import Tally
 from tests.ovs import packets
 from tests.ovs.colors import (
     BLUE,
@@ -31,7 +36,7 @@ from tests.ovs.colors import (
     weights,
 )
 from tests.ovs.packets import ACK, RST, SYN, Address, Packet, tcp
-from tests.ovs.sandbox import Sandbox
+from tests.ovs.sandbox import Sandbox, connected
 from tests.ovs.wire import UNDERLAY
 
 pytestmark = pytest.mark.ovs
@@ -149,15 +154,41 @@ def test_twins_share_a_server_by_color(a: ColorWire) -> None:
     assert set(a.arrive(2, WEB_GREEN, OPS3, back)) == {"green5"}
 
 
+class Counting:
+    """A tally of packets that were dropped because of a twin."""
+
+    def __init__(self, wire: ColorWire) -> None:
+        self.wire = wire
+        self.tally = Tally(wire.inputs, packets=lambda: self.driver.counts(Feature.BASE), usage=self.nothing)
+        self.more()
+
+    async def nothing(self) -> dict[int, Usage]:
+        return {}
+
+    def more(self) -> int:
+        """So many since the last call."""
+        before = self.tally.collisions
+        asyncio.run(self.look())
+        return self.tally.collisions - before
+
+    async def look(self) -> None:
+        async with connected(self.wire.ovs.mgmt("br-int"), run_dir=self.wire.ovs.run_dir) as driver:
+            self.driver: FlowDriver = driver
+            await driver.revalidated()
+            await self.tally.look(now=0.0)
+
+
 @pytest.mark.parametrize("first", ["blue5", "green5"])
 def test_twins_exclude_each_other_from_one_connection_of_a_shared_server(a: ColorWire, first: str) -> None:
     server, twin = v4(OPS1), v4(BLUE5)
     second = {"blue5": "green5", "green5": "blue5"}[first]
+    tally = Counting(a)
     assert set(a.send(first, tcp(twin, server, PORTS, SYN))) == {"ops1"}
     assert set(a.send("ops1", tcp(server, twin, BACK, SYN | ACK))) == {first}
     assert set(a.send(first, tcp(twin, server, PORTS, ACK))) == {"ops1"}
     assert a.send(second, tcp(twin, server, PORTS, SYN)) == {}
     assert a.send(second, tcp(twin, server, PORTS, ACK)) == {}
+    assert tally.more() == 2
     assert set(a.send(second, tcp(twin, server, (40001, 80), SYN))) == {"ops1"}
     assert set(a.send(first, tcp(twin, server, PORTS, RST | ACK))) == {"ops1"}
     assert set(a.send(second, tcp(twin, server, PORTS, SYN))) == {"ops1"}, "free again"

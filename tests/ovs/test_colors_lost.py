@@ -29,8 +29,8 @@ from tests.ovs.colors import (
     ColorWire,
 )
 from tests.ovs.packets import ACK, RST, SYN, Address, tcp
-from tests.ovs.sandbox import Sandbox, connected
-from tests.ovs.test_colors import BACK, PORTS, B, C, on_wire, v4, v6
+from tests.ovs.sandbox import Sandbox, as_agent
+from tests.ovs.test_colors import ANSWERS, BACK, KINDS, PORTS, B, C, on_wire, v4, v6
 
 pytestmark = pytest.mark.ovs
 
@@ -154,7 +154,7 @@ def test_single_connections_are_forgotten(a: ColorWire, end: Callable[[object], 
     assert len(rows) == 5 and len(gone) == 3
 
     async def forget() -> None:
-        async with connected(a.ovs.mgmt("br-int"), run_dir=a.ovs.run_dir) as driver:
+        async with as_agent(a.ovs) as driver:
             for _ in range(2):  # what is gone is no error
                 await driver.forget(gone)
 
@@ -214,6 +214,26 @@ def test_a_tracked_connection_gets_the_color_that_the_base_is_named(a: ColorWire
     assert set(a.arrive(2, OPS, BLUE7, back)) == {"ops1"}
     assert set(a.arrive(2, WEB_BLUE, BLUE7, back)) == {"ops1"}
     assert a.arrive(3, WEB_GREEN, GREEN7, back) == {}
+
+
+@pytest.mark.parametrize("end", [v4, v6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_finds_its_way_although_nobody_tracked_the_question(
+    a: ColorWire, kind: str, end: Callable[[object], Address]
+) -> None:
+    """Single packets that were under way when the networks of a routing domain got colors."""
+    client, server = end(OPS1), end(BLUE7)
+    for number, colors in enumerate((NAMED, ALL)):
+        a.recolor(UNCOLORED)
+        a.forget()
+        assert on_wire(a.send("ops1", KINDS[kind](client, server, 1 + number))) == [(WEB_BLUE, B)]
+        assert set(a.arrive(2, OPS, BLUE7, KINDS[kind](server, client, 3 + number))) == {"ops1"}
+        assert set(a.arrive(2, WEB_BLUE, OPS3, KINDS[kind](end(OPS3), end(BLUE5), 5 + number))) == {"blue5"}
+        a.recolor(colors)
+        for vni in (OPS, WEB_BLUE):  # the other host knows of colors, or not yet
+            assert set(a.arrive(2, vni, BLUE7, ANSWERS[kind](server, client, 1 + number))) == {"ops1"}
+        assert on_wire(a.send("ops1", ANSWERS[kind](client, server, 3 + number))) == [(WEB_BLUE, B)]
+        assert on_wire(a.send("blue5", ANSWERS[kind](end(BLUE5), end(OPS3), 5 + number))) == [(WEB_BLUE, B)]
 
 
 def test_a_shared_server_keeps_the_connections_of_a_network_that_is_named(a: ColorWire) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent.drivers.base import DeviceUnavailable
+from agent.drivers.openflow import FlowDriver
 from agent.drivers.ovsdb import OvsdbDriver, OvsFacts
 from agent.drivers.ovsdb_rows import Key, Value
 from agent.objects import Bridge, OvsPort, Tunnel
@@ -265,3 +267,24 @@ async def test_nothing_is_known_before_the_first_connection() -> None:
     assert driver.facts() == OvsFacts()
     with pytest.raises(DeviceUnavailable):
         await driver.read()
+
+
+async def test_nothing_is_touched_of_one_that_is_too_old(private_ovs: Any) -> None:
+    """Here the bar is above what is installed."""
+    driver = OvsdbDriver(private_ovs.socket, run_dir=private_ovs.run_dir, oldest=(99, 0))
+    task = asyncio.create_task(driver.run())
+    try:
+        facts = await facts_when(driver, lambda facts: facts.connected and bool(facts.too_old))
+        assert not facts.vswitchd_up
+        before = private_ovs.vsctl("get", "open", ".", "next_cfg")
+        why = f"Open vSwitch {facts.too_old} is too old: this agent works with 99.0 and newer"
+        flows = FlowDriver(f"{private_ovs.run_dir}/br-int.mgmt", run_dir=private_ovs.run_dir)
+        flows.refusal = driver.refusal
+        calls: list[Any] = [driver.read(), driver.apply(BRIDGE, ()), driver.transact([]), flows.read()]
+        for call in (*calls, flows.apply({}, [1])):
+            with pytest.raises(DeviceUnavailable, match=re.escape(why)):
+                await call
+        assert private_ovs.vsctl("get", "open", ".", "next_cfg") == before
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

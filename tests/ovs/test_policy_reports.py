@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
+from agent import tell
 from agent.pipeline import Feature
 from agent.policy.counters import Counters
 from agent.tell import RuleTeller
@@ -17,7 +19,7 @@ from tealnet.core.rows.security import Action, Direction, Mode, Ports, Position,
 from tests.ovs import datagrams
 from tests.ovs.guarded import Guarded, ends
 from tests.ovs.policies import rule, rules
-from tests.ovs.sandbox import DEADLINE, Sandbox, connected
+from tests.ovs.sandbox import DEADLINE, Sandbox, as_agent
 
 pytestmark = pytest.mark.ovs
 
@@ -64,9 +66,13 @@ class Heard:
 @asynccontextmanager
 async def teller(guarded: Guarded, path: Path) -> AsyncIterator[tuple[RuleTeller, Heard]]:
     heard = Heard()
-    async with connected(guarded.ovs.mgmt("br-int"), run_dir=guarded.ovs.run_dir) as driver:
+    async with as_agent(guarded.ovs) as driver:
         made = RuleTeller(
-            guarded.inputs, Counters(path), stats=lambda: driver.counts(Feature.SECURITY), send=heard.send
+            guarded.inputs,
+            Counters(path),
+            stats=lambda: driver.counts(Feature.SECURITY),
+            send=heard.send,
+            heard=lambda: True,
         )
         driver.on_packet = made.shown
         running = asyncio.create_task(made.run())
@@ -111,6 +117,22 @@ async def test_counters_and_denials_are_told_while_somebody_asks(guarded: Guarde
         assert (denial.source, denial.target) == (ends(2, 3)[0].packed, ends(2, 3)[1].packed)
 
 
+async def test_a_denial_is_logged_and_told_unasked(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tell, "UNASKED_EVERY", 0.05)
+    await guarded.load()
+    async with teller(guarded, tmp_path / "counters") as (_, heard):
+        with structlog.testing.capture_logs() as lines:
+            await guarded.send((2, datagrams.udp(ends(2, 3), (5000, 81))))
+            await heard.until(lambda: heard.denials)
+        (line,) = [line for line in lines if line["event"] == "denied"]
+        assert (line["port"], line["remote_port"]) == ("tenants/acme/ports/web-3", "tenants/acme/ports/web-2")
+        assert (line["rule"], line["protocol"], line["target_port"]) == ("web/1002", "udp", 81)
+        assert [(d.rule, d.target_port) for d in heard.denials] == [(1002, 81)]
+        assert not heard.counts
+
+
 async def test_counters_never_go_back(guarded: Guarded, tmp_path: Path) -> None:
     await guarded.load()
     key = DB, pb.RULE_DIRECTION_INGRESS, 1001
@@ -120,6 +142,7 @@ async def test_counters_never_go_back(guarded: Guarded, tmp_path: Path) -> None:
         await heard.until(lambda: heard.counts and heard.counts[key].packets == 1)
         guarded.ovs.ofctl("del-flows", "br-int")  # written again, they begin at zero
         await guarded.load()
+        await heard.until(lambda: not any(packets for packets, _ in tells._counters._seen.values()))
         await guarded.forget()
         await guarded.send((2, datagrams.udp(ends(2, 3), (5001, 80))))
         await heard.until(lambda: heard.counts[key].packets == 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 
 import pytest
 
@@ -21,6 +22,27 @@ WEB, DB = 301, 302
 OUT = rule(1000, Direction.EGRESS)
 HTTP = rule(1001, Direction.INGRESS, protocol=17, ports=(Ports(80, 89),))
 TCP80 = rule(1002, Direction.INGRESS, protocol=6, ports=(Ports(80, 80),))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torn() -> Iterator[Guarded]:
+    """Fragments that wait for others of theirs: what becomes of them is looked at when all else has been."""
+    with Sandbox() as ovs:
+        host = Guarded(ovs)
+        host.plug(2, identity=WEB)
+        host.plug(3, identity=DB)
+        host.put(rules(WEB, OUT), rules(DB, HTTP))
+        asyncio.run(_tear(host))
+        yield host
+
+
+async def _tear(host: Guarded) -> None:
+    await host.load()
+    assert await host.arrived(2, question(80), at=3)
+    for port, version in ((80, 4), (90, 4), (80, 6)):
+        first, _, last = datagrams.fragments(question(port, data=bytes(4000), version=version), number=port)
+        assert not await host.send((2, first), (2, last))
+    assert "num frag: 0" not in host.ovs.appctl("dpctl/ipf-get-status")
 
 
 @pytest.fixture
@@ -68,6 +90,21 @@ async def test_answers_and_errors_of_what_was_let_in_pass(guarded: Guarded) -> N
 
 
 @pytest.mark.parametrize("version", [4, 6])
+async def test_an_answer_that_nobody_asked_for_gets_to_and_from_no_guarded_port(guarded: Guarded, version: int) -> None:
+    """Between others it would: it may be of a question from before they were tracked."""
+    everything = rule(1003, Direction.INGRESS)
+    guarded.put(rules(WEB, OUT, everything), rules(DB, OUT, everything))
+    back = ends(3, 2, version)
+    echo = datagrams.icmp(back, 0 if version == 4 else 129, 0)
+    for open_, arrives in (((), False), ((3,), False), ((2,), False), ((2, 3), True)):
+        for number, identity in ((2, WEB), (3, DB)):
+            guarded.change(number, identity=identity, policy=Policy.OFF if number in open_ else Policy.ENFORCE)
+        await guarded.load()
+        for packet in (echo, datagrams.tcp(back, (80, 5000), SYN | ACK)):
+            assert await guarded.arrived(3, packet, at=2) == arrives, open_
+
+
+@pytest.mark.parametrize("version", [4, 6])
 async def test_a_datagram_in_fragments_passes_whole_or_not_at_all(guarded: Guarded, version: int) -> None:
     guarded.put(rules(WEB, OUT), rules(DB, HTTP))
     await guarded.load()
@@ -77,27 +114,6 @@ async def test_a_datagram_in_fragments_passes_whole_or_not_at_all(guarded: Guard
             out = await guarded.send(*((2, piece) for piece in order))
             assert len(out.get(3, [])) == (len(pieces) if passes else 0), (port, out)
     assert await guarded.arrived(3, answer(80, version=version), at=2)
-
-
-async def test_fragments_that_never_become_a_datagram_get_nowhere(guarded: Guarded) -> None:
-    """Conntrack lets them go after 15 s, with whatever packet comes by then."""
-    guarded.put(rules(WEB, OUT), rules(DB, HTTP))
-    await guarded.load()
-    assert await guarded.arrived(2, question(80), at=3)
-    for port, version in ((80, 4), (90, 4), (80, 6)):
-        first, _, last = datagrams.fragments(question(port, data=bytes(4000), version=version), number=port)
-        assert not await guarded.send((2, first), (2, last))
-    assert "num frag: 0" not in guarded.ovs.appctl("dpctl/ipf-get-status")
-    number = 6000
-    async with asyncio.timeout(60):
-        while "num frag: 0" not in guarded.ovs.appctl("dpctl/ipf-get-status"):
-            number += 1
-            for version in (4, 6):  # each is new: it passes every commit
-                packet = datagrams.udp(ends(2, 3, version), (number, 80), data=b"whole")
-                out = await guarded.send((2, packet))
-                assert [found.payload[-5:] for frames in out.values() for found in frames] == [b"whole"]
-            await asyncio.sleep(0.2)
-    assert number > 6001
 
 
 async def test_a_poison_rule_closes_its_direction_and_harms_no_other_port(guarded: Guarded) -> None:
@@ -203,6 +219,25 @@ async def test_one_more_identity_costs_one_flow_and_moves_no_other(guarded: Guar
     assert one.keys() <= two.keys()
 
 
+async def test_a_thousand_rules_in_a_group(guarded: Guarded) -> None:
+    """As many as a group may have, each with ports and a remote of its own: one flow each, and each is right."""
+    many = [
+        rule(
+            3000 + n, Direction.INGRESS, protocol=17, ports=(Ports(2 * n, 2 * n),),
+            remote=Remote((), (ip_network(f"10.{n >> 8}.{n & 255}.0/24"),)),
+        )
+        for n in range(1, 1000)
+    ]  # fmt: skip
+    guarded.put(rules(WEB, OUT), rules(DB))
+    before = len(guarded.flows())
+    last = rule(2999, Direction.INGRESS, protocol=17, ports=(Ports(5000, 5000),), remote=Remote((WEB,), ()))
+    guarded.put(rules(WEB, OUT), rules(DB, last, *many))
+    assert len(guarded.flows()) == before + 2 * 1000 + 1  # in JUDGE and in OPENED; the groups' step
+    await guarded.load()
+    assert await guarded.arrived(2, question(5000), at=3)
+    assert not await guarded.arrived(2, question(2 * 999), at=3)  # the other end is not in that rule's prefix
+
+
 HEADERS = b"\x3b\x00\x01\x04\x00\x00\x00\x00"  # destination options, then nothing
 
 
@@ -246,3 +281,18 @@ def closed() -> Iterator[Guarded]:
         host.put(rules(WEB, OUT), rules(DB, OUT))
         asyncio.run(host.load())
         yield host
+
+
+async def test_fragments_that_never_become_a_datagram_get_nowhere(torn: Guarded) -> None:
+    """Conntrack lets them go after 15 s, with whatever packet comes by then."""
+    number = 6000
+    async with asyncio.timeout(90):
+        while True:
+            number += 1
+            for version in (4, 6):  # each is new: it passes every commit
+                packet = datagrams.udp(ends(2, 3, version), (number, 80), data=b"whole")
+                out = await torn.send((2, packet))
+                assert [found.payload[-5:] for frames in out.values() for found in frames] == [b"whole"]
+            if "num frag: 0" in torn.ovs.appctl("dpctl/ipf-get-status"):
+                return
+            await asyncio.sleep(0.2)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.ovs
 
 
 forgotten: list[int] = []
+issued = [17]
 
 
 async def forget(zones: Collection[int]) -> None:
@@ -41,7 +42,8 @@ async def zones_of(ovs: Sandbox) -> AsyncIterator[tuple[ZoneDriver, OvsdbDriver]
             async for facts in ovsdb.changes():
                 if set(facts.ofports.values()) == {17, 18}:
                     break
-        yield ZoneDriver(ovsdb, run_dir=ovs.run_dir, datapath="dummy", forget=forget), ovsdb
+        driver = ZoneDriver(ovsdb, run_dir=ovs.run_dir, datapath="dummy", issued=lambda: issued, forget=forget)
+        yield driver, ovsdb
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -83,6 +85,20 @@ async def test_zones_of_others_are_left_alone(sandbox: Sandbox) -> None:
         await driver.apply({}, [17])
         assert "zone=900,limit=9" in sandbox.appctl("dpctl/ct-get-limits")
         assert "udp_first=7" in sandbox.vsctl("list-zone-tp", "dummy")
+
+
+async def test_a_zone_outlives_the_row_of_its_port(sandbox: Sandbox) -> None:
+    """Somebody deletes ports: what was set in a zone is there as before, and ours as long as its number is issued."""
+    async with zones_of(sandbox) as (driver, ovsdb):
+        wanted = {17: Zone(17, 100, 300), 18: Zone(18, 50)}
+        await driver.apply(wanted, [])
+        await asyncio.to_thread(sandbox.add_bridge, "br-other")  # the datapath does not end with the last bridge
+        await asyncio.to_thread(sandbox.vsctl, "del-br", "br-int")
+        async with asyncio.timeout(DEADLINE):
+            async for facts in ovsdb.changes():
+                if not facts.ofports:
+                    break
+        assert await driver.read() == {17: wanted[17]}
 
 
 async def test_a_tampered_timeout_is_seen(sandbox: Sandbox) -> None:

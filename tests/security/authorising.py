@@ -4,10 +4,10 @@ the test's own idea of who may what, by the verb in a method's name.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -15,18 +15,28 @@ import grpc.aio
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from tealnet.core.pki import make_csr
-from tealnet.v1 import host_pb2, network_pb2, port_pb2, router_pb2, tenant_pb2
-from tests.controller.running import Site, site, until
+from tealnet.core.pki import SKEW, make_csr
+from tealnet.v1 import host_pb2, network_pb2, port_pb2, rollout_pb2, router_pb2, security_pb2, tenant_pb2
+from tests.controller.running import Site, site
+from tests.security.certificates import Plan, leaf, uris
 from tests.security.reflected import Method, methods
 
 # Of one length, so that answers about them must be equal byte by byte once the one name stands for the other.
 ACME, GLOBEX, NOBODY = "acme", "globe", "nobod"
 HOST_OF = {ACME: "hosts/h1", GLOBEX: "hosts/h2", NOBODY: "hosts/h9"}
 """The host that a tenant may use, and no other may; h9 is none."""
-KINDS = ("tenant", "host", "router", "network", "port")
-OWNED = ("router", "network", "port")
-IDENT = {"router": "main", "network": "web", "port": "p1"}
+TIER_OF = {ACME: "policyTiers/t1", GLOBEX: "policyTiers/t2", NOBODY: "policyTiers/t9"}
+"""The tier that binds a tenant, and no other; t9 is none."""
+ZONE_OF = {ACME: "a", GLOBEX: "b", NOBODY: "c"}
+OWNED = ("router", "network", "port", "security_group", "rollout", "split")
+KINDS = ("tenant", "host", "policy_tier", *OWNED)
+NAMES = {
+    "router": "routers/main", "network": "networks/web", "port": "ports/p1", "security_group": "securityGroups/web",
+    "rollout": "rollouts/r1", "split": "networks/cart/trafficSplit",
+}  # fmt: skip
+"""A tenant's object of each kind. The rollout runs on the network `shop`; nothing moves the weights of `cart`."""
+SERVICES = {"SecurityGroup": "security_group", "PolicyTier": "policy_tier", "TrafficSplit": "split"}
+"""Kinds that are not called as their services are."""
 
 WITHOUT, GONE, GONE_HOST, STALE = "without", "tenant of the past", "host of the past", "older than the tenant"
 CALLERS = (
@@ -58,25 +68,30 @@ class Answer:
 
 
 def name_in(tenant: str, kind: str) -> str:
-    """An object of a tenant (the tenant itself, or its host)."""
-    if kind in OWNED:
-        return f"tenants/{tenant}/{kind}s/{IDENT[kind]}"
-    return HOST_OF[tenant] if kind == "host" else f"tenants/{tenant}"
+    """An object of a tenant (the tenant itself, its host, or the tier that binds it)."""
+    match kind:
+        case "tenant":
+            return f"tenants/{tenant}"
+        case "host":
+            return HOST_OF[tenant]
+        case "policy_tier":
+            return TIER_OF[tenant]
+        case _:
+            return f"tenants/{tenant}/{NAMES[kind]}"
 
 
 @asynccontextmanager
 async def matrix() -> AsyncIterator[Matrix]:
     """Two tenants with one object of each kind, a third that is gone, and one whose name was used before."""
-    async with site() as place, AsyncExitStack() as stack:
+    async with site(embedded=True) as place, AsyncExitStack() as stack:
 
         async def channel(role: str) -> grpc.aio.Channel:
             return await stack.enter_async_context(place.channel(place.ca.issue(role, dns=["somebody"])))
 
         admin = await channel("admin")
         found = Matrix(place, await methods(admin), {"admin": admin})
-        stale = place.ca.issue(f"tenant/{ACME}/admin")
-        issued = int(time.time())
-        await until(lambda: int(time.time()) > issued)  # certificates know seconds only
+        of_old = Plan(names=uris(f"spiffe://tealnet.local/tenant/{ACME}/admin"), begin=-SKEW - timedelta(seconds=2))
+        stale = leaf(place.ca, of_old)
         await _fill(found)
         for role in CALLERS[1:8]:
             found.channels[role] = await channel(role)
@@ -94,8 +109,10 @@ async def matrix() -> AsyncIterator[Matrix]:
 async def _fill(found: Matrix) -> None:
     await _make(found, tenant_pb2.CreateTenantRequest(tenant_id="former"))
     await _make(found, host_pb2.CreateHostRequest(host_id="former"))
-    for tenant, zone in ((ACME, "a"), (GLOBEX, "b")):
-        body = tenant_pb2.Tenant(placement=tenant_pb2.Placement(host_selector={"zone": zone}))
+    for tenant in (ACME, GLOBEX):
+        zone = ZONE_OF[tenant]
+        placement = tenant_pb2.Placement(host_selector={"zone": zone})
+        body = tenant_pb2.Tenant(labels={"zone": zone}, placement=placement)
         await _make(found, tenant_pb2.CreateTenantRequest(tenant_id=tenant, tenant=body))
         name = HOST_OF[tenant]
         number = name[-1]
@@ -107,6 +124,20 @@ async def _fill(found: Matrix) -> None:
         await _make(found, network_pb2.CreateNetworkRequest(parent=parent, network_id="web", network=network))
         port = port_pb2.Port(network=name_in(tenant, "network"), host=name, description=f"secret of {tenant}")
         await _make(found, port_pb2.CreatePortRequest(parent=parent, port_id="p1", port=port))
+        for colored in ("shop", "cart"):
+            network = network_pb2.Network(cidrs=["10.0.0.0/24"], colors=["blue", "green"])
+            await _make(found, network_pb2.CreateNetworkRequest(parent=parent, network_id=colored, network=network))
+            port = port_pb2.Port(network=f"{parent}/networks/{colored}", host=name, color="green")
+            await _make(found, port_pb2.CreatePortRequest(parent=parent, port_id=f"green-{colored}", port=port))
+        for kind, request in (
+            ("security_group", security_pb2.CreateSecurityGroupRequest(parent=parent, security_group_id="web")),
+            ("policy_tier", security_pb2.CreatePolicyTierRequest(policy_tier_id=TIER_OF[tenant].split("/")[1])),
+            ("rollout", rollout_pb2.CreateRolloutRequest(parent=parent, rollout_id="r1")),
+        ):
+            made = getattr(request, kind)
+            _plan(made, kind, tenant, network="shop")
+            made.description = f"secret of {tenant}"
+            await _make(found, request)
     for gone in ("tenants/former", "hosts/former"):
         kind = gone.split("/")[0][:-1]
         request_type = tenant_pb2.DeleteTenantRequest if kind == "tenant" else host_pb2.DeleteHostRequest
@@ -126,7 +157,8 @@ async def _make(found: Matrix, request: Any) -> None:
 
 def kind_of(method: Method) -> str:
     """The kind that a service is about; "" for one that is about all."""
-    kind = method.service.removesuffix("Service").lower()
+    word = method.service.removesuffix("Service")
+    kind = SERVICES.get(word, word.lower())
     return kind if kind in KINDS else ""
 
 
@@ -135,6 +167,8 @@ def requests(method: Method, tenant: str) -> list[Any]:
     if any(f.name == "items" for f in method.takes.fields):
         found = []
         for kind in KINDS:
+            if kind == "split":  # no document makes one
+                continue
             request = method.request()
             body(getattr(request.items.add().object, kind), kind, tenant, name=name_in(tenant, kind))
             found.append(request)
@@ -143,7 +177,7 @@ def requests(method: Method, tenant: str) -> list[Any]:
 
 
 def _request(request: Any, kind: str, tenant: str, *, verb: str) -> Any:
-    new = verb.startswith(("Create", "Batch"))
+    new = verb.startswith(("Create", "BatchCreate"))
     for descriptor in request.DESCRIPTOR.fields:
         match descriptor.name:
             case "name":
@@ -156,6 +190,15 @@ def _request(request: Any, kind: str, tenant: str, *, verb: str) -> Any:
                 request.validate_only = True
             case "timeout":
                 request.timeout.FromMilliseconds(50)
+            case "source" | "target":
+                setattr(request, descriptor.name, name_in(tenant, "port"))
+            case "port" if not kind:
+                request.port = 80
+            case "networks":
+                network = name_in(tenant, "split").removesuffix("/trafficSplit")
+                request.networks.add(network=network, weights={"blue": 1, "green": 1})
+            case "force" if verb == "SetWeights":
+                request.force = True
             case "requests":
                 inner = _request(request.requests.add(), kind, tenant, verb=verb)
                 inner.validate_only = False
@@ -175,6 +218,22 @@ def body(message: Any, kind: str, tenant: str, *, name: str) -> None:
         message.router = name_in(tenant, "router")
     if kind == "port":
         message.network, message.host = name_in(tenant, "network"), HOST_OF[tenant]
+    _plan(message, kind, tenant, network="shop" if name else "cart")
+
+
+def _plan(message: Any, kind: str, tenant: str, *, network: str) -> None:
+    """What is to be done with packets; a rollout is one of `network`."""
+    match kind:
+        case "security_group":
+            message.ingress.add(protocol="tcp", ports=["80"], remote_group=f"tenants/{tenant}/securityGroups/default")
+        case "policy_tier":
+            message.position = security_pb2.PolicyTier.POSITION_ABOVE
+            message.tenant_selector["zone"] = ZONE_OF[tenant]
+            message.ingress.add(protocol="tcp", ports=["22"], action=security_pb2.RULE_ACTION_DENY)
+        case "rollout":
+            message.networks.append(f"tenants/{tenant}/networks/{network}")
+            message.target = "green"
+            message.steps.add(weights={"green": 100})
 
 
 # ---- calls
@@ -213,9 +272,11 @@ def _inner(first: Any) -> Answer:
 # ---- the oracle
 
 OK, DENIED, HIDDEN, UNKNOWN, CUT = "allowed", "denied", "not found", "unauthenticated", "no connection"
-_READS = ("Get", "List", "Watch", "Sync")
-_WRITES = ("Create", "Update", "Delete", "Batch", "Plan")
-_ABOUT_ALL = ("ListTenants", "ListHosts", "GetStatus")
+_READS = ("Get", "List", "Watch", "Sync", "Test")
+_WRITES = (
+    "Create", "Update", "Delete", "Batch", "Plan", "Set", "Pause", "Resume", "Advance", "Confirm", "Rollback",
+)  # fmt: skip
+_ABOUT_ALL = ("ListTenants", "ListHosts", "ListPolicyTiers", "GetStatus")
 
 
 def expected(method: Method, caller: str, tenant: str, kind: str) -> str:

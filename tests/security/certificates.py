@@ -16,19 +16,21 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tealnet.core.pki import Ca, Leaf
 
-NOW = datetime.now(UTC)
 URI = x509.UniformResourceIdentifier
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A certificate in the making; what it is without changes is a right one of an admin."""
+    """A certificate in the making; what it is without changes is a right one of an admin.
+
+    Its times count from when it is signed: one of an earlier moment is refused as older than the host's object is,
+    whatever else is right or wrong with it.
+    """
 
     names: Sequence[x509.GeneralName] | None = (URI("spiffe://tealnet.local/admin"),)
     subject: str = "admin"
-    # So young that it is not refused as older than the host's object is.
-    begin: datetime = NOW - timedelta(minutes=1)
-    end: datetime = NOW + timedelta(hours=1)
+    begin: timedelta = timedelta(minutes=-1)
+    end: timedelta = timedelta(hours=1)
     usage: Sequence[x509.ObjectIdentifier] = (ExtendedKeyUsageOID.CLIENT_AUTH,)
     is_authority: bool = False
     weak: bool = False
@@ -44,10 +46,10 @@ def key_pem(key: Any) -> bytes:
 def signed(plan: Plan, issuer: x509.Certificate | None, issuer_key: Any) -> tuple[x509.Certificate, Any]:
     """The certificate of a plan and its key; without an issuer it signs itself."""
     key: Any = rsa.generate_private_key(65537, 1024) if plan.weak else ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, plan.subject)])
+    subject, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, plan.subject)]), datetime.now(UTC)
     builder = x509.CertificateBuilder(
-        issuer.subject if issuer else subject, subject, key.public_key(), x509.random_serial_number(), plan.begin,
-        plan.end,
+        issuer.subject if issuer else subject, subject, key.public_key(), x509.random_serial_number(),
+        now + plan.begin, now + plan.end,
     )  # fmt: skip
     builder = builder.add_extension(x509.BasicConstraints(ca=plan.is_authority, path_length=None), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage(plan.usage), critical=False)
@@ -76,6 +78,11 @@ def by_a_leaf(ca: Ca, plan: Plan, *, signer: Plan) -> Leaf:
     return Leaf(chain, key_pem(key))
 
 
+def end_of(leaf: Leaf) -> datetime:
+    """When a certificate ends; certificates know seconds only."""
+    return x509.load_pem_x509_certificate(leaf.cert_pem).not_valid_after_utc
+
+
 def uris(*texts: str) -> list[x509.GeneralName]:
     """URI names."""
     return [URI(text) for text in texts]
@@ -87,9 +94,9 @@ def _bad(role: str) -> dict[str, Callable[[Ca], Leaf]]:
     hour = timedelta(hours=1)
     foreign = Ca.create("tealnet.local")
     plans = {
-        "expired": replace(right, begin=NOW - 48 * hour, end=NOW - hour),
-        "expired a second ago": replace(right, begin=NOW - 48 * hour, end=NOW - timedelta(seconds=1)),
-        "not yet valid": replace(right, begin=NOW + hour, end=NOW + 2 * hour),
+        "expired": replace(right, begin=-48 * hour, end=-hour),
+        "expired a second ago": replace(right, begin=-48 * hour, end=-timedelta(seconds=1)),
+        "not yet valid": replace(right, begin=hour, end=2 * hour),
         "common name only": replace(right, names=None),
         "DNS name only": replace(right, names=[x509.DNSName(role.replace("/", "."))]),
         "e-mail name only": replace(right, names=[x509.RFC822Name("admin@tealnet.local")]),

@@ -7,8 +7,10 @@ import contextlib
 import os
 import socket
 import ssl
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,17 @@ import grpc
 import grpc.aio
 import pytest
 
-from tealnet.core.pki import Ca, Leaf
+from controller.revoked import stamp_of
+from tealnet.core import crl
+from tealnet.core.pki import Ca, Leaf, PkiError, load_certificate
 from tealnet.v1 import host_pb2, host_pb2_grpc, system_pb2, system_pb2_grpc, tenant_pb2, tenant_pb2_grpc
-from tests.controller.running import FakeAgent, Site, site, until
-from tests.security.certificates import BAD_ADMIN, BAD_HOST, Plan, leaf, uris
+from tests.controller.running import FakeAgent, Site, prepare, running, site, until
+from tests.security.certificates import BAD_ADMIN, BAD_HOST, Plan, end_of, leaf, uris
 
 TIMEOUT = 5.0
+RIGHT_HOST = Plan(names=uris("spiffe://tealnet.local/host/h1"))
+SHORT = timedelta(seconds=4)
+"""How long a certificate lives that ends while it is used: connecting with it may be slow."""
 
 
 @pytest.fixture
@@ -69,10 +76,10 @@ async def test_the_agents_stream_refuses_every_bad_certificate(place: Site) -> N
         if agent.welcome is not None:
             accepted.append(what)
     assert not accepted
-    for right in (place.ca.issue("host/h1"), leaf(place.ca, Plan(names=uris("spiffe://tealnet.local/host/h1")))):
+    for right in (place.ca.issue("host/h1"), leaf(place.ca, RIGHT_HOST)):
         good = FakeAgent("h1", "192.0.2.1")
         async with good.connected(place, right):
-            assert good.welcome is not None
+            assert good.welcome is not None, good.refused
 
 
 # ---- versions of TLS
@@ -164,8 +171,8 @@ async def test_a_clients_certificate_is_no_servers(place: Site, role: str) -> No
 
 async def test_a_certificate_that_ends_ends_its_calls_and_streams_too(place: Site) -> None:
     """A connection outlives the handshake in which its certificate was looked at."""
-    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
-    async with place.channel(leaf(place.ca, Plan(end=end))) as channel:
+    short = leaf(place.ca, Plan(end=SHORT))
+    async with place.channel(short) as channel:
         stub: Any = system_pb2_grpc.SystemServiceStub(channel)
         await stub.GetVersion(system_pb2.GetVersionRequest(), timeout=TIMEOUT)
         watch = stub.Watch(system_pb2.WatchRequest())
@@ -175,20 +182,19 @@ async def test_a_certificate_that_ends_ends_its_calls_and_streams_too(place: Sit
                 while isinstance(await watch.read(), system_pb2.WatchResponse):
                     pass
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert datetime.now(UTC) >= end
+        assert datetime.now(UTC) >= end_of(short)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetVersion(system_pb2.GetVersionRequest(), timeout=TIMEOUT)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_session_ends_with_the_certificate_of_its_host(place: Site) -> None:
-    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
-    agent = FakeAgent("h1", "192.0.2.1")
-    async with agent.connected(place, leaf(place.ca, Plan(names=uris("spiffe://tealnet.local/host/h1"), end=end))):
-        assert agent.welcome is not None
+    agent, short = FakeAgent("h1", "192.0.2.1"), leaf(place.ca, replace(RIGHT_HOST, end=SHORT))
+    async with agent.connected(place, short):
+        assert agent.welcome is not None, agent.refused
         async with asyncio.timeout(2 * TIMEOUT):
             await agent.done.wait()
-        assert datetime.now(UTC) >= end
+        assert datetime.now(UTC) >= end_of(short)
         assert agent.refused is not None and agent.refused.text == "the certificate has ended"
 
 
@@ -280,3 +286,105 @@ async def test_a_revoked_hosts_session_ends_at_once(place: Site) -> None:
     again = FakeAgent("h1", "192.0.2.1")
     async with again.connected(place):
         assert again.refused is not None and again.refused.reason == "Revoked"
+
+
+# ---- single certificates
+
+
+@pytest.fixture
+async def listed() -> AsyncIterator[Site]:
+    """A site with a revocation list, on which nothing stands yet."""
+    with tempfile.TemporaryDirectory(prefix="tn") as name:
+        directory = Path(name)
+        ca, settings = prepare(directory, crl=str(directory / crl.NAME))
+        crl.revoke(directory, ca, [])
+        async with running(settings) as controller:
+            yield Site(directory, ca, settings, controller)
+
+
+def serial(leaf: Leaf) -> int:
+    return load_certificate(leaf.cert_pem, "leaf").serial_number
+
+
+def content(file: Path) -> bytes:
+    return file.read_bytes()
+
+
+async def refused(place: Site, leaf: Leaf) -> bool:
+    return await version(place, leaf) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def comes_true(so: Callable[[], Awaitable[bool]], seconds: float = TIMEOUT) -> None:
+    """An effect that is promised within so many seconds."""
+    async with asyncio.timeout(2 * seconds):
+        while not await so():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_a_certificate_on_the_list_ends_and_its_owners_others_go_on(listed: Site) -> None:
+    place, lost, kept = listed, listed.ca.issue("admin"), listed.ca.issue("admin")
+    host, other = place.ca.issue("host/h1"), place.ca.issue("host/h1")
+    agent = FakeAgent("h1", "192.0.2.1")
+    async with place.channel(lost) as channel, place.channel(kept) as good:
+        hosts: Any = host_pb2_grpc.HostServiceStub(good)
+        await hosts.CreateHost(host_pb2.CreateHostRequest(host_id="h1", host=host_pb2.Host(vtep="192.0.2.1")))
+        watches = [system_pb2_grpc.SystemServiceStub(c).Watch(system_pb2.WatchRequest()) for c in (channel, good)]
+        for watch in watches:
+            await watch.read()
+        async with agent.connected(place, host):
+            assert agent.welcome is not None
+            crl.revoke(place.directory, place.ca, [serial(lost), serial(host)])
+            began = time.monotonic()
+            async with asyncio.timeout(2 * TIMEOUT):  # on the connection that is open already
+                await agent.done.wait()
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    while isinstance(await watches[0].read(), system_pb2.WatchResponse):
+                        pass
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert agent.refused is not None and agent.refused.text == "the certificate is on the revocation list"
+            assert time.monotonic() - began < 5
+        stub: Any = system_pb2_grpc.SystemServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetVersion(system_pb2.GetVersionRequest(), timeout=TIMEOUT)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await refused(place, lost) and not await refused(place, kept)
+        async with agent.connected(place, host):
+            assert agent.refused is not None and agent.refused.reason == "Revoked"
+        async with agent.connected(place, other):
+            assert agent.welcome is not None
+        tenants: Any = tenant_pb2_grpc.TenantServiceStub(good)
+        await tenants.CreateTenant(tenant_pb2.CreateTenantRequest(tenant_id="late"))
+        async with asyncio.timeout(TIMEOUT):
+            while (await watches[1].read()).object.tenant.name != "tenants/late":
+                pass
+
+
+async def test_a_list_that_cannot_be_used_changes_nothing(listed: Site) -> None:
+    place, lost, kept = listed, listed.ca.issue("admin"), listed.ca.issue("admin")
+    file, seen = Path(place.settings.crl), place.controller.revoked
+    crl.revoke(place.directory, place.ca, [serial(lost)])
+    await comes_true(lambda: refused(place, lost))
+    stranger = Ca.create("tealnet.local")  # of the same name
+    (place.directory / "other").mkdir()
+    crl.revoke(place.directory / "other", stranger, [serial(kept)])
+    foreign, own = content(place.directory / "other" / crl.NAME), content(file)
+    for wrong in (b"garbage", b"", foreign, own[:-40]):
+        replace_file(file, wrong)
+        await until(lambda: seen.stamp == stamp_of(file), "the file was looked at")
+        assert await refused(place, lost) and not await refused(place, kept)
+    os.unlink(file)
+    assert await refused(place, lost) and not await refused(place, kept)
+    # Two lists in a file, one of them of an authority that is not trusted (any more): the other one counts.
+    crl.revoke(place.directory, place.ca, [serial(kept)])
+    replace_file(file, foreign + content(file))
+    await comes_true(lambda: refused(place, kept))
+    assert not await refused(place, lost)
+
+
+async def test_no_start_without_the_list_that_is_named() -> None:
+    with tempfile.TemporaryDirectory(prefix="tn") as name:
+        directory = Path(name)
+        _, settings = prepare(directory, crl=str(directory / crl.NAME))
+        with pytest.raises(PkiError, match="cannot read the revocation list"):
+            async with running(settings):
+                pass

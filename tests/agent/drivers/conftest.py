@@ -1,11 +1,10 @@
-"""Tests marked `isolated` run in a process with network and mount namespaces of its own, never in the machine's."""
+"""The four drivers on a kernel, each test in namespaces of its own (`apart`)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,10 +22,9 @@ from agent.drivers.netns import NetnsDriver
 from agent.drivers.nsthread import NetnsThread
 from agent.objects import Addressing, Guard, Link, Namespace, NetnsKind, NetnsRef, Route
 from tealnet.core.delta import Delta
+from tests.agent.drivers import apart
 
-INSIDE = "TEALNET_TEST_ISOLATED"
 DEADLINE = 20.0
-PREPARE = 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$@"'
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,42 +34,28 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run an isolated test in another process, and report what came of it."""
-    if item.get_closest_marker("isolated") is None or INSIDE in os.environ:
+    if item.get_closest_marker("isolated") is None:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    item.ihook.pytest_runtest_logreport(report=_run_isolated(item))
+    for report in apart.run_apart(item):
+        item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     # Nothing was set up for this item, but what is left from the one before may not fit the next one.
     item.session._setupstate.teardown_exact(nextitem)
     return True
 
 
-def _run_isolated(item: pytest.Item) -> pytest.TestReport:
-    start = time.time()
-    if os.geteuid() != 0:
-        reason = (str(item.path), 0, "needs root")
-        return pytest.TestReport(item.nodeid, item.location, {}, "skipped", reason, "call")
-    options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    pytest_ = [sys.executable, "-m", "pytest", *options, item.nodeid]
-    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "sh", "-c", PREPARE, "sh", *pytest_]
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | {INSIDE: "1"},
-            cwd=item.config.rootpath,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            timeout=90,
-        )
-        failed, output = done.returncode != 0, done.stdout
-    except subprocess.TimeoutExpired as error:
-        failed, output = True, f"no end within {error.timeout} s\n{error.output}"
-    duration = time.time() - start
-    if failed:
-        return pytest.TestReport(item.nodeid, item.location, {}, "failed", output, "call", duration=duration)
-    return pytest.TestReport(item.nodeid, item.location, {}, "passed", None, "call", duration=duration)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """In the helper: run what is asked for."""
+    if apart.INSIDE not in os.environ:
+        return None
+    apart.serve(session)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    apart.close(session)
 
 
 def sh(command: str) -> str:

@@ -18,23 +18,27 @@ pytestmark = pytest.mark.isolated
 Shell = Callable[[str], str]
 PORT = 7777
 PROBE = """
-import socket, sys
-family, address = sys.argv[1:]
-six = family == "6"
-scope = socket.if_nametoindex("eth0") if address.startswith("fe80") else 0
-target = (address, 7777, 0, scope) if six else (address, 7777)
-with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as udp:
+import select, socket, sys, time
+end, waiting, udp = time.monotonic() + float(sys.argv[1]), {}, []
+for address in sys.argv[2:]:
+    six = ":" in address
+    scope = socket.if_nametoindex("eth0") if address.startswith("fe80") else 0
+    target = (address, 7777, 0, scope) if six else (address, 7777)
+    family = socket.AF_INET6 if six else socket.AF_INET
+    tcp = socket.socket(family, socket.SOCK_STREAM)
+    tcp.setblocking(False)
+    tcp.connect_ex(target)
+    waiting[tcp] = address
+    udp.append(socket.socket(family, socket.SOCK_DGRAM))
     try:
-        udp.sendto(b"hello", target)
-    except OSError as error:
-        print("udp", error)
-with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM) as tcp:
-    tcp.settimeout(0.3)
-    try:
-        tcp.connect(target)
-        print("CONNECTED")
-    except OSError as error:
-        print("tcp", error)
+        udp[-1].sendto(address.encode(), target)
+    except OSError:
+        pass
+while waiting and (left := end - time.monotonic()) > 0:
+    for tcp in select.select((), waiting, (), left)[1]:
+        address = waiting.pop(tcp)
+        if not tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            print(address)
 """
 
 
@@ -51,13 +55,14 @@ class Listeners:
             sock.bind(("::", PORT))
         self.tcp.listen()
 
-    def heard(self) -> bool:
-        count = 0
+    def heard(self) -> set[str]:
+        """What came over UDP: the addresses that it was sent to."""
+        found = set()
         while True:
             try:
-                count += bool(self.udp.recv(100))
+                found.add(self.udp.recv(100).decode())
             except BlockingIOError:
-                return count > 0
+                return found
 
     def close(self) -> None:
         self.udp.close()
@@ -74,13 +79,14 @@ async def test_nothing_reaches_the_host(stack: Any, sh: Shell) -> None:
     host_mac = sh(f"ip -o link show {w.device}").split("link/ether ")[1].split()[0]
     spoken = f"ip link set {w.device} arp on; sysctl -qw net.ipv6.conf.{w.device}.disable_ipv6=0"
     sh(f"{spoken}; ip addr add fe80::99/64 dev {w.device} nodad; ip addr add 169.254.9.9/16 dev {w.device}")
-    targets = [("4", "10.0.0.200"), ("4", "169.254.9.9"), ("6", "fd00::200"), ("6", "fe80::99")]
+    targets = ["10.0.0.200", "169.254.9.9", "fd00::200", "fe80::99"]
     listeners = Listeners()
     try:
         assert await _reached(sh, listeners, w, targets, host_mac) == set()
         # The same without the guard, to know that this would have been seen.
         sh("nft flush ruleset")
-        assert await _reached(sh, listeners, w, targets, host_mac) >= {"10.0.0.200 udp", "fe80::99 tcp", "arp", "nd"}
+        seen = await _reached(sh, listeners, w, targets, host_mac, seconds=1.5)
+        assert seen >= {"10.0.0.200 udp", "fe80::99 tcp", "arp", "nd"}
         assert await stack.guard.apply({w.device: stack.guard_of(w)}, ()) == {}
         sh("ip netns exec acme.w1 ip neigh flush all")
         assert await _reached(sh, listeners, w, targets, host_mac) == set()
@@ -88,19 +94,21 @@ async def test_nothing_reaches_the_host(stack: Any, sh: Shell) -> None:
         listeners.close()
 
 
-async def _reached(sh: Shell, listeners: Listeners, w: Any, targets: list[tuple[str, str]], host_mac: str) -> set[str]:
+async def _reached(
+    sh: Shell, listeners: Listeners, w: Any, targets: list[str], host_mac: str, *, seconds: float = 0.5
+) -> set[str]:
     """What of the host answered, asked by name and with a guessed MAC."""
     found: set[str] = set()
     sh("ip -n acme.w1 route replace 169.254.0.0/16 dev eth0")
     for guessed in ("", host_mac):
-        for family, address in targets:
+        for address in targets:
             neighbour = f"ip -n acme.w1 neigh replace {address} lladdr {guessed} dev eth0 nud permanent"
             sh(neighbour if guessed else f"ip -n acme.w1 neigh del {address} dev eth0 2>/dev/null || true")
-            said = sh(f"ip netns exec acme.w1 python3 -c '{PROBE}' {family} {address}")
-            found |= {f"{address} tcp"} if "CONNECTED" in said else set()
-            found |= {f"{address} udp"} if listeners.heard() else set()
-            if not guessed and "lladdr" in sh(f"ip -n acme.w1 neigh show {address}"):
-                found.add("arp" if family == "4" else "nd")
+        said = sh(f"ip netns exec acme.w1 python3 -c '{PROBE}' {seconds} {' '.join(targets)}").split()
+        found |= {f"{address} tcp" for address in said} | {f"{address} udp" for address in listeners.heard()}
+        known = "" if guessed else sh("ip -n acme.w1 neigh")
+        asked = {line.split()[0] for line in known.splitlines() if "lladdr" in line} & set(targets)
+        found |= {"nd" if ":" in address else "arp" for address in asked}
     sh("ip -n acme.w1 neigh flush all nud permanent 2>/dev/null || true")
     return found
 

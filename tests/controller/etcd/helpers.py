@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until a condition holds; fail after ten seconds."""
-    async with asyncio.timeout(10):
+async def eventually(holds: Callable[[], Awaitable[bool]], *, seconds: float = 20) -> None:
+    """Wait until a condition holds; fail if that takes too long."""
+    async with asyncio.timeout(seconds):
         while not await holds():  # noqa: ASYNC110 - there is nothing to wait for but the condition
             await asyncio.sleep(0.01)
 

@@ -56,7 +56,7 @@ async def test_lost_when_etcd_is_silent_for_a_ttl(server: EmbeddedEtcd, etcd: Et
                 await lease.lost.wait()
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        assert 0.5 < time.monotonic() - begin < 1.5
+        assert 0.5 < time.monotonic() - begin < 2.5  # a TTL; what is above 1 s is for a busy machine
 
         async def gone() -> bool:
             return not await exists(etcd, b"session")

@@ -16,6 +16,7 @@ from controller.etcd import Compacted, Etcd, HistoryLost, OutcomeUnknown, StoreE
 from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Batch, EventKind, Previous, delete, put
 from tests.controller.etcd.helpers import Relay, eventually
+from tests.samples import samples
 
 START, END = b"w/", b"w0"
 
@@ -23,7 +24,7 @@ START, END = b"w/", b"w0"
 async def collect(watch: AsyncGenerator[Batch, None], last: int) -> list[Batch]:
     """Batches up to revision `last`."""
     batches: list[Batch] = []
-    async with asyncio.timeout(30), aclosing(watch):
+    async with asyncio.timeout(60), aclosing(watch):
         async for batch in watch:
             batches.append(batch)
             if batch.revision >= last:
@@ -65,15 +66,16 @@ async def test_a_watch_must_begin_somewhere(etcd: Etcd) -> None:
         await anext(etcd.watch(START, END, from_revision=0))
 
 
-async def test_twelve_thousand_revisions_across_a_kill(tmp_path: Path) -> None:
+@pytest.mark.long
+async def test_thousands_of_revisions_across_two_kills(tmp_path: Path) -> None:
     """A slow and a live watcher see every revision exactly once although etcd is killed twice meanwhile."""
-    options = Options(tmp_path / "etcd", durability=Durability.MEMORY)
+    options, count = Options(tmp_path / "etcd", durability=Durability.MEMORY), samples(4_000, many=100_000)
     async with EmbeddedEtcd(options) as server, Etcd([server.endpoint]) as etcd, Etcd([server.endpoint]) as watcher:
         done = 0
 
         async def write(worker: int) -> None:
             nonlocal done
-            while done < 12_000:
+            while done < count:
                 try:
                     await etcd.txn((), [put(b"w/%d" % worker, b"%d" % done)])
                     done += 1
@@ -84,8 +86,8 @@ async def test_twelve_thousand_revisions_across_a_kill(tmp_path: Path) -> None:
             return done >= threshold
 
         async def kill() -> None:
-            for threshold in (3_000, 8_000):
-                await eventually(partial(reached, threshold))
+            for threshold in (count // 4, 2 * count // 3):
+                await eventually(partial(reached, threshold), seconds=60)
                 os.kill(server.pid, signal.SIGKILL)
 
         live: list[Batch] = []
@@ -96,7 +98,7 @@ async def test_twelve_thousand_revisions_across_a_kill(tmp_path: Path) -> None:
                     live.append(batch)  # noqa: PERF401 - it never ends, and is looked at meanwhile
 
         following = asyncio.create_task(follow())
-        async with asyncio.timeout(40), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(100), asyncio.TaskGroup() as group:
             group.create_task(kill())
             for worker in range(64):
                 group.create_task(write(worker))
@@ -108,7 +110,7 @@ async def test_twelve_thousand_revisions_across_a_kill(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         following.cancel()
         assert server.restarts == 2
-        assert last > 12_000
+        assert last > count
         assert revisions(live) == revisions(late) == list(range(2, last + 1))
 
 

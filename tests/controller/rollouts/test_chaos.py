@@ -17,6 +17,7 @@ from tealnet.v1 import network_pb2, port_pb2, rollout_pb2
 from tests.controller.consistent import inconsistencies
 from tests.controller.rollouts.stage import Stage, seconds, stage, step
 from tests.controller.running import until
+from tests.samples import samples
 
 NETWORKS = [f"tenants/acme/networks/n{i}" for i in range(3)]
 NAMES = [f"tenants/acme/rollouts/r{i}" for i in range(3)]
@@ -80,7 +81,8 @@ async def disturb(acme: Stage, dice: random.Random) -> None:
             await acme.etcd.txn([modified(key, row.mod_revision), present(held)], [put(key, value)])
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, samples(1, many=30) + 1))
 async def test_whatever_happens_it_ends_as_it_says(seed: int) -> None:
     dice = random.Random(seed)
     async with stage() as acme:

@@ -275,7 +275,7 @@ async def test_connections_are_drained_then_cut() -> None:
 async def test_all_hosts_hold_a_step_until_its_instant() -> None:
     async with stage() as acme:
         at_once = rollout_pb2.ApplyAt(lead=seconds(2.5))
-        await acme.start(step(1.5, blue=90, green=10), step(1.5, green=100), apply_at=at_once)
+        await acme.start(step(0.5, blue=90, green=10), step(0.5, green=100), apply_at=at_once)
         got = await until_shown(acme, lambda rollout: sum(host.armed for host in rollout.status.hosts) == 2)
         assert got.step == 1
         await acme.reaches("SUCCEEDED", seconds=20)
@@ -288,7 +288,7 @@ async def test_a_clock_that_is_off_makes_them_switch_at_once() -> None:
     async with stage() as acme:
         acme.agents[1].offset = 300_000_000
         await acme.start(
-            step(0.2, blue=90, green=10), step(0, green=100), apply_at=rollout_pb2.ApplyAt(lead=seconds(3))
+            step(0.2, blue=90, green=10), step(0, green=100), apply_at=rollout_pb2.ApplyAt(lead=seconds(1.5))
         )
         await acme.reaches("SUCCEEDED", seconds=20)
         entries = [entry for entry in (await acme.ask("Get")).history if entry.reason == "NotArmed"]

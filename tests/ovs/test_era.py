@@ -1,0 +1,100 @@
+"""The datapath's cache of a real switch: no path outlives the flows that it was made by, also where paths overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+import pytest
+
+from agent.drivers.openflow import Key, Value
+from agent.era import STAGES, era_flows
+from agent.openflow import actions as act
+from agent.openflow import oxm
+from agent.openflow.flow import Flow
+from agent.openflow.oxm import match
+from agent.pipeline import PULSE, Feature
+from tests.ovs import datagrams
+from tests.ovs.sandbox import Sandbox, as_agent, connected, sandbox, wait_until
+
+__all__ = ["sandbox"]
+pytestmark = pytest.mark.ovs
+
+ENDS = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+
+
+def _rule(priority: int, actions: bytes, **fields: oxm.Value) -> Flow:
+    return Flow(0, priority, match(udp=True, **fields), actions, Feature.SECURITY)
+
+
+def _keyed(flows: Iterable[Flow]) -> dict[Key, Value]:
+    return {flow.key: flow for flow in flows}
+
+
+def _send(ovs: Sandbox, packet: bytes) -> None:
+    ovs.inject("p1", datagrams.frame("02:aa:00:00:00:01", "02:aa:00:00:00:02", packet).hex())
+
+
+def _udp(port: int) -> bytes:
+    return datagrams.udp(ENDS, (5000, port), data=b"data")
+
+
+def _paths(ovs: Sandbox) -> list[bool]:
+    """Whether the paths of UDP lead anywhere."""
+    lines = ovs.appctl("dpctl/dump-flows").splitlines()
+    return [not line.rstrip().endswith("actions:drop") for line in lines if "proto=17" in line]
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"", act.output(2)), (act.output(2), b"")], ids=["let-through", "denied"])
+async def test_no_path_outlives_its_flow(sandbox: Sandbox, old: bytes, new: bytes) -> None:
+    """A path of one UDP port, from when a flow looked at ports, and one of all ports: found before the other one."""
+    sandbox.add_port("br-int", "p1", 1)
+    sandbox.add_port("br-int", "p2", 2)
+    port_80, before, after = _rule(10, old, udp_dst=80), _rule(1, old), _rule(1, new)
+    async with as_agent(sandbox) as driver:
+        assert await driver.apply(_keyed([PULSE, port_80, before]), []) == {}
+        _send(sandbox, datagrams.tcp(ENDS, (5000, 80), datagrams.SYN))  # the first path that looks at no ports
+        _send(sandbox, _udp(80))
+        wait_until(lambda: _paths(sandbox) == [bool(old)], "a path of port 80")
+        assert await driver.apply({}, [port_80.key]) == {}
+        await driver.revalidated()
+        _send(sandbox, _udp(81))
+        wait_until(lambda: len(_paths(sandbox)) > 0, "a path of all ports")
+        assert await driver.apply(_keyed([after]), [before.key]) == {}
+        await driver.revalidated()
+        for port in (80, 81):
+            _send(sandbox, _udp(port))
+        wait_until(lambda: len(_paths(sandbox)) > 0, "new paths")
+        assert set(_paths(sandbox)) == {bool(new)}
+
+
+async def test_an_era_is_nobodys_business(sandbox: Sandbox) -> None:
+    """It begins with what narrows or goes, in the same bundle; nobody is told of its flows, and none is left over."""
+    mine = _rule(1, b"")
+
+    def there() -> list[str]:
+        return [line for line in sandbox.flows("br-int", cookies=True) if line.startswith("cookie=0x7406")]
+
+    async with as_agent(sandbox) as driver:
+        await driver.apply(_keyed([PULSE]), [])
+        assert there() == []
+        await driver.apply(_keyed([mine]), [])
+        first = there()
+        assert len(first) == len(STAGES) and await driver.read() == _keyed([PULSE, mine])
+        generation = driver.facts().generation
+        await driver.apply({}, [mine.key])
+        second = there()
+        assert len(second) == len(STAGES) and not set(first) & set(second)
+        assert driver.facts().generation == generation
+    async with as_agent(sandbox) as driver:  # the next process ends it
+        assert await driver.read() == _keyed([PULSE])
+        await driver.apply(_keyed([mine]), [])
+        assert len(there()) == len(STAGES) and not set(there()) & set(second)
+    async with connected(sandbox.mgmt("br-int"), run_dir=sandbox.run_dir) as driver:
+        assert len(await driver.read()) == 2 + len(STAGES), "who has no use for them sees and removes them"
+
+
+def test_no_era_looks_at_all_that_another_one_does() -> None:
+    first, second = era_flows(), era_flows()
+    assert {flow.table for flow in first} == set(STAGES)
+    assert not {flow.match for flow in first} & {flow.match for flow in second}
