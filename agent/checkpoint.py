@@ -76,6 +76,7 @@ class Checkpoint:
         self._head = 0  # size after the last rewrite
         self._tail = 0  # bytes appended since
         self._rewrite = True  # the file on disk can't be appended to
+        self._syncing: asyncio.Task[None] | None = None  # the last record, on its way to the disk
 
     def load(self) -> list[pbc.Checkpoint]:
         """The records, none if there is no usable file."""
@@ -91,33 +92,60 @@ class Checkpoint:
 
     async def save(self, record: pbc.Checkpoint, *, snapshot: Callable[[], pbc.Checkpoint]) -> None:
         """Make a change durable; `snapshot` gives everything, for when the file is to be replaced."""
+        await self.write(record, snapshot=snapshot)
+        await self.durable()
+
+    async def write(self, record: pbc.Checkpoint, *, snapshot: Callable[[], pbc.Checkpoint]) -> None:
+        """The same, but only as far as it takes to outlive this process; `durable` waits until it outlives a crash.
+
+        A crash of the machine takes all that the agent has made with it, so work need not wait for the disk: what
+        is said about it must.
+        """
         async with self._writing:
-            await self._save(record, snapshot)
+            await self.durable()
+            await self._write(record, snapshot)
+
+    async def durable(self) -> None:
+        """Return when the disk has what was written, or `failure` says that it has not."""
+        if (syncing := self._syncing) is None:
+            return
+        try:
+            await asyncio.shield(syncing)
+        except OSError as error:
+            self._failed(error)
+        if self._syncing is syncing:
+            self._syncing = None
 
     async def catch_up(self, snapshot: Callable[[], pbc.Checkpoint]) -> None:
         """Try again what could not be written: until then a new process would begin with something older."""
         if self.is_behind:
             await self.save(pbc.Checkpoint(), snapshot=snapshot)
 
-    async def _save(self, record: pbc.Checkpoint, snapshot: Callable[[], pbc.Checkpoint]) -> None:
+    async def _write(self, record: pbc.Checkpoint, snapshot: Callable[[], pbc.Checkpoint]) -> None:
         self._rewrite = self._rewrite or self._tail > self._head + SLACK
         data = MAGIC + encode(snapshot()) if self._rewrite else encode(record)
         try:
-            await asyncio.to_thread(self._replace if self._rewrite else self._append, data)
+            if self._rewrite:
+                await asyncio.to_thread(self._replace, data)
+                self._head, self._tail, self._rewrite = len(data), 0, False
+            else:
+                descriptor = await asyncio.to_thread(self._append, data)
+                self._tail += len(data)
+                self._syncing = asyncio.create_task(asyncio.to_thread(_sync, descriptor), name="checkpoint-sync")
         except OSError as error:
-            if not self.failure or not self._rewrite:
-                log.error("checkpoint not written", path=str(self._path), error=str(error))
-            self.failure = f"the checkpoint could not be written: {error}"
-            self._rewrite = self.is_behind = True
+            self._failed(error)
             return
-        if self._rewrite:
-            self._head, self._tail, self._rewrite = len(data), 0, False
-        else:
-            self._tail += len(data)
         self.failure, self.is_behind = "", False
 
-    def _append(self, data: bytes) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+    def _failed(self, error: OSError) -> None:
+        if not self.failure or not self._rewrite:
+            log.error("checkpoint not written", path=str(self._path), error=str(error))
+        self.failure = f"the checkpoint could not be written: {error}"
+        self._rewrite = self.is_behind = True
+
+    def _append(self, data: bytes) -> int:
+        """Returns the descriptor, which is still to be synced and closed."""
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             size = os.fstat(descriptor).st_size
             try:
@@ -125,9 +153,10 @@ class Checkpoint:
             except OSError:
                 os.ftruncate(descriptor, size)  # half a record is none, and its room is needed
                 raise
-            os.fdatasync(descriptor)
-        finally:
+        except BaseException:
             os.close(descriptor)
+            raise
+        return descriptor
 
     def _replace(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +176,13 @@ class Checkpoint:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -95,7 +95,8 @@ class Core:
         self.on_want_rules: Callable[[pb.WantRuleReport | None], None] = lambda wanted: None
         self.on_armed: Callable[[], None] = lambda: None
         self.on_progress: Callable[[], None] = lambda: None
-        self.before_ack: list[Callable[[], Awaitable[None]]] = []  # what an Ack waits for beside the devices
+        # What an Ack waits for beside the devices.
+        self.before_ack: list[Callable[[], Awaitable[None]]] = [checkpoint.durable]
         self.more_failures: Callable[[], Mapping[str, Failure]] = dict
         self.server = ""  # in session with
         self.problem: SessionOver | None = None
@@ -192,20 +193,21 @@ class Core:
             self._describe()
 
     async def take(self, unit: Unit) -> pb.Taken:
-        """See `agent.stream.Core`. On disk before anything is changed by it."""
+        """See `agent.stream.Core`. In the checkpoint before anything is changed by it, on disk before any Ack of it."""
         began = time.monotonic()
         armed = dict(self.resources.armed)
         merged = self.resources.merge(unit.parts)
         if merged.mismatched:
             self.mismatches += 1
             log.error("digest does not match", unit=unit.number, scopes=merged.mismatched)
-        await self.checkpoint.save(merged.record, snapshot=self.resources.snapshot)
+        written = asyncio.create_task(self.checkpoint.write(merged.record, snapshot=self.resources.snapshot))
+        await asyncio.sleep(0)  # it is written while the rest is derived
         self._put(merged.rows)
         if self._ack is not None and self._ack.revision >= self.resources.revision:
             self._ack = None  # sent again, or another history: what was said says nothing about this unit
         self._repeat = True
         self._issue()
-        await self._reconciler.derive()
+        await self._reconciler.derive(before=written)
         first, self._whole = not self._whole, True
         self._reconciler.take(self.resources.revision)
         if first:  # what is there may have to go, even if nothing is wanted

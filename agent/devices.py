@@ -210,15 +210,19 @@ class Devices:
             tasks.create_task(self._follow_flows(reconciler), name="follow-flows")
 
     async def _follow_ovsdb(self, reconciler: Reconciler) -> None:
-        last, connections = None, 0
+        last, last_zones, connections = None, None, 0
         async for facts in self.ovsdb.changes():
             if facts.connected and facts.connections != connections:
                 connections = facts.connections
                 await self._set_defaults()
-            seen = (facts.connected, facts.vswitchd_starts, facts.generation)
+            parties = (facts.connected, facts.connections, facts.vswitchd_starts)
+            seen, zones = (*parties, facts.generation), (*parties, facts.zones)
+            if zones != last_zones:  # not with each port that comes: to look is to ask vswitchd
+                last_zones = zones
+                reconciler.reread("zone")
             if seen != last:
                 last = seen
-                reconciler.reread("ovsdb", "zone")
+                reconciler.reread("ovsdb")
                 self.on_ovs()
 
     async def _set_defaults(self) -> None:

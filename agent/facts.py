@@ -87,6 +87,8 @@ class Facts:
         self._adopted = False  # the numbers of a former process have been read back
         self._empty: set[int] = set()  # zones that hold nothing of a former port, or belong to a port in use
         self._leaving: dict[str, int] = {}  # uid → number, until its zone is flushed
+        self._flushing: asyncio.Task[None] | None = None  # of zones of ports that are being made
+        self._awaited: dict[str, int] = {}  # device → number that a port which is being plugged may be opened with
         self._wake = asyncio.Event()
 
     # -- numbers
@@ -136,12 +138,44 @@ class Facts:
     # -- beside the reconciler
 
     async def clear(self, layer: str, write: Mapping[Hashable, Any], there: Mapping[Hashable, Any]) -> None:
-        """A device is made when no former one of that name is held any more; what can't be told now, `made` finds."""
-        links = {key: value for key, value in write.items() if isinstance(value, Link)} if layer == "link" else {}
-        again = [link.device for key, link in links.items() if link.is_made_anew(there.get(key))]
-        if again:
-            with suppress(DeviceUnavailable):
-                await self._release(again)
+        """A device is made when no former one of that name is held any more; what can't be told now, `made` finds.
+
+        Zones of new ports are emptied while their devices are made: `prepare` does it where that was not possible.
+        """
+        if layer == "link":
+            links = {key: value for key, value in write.items() if isinstance(value, Link)}
+            self._flush_early(links.values())
+            again = [link.device for key, link in links.items() if link.is_made_anew(there.get(key))]
+            if again:
+                with suppress(DeviceUnavailable):
+                    await self._release(again)
+        elif layer == "ovsdb":
+            if self._flushing is not None:
+                await self._flushing
+            ports = [value for value in write.values() if isinstance(value, OvsPort)]
+            self._awaited = {port.device: port.ofport for port in ports if port.ofport in self._empty}
+
+    def _flush_early(self, links: Iterable[Link]) -> None:
+        issued = self._inputs.issued.rows
+        zones = {issued[link.port_uid] for link in links if link.port_uid in issued} - self._empty
+        if zones and (self._flushing is None or self._flushing.done()):
+            self._flushing = asyncio.create_task(self._flush_if_possible(zones), name="flush-zones")
+
+    async def _flush_if_possible(self, zones: set[int]) -> None:
+        with suppress(DeviceUnavailable):
+            await self._flush(sorted(zones))
+            self._empty |= zones
+
+    def plugged(self, device: str, number: int) -> bool:
+        """The bridge has a new port, says the bridge itself: sooner than OVSDB. Whether that is a new fact.
+
+        Only of a port that is just being plugged, with the number that was issued for it and an empty zone. What OVSDB
+        says in the end is put by `observe`, whatever was put here.
+        """
+        if self._awaited.get(device) != number:
+            return False
+        self._inputs.ofports.put(device, number)
+        return True
 
     async def prepare(self, layer: str, write: Mapping[Hashable, Any]) -> Mapping[Hashable, Failure]:
         """Before a new port is known to be plugged, its zone is emptied: it may have been another port's."""
@@ -167,6 +201,7 @@ class Facts:
             guards = [guard for guard in actual.values() if isinstance(guard, Guard) and not guard.flaw]
             self._inputs.guarded.replace_all({guard.device: True for guard in guards})
         elif layer == "ovsdb":
+            self._awaited = {}
             self._ports = {port.device: port for port in actual.values() if isinstance(port, OvsPort)}
             if not self._adopted:
                 self._adopt()

@@ -1,7 +1,7 @@
 """The loop that brings devices to what is wanted, in an order that never opens a port early or leaves one open late.
 
-    netns → link → guard → ovsdb, address → zone      flow      zone ← address ← ovsdb ← guard ← link ← netns
-              create, left to right         one bundle          delete, right to left
+    netns → link → guard → ovsdb → address → zone      flow      zone ← address ← ovsdb ← guard ← link ← netns
+              create, left to right          one bundle          delete, right to left
 
 Two lanes run side by side: `devices` for all layers but the last, `flow` for the last one, so that a slow bridge never
 delays a change of flows. They meet in tables and in two rules. A port's flows are wanted only when facts say that its
@@ -31,9 +31,10 @@ from tealnet.core.tables import Graph
 log = structlog.get_logger()
 
 Actual = Mapping[Hashable, Any]  # what is there in a layer, by key
+# Addresses after the plug: with them a workload begins to send. What it sends before its port is open is lost, and the
+# datapath remembers to drop it until the revalidators have been there. And whoever changes links meanwhile holds up
+# vswitchd, which asks for the state of all devices when it plugs one.
 DEVICE_LAYERS, FLOW = LAYERS[:-1], LAYERS[-1]
-# A link that is up and guarded may be plugged while it gets its addresses: they wait for different devices.
-STEPS = (("netns",), ("link",), ("guard",), ("ovsdb", "address"), ("zone",))
 ON_LINKS = frozenset({"guard", "ovsdb", "address"})  # layers in which things are done with the devices of `link`
 SLICE = 0.02  # seconds of deriving without giving way
 RESYNC_EVERY = 300.0  # seconds, ± 20 %
@@ -116,10 +117,10 @@ class Reconciler:
         self.settle()
         self.on_progress()
 
-    async def derive(self) -> None:
+    async def derive(self, *, before: Awaitable[None] | None = None) -> None:
         """Derive what the inputs make of themselves now, giving way to others; `take` must follow.
 
-        Nothing of it is wanted before it is whole: what is put meanwhile (facts) waits with it.
+        Nothing of it is wanted before it is whole, and before `before`: what is put meanwhile (facts) waits with it.
         """
         self._deriving += 1
         try:
@@ -128,6 +129,8 @@ class Reconciler:
                 if count % 16 == 0 and self._clock() - began > SLICE:
                     await asyncio.sleep(0)
                     began = self._clock()
+            if before is not None:
+                await before
         finally:
             self._deriving -= 1
 
@@ -144,6 +147,10 @@ class Reconciler:
             layer.note(revision)
         if changed:
             self.kick()
+
+    def learned(self, layer: str, key: Hashable) -> None:
+        """Something of a key that is just being applied is a fact already: derive what follows from it."""
+        self.settle(self.layers[layer].since.get(key, NEVER))
 
     def kick(self) -> None:
         """Have both lanes look for something to do."""
@@ -257,8 +264,8 @@ class Reconciler:
             for layer in self._devices:
                 self._observe(layer)
         self.settle()
-        for names in STEPS:
-            await asyncio.gather(*(self._create(self.layers[name]) for name in names))
+        for layer in self._devices:
+            await self._create(layer)
         if all(layer.was_read for layer in self._devices):
             if not self._devices_passed:
                 self._devices_passed = True
@@ -338,10 +345,9 @@ class Reconciler:
         if not layer.delta.to_write:
             return set()
         broken: set[str] = set()
-        for names in takewhile(lambda names: layer.name not in names, STEPS):
-            for left in (self.layers[name] for name in names):
-                for key in left.delta.to_write:
-                    broken |= self._idents(left, key)
+        for left in takewhile(lambda other: other is not layer, self._devices):
+            for key in left.delta.to_write:
+                broken |= self._idents(left, key)
         broken.discard("")
         return {key for key in layer.delta.to_write if not self._idents(layer, key).isdisjoint(broken)}
 

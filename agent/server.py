@@ -107,6 +107,7 @@ class Agent:
         credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
+        self.devices.flow.on_port = self._plugged
         self.observer = Observer(
             self.core,
             self.inputs,
@@ -161,6 +162,10 @@ class Agent:
             self.devices.close()
             log.info("agent stops")
             os.close(self._lock)
+
+    def _plugged(self, device: str, number: int) -> None:
+        if self.facts.plugged(device, number):
+            self.reconciler.learned("ovsdb", ("port", device))
 
     def _progressed(self) -> None:
         """Something may have come into force."""

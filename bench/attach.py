@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from bench import ovn_packages
@@ -17,7 +18,7 @@ from bench.floor import Floor
 from bench.inside import Inside
 from bench.ovn import Cloud
 from bench.plug import Way
-from bench.teal import Teal
+from bench.teal import GUARDED, Teal
 from bench.trace import LAYERS, Trace, moments
 from tealnet.client import ApiError
 from tealnet.lab import Lab, LabError
@@ -26,11 +27,15 @@ SECONDS = 600
 LAB = "bench-attach"
 SYSTEMS = {
     "attach": "Tealnet",
+    "attach_guarded": "Tealnet, guarded by rules (the default)",
     "floor": "by hand, no control plane",
     "floor_lean": "by hand, lean",
     "ovn": "OVN",
     "ovn_lean": "OVN, lean plug-in",
 }
+
+
+OURS = ("attach", "attach_guarded")
 
 
 @dataclass
@@ -42,6 +47,7 @@ class Attach:
     teal: Teal
     floor: Floor
     cloud: Cloud | None
+    patience: float  # seconds that a repetition waits for quiet neighbours
 
     def case(self, ports: int, repetitions: int) -> None:
         """All systems with so many existing ports, one after the other, again and again."""
@@ -52,30 +58,41 @@ class Attach:
         raw: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
         others = []
         self._turn()  # warms up
-        for _ in range(repetitions):
-            others.append(self.neighbours.wait_quiet())
-            for name, steps in self._turn().items():
+        for number in range(repetitions):
+            others.append(self.neighbours.wait_quiet(seconds=self.patience))
+            for name, steps in self._turn(number).items():
                 rows[name].append(steps["total"])
                 raw[name].append({step: round(at, 2) for step, at in steps.items()})
         self._figures(ports, rows)
         self.report.raw[f"steps_{ports}_ms"] = raw
         self.report.put(f"others_{ports}_cores", statistics.median(others))
 
-    def _turn(self) -> dict[str, dict[str, float]]:
-        """Each system once: ms from the start at which each step was done."""
-        found = {"attach": self.teal.attach().steps()}
-        for way in Way:
-            found[f"floor{way.value}"] = asdict(self.floor.attach(way))
-            if self.cloud:
-                found[f"ovn{way.value}"] = asdict(self.cloud.attach(way))
-        return found
+    def _turn(self, number: int = 0) -> dict[str, dict[str, float]]:
+        """Each system once: ms from the start at which each step was done.
+
+        Another one begins each time: who comes after a pause, or after one of its own kind, has it harder or easier.
+        """
+        systems: dict[str, Callable[[], dict[str, float]]] = {
+            "attach": lambda: self.teal.attach().steps(),
+            "floor": lambda: asdict(self.floor.attach(Way.USUAL)),
+            "attach_guarded": lambda: self.teal.attach(GUARDED).steps(),
+            "floor_lean": lambda: asdict(self.floor.attach(Way.LEAN)),
+        }
+        if (cloud := self.cloud) is not None:
+            systems["ovn"] = lambda: asdict(cloud.attach(Way.USUAL))
+            systems["ovn_lean"] = lambda: asdict(cloud.attach(Way.LEAN))
+        names = ["attach", "floor", "ovn", "attach_guarded", "floor_lean", "ovn_lean"]
+        names = [name for name in names if name in systems]
+        first = number % len(names)
+        return {name: systems[name]() for name in (*names[first:], *names[:first])}
 
     def _figures(self, ports: int, rows: dict[str, list[float]]) -> None:
         for name, values in rows.items():
             self.report.put_stat(f"{name}_{ports}", values, unit="ms")
-            if name != "attach":
-                ratio, below = f"attach_{ports}_vs_{name}_ratio", f"{name}_{ports}_p50_ms"
-                self.report.put_ratio(ratio, f"attach_{ports}_p50_ms", below)
+            if name not in OURS:
+                for ours in OURS:
+                    ratio, below = f"{ours}_{ports}_vs_{name}_ratio", f"{name}_{ports}_p50_ms"
+                    self.report.put_ratio(ratio, f"{ours}_{ports}_p50_ms", below)
 
     def breakdown(self, ports: int, repetitions: int) -> None:
         """Where each millisecond goes, with agents that note the moments."""
@@ -84,7 +101,7 @@ class Attach:
             trace = Trace(self.teal.hosts[0].disk("/var/log/tealnet") / "agent.log")
             self.teal.attach()
             for _ in range(repetitions):
-                self.neighbours.wait_quiet()
+                self.neighbours.wait_quiet(seconds=self.patience)
                 trace.events()
                 one = self.teal.attach()
                 found = moments(trace.events(), started=one.started, ended=one.started + one.total / 1000)
@@ -113,7 +130,7 @@ def _print_breakdown(ports: int, medians: dict[str, float]) -> None:
     table(f"Where the time goes at {ports} ports (medians, ms)", ("", "done at", "begun at", "busy", "reading"), lines)
 
 
-def run(report: Report, *, counts: list[int], repetitions: int, with_ovn: bool) -> None:
+def run(report: Report, *, counts: list[int], repetitions: int, with_ovn: bool, patience: float) -> None:
     """The whole benchmark; the lab is gone at the end."""
     ovn = None
     if with_ovn:
@@ -128,7 +145,7 @@ def run(report: Report, *, counts: list[int], repetitions: int, with_ovn: bool) 
             teal = Teal(lab, insides)
             floor = Floor(lab.hosts, insides)
             cloud = Cloud(lab, ovn) if ovn else None
-            bench = Attach(report, neighbours, teal, floor, cloud)
+            bench = Attach(report, neighbours, teal, floor, cloud, patience)
             try:
                 for count in counts:
                     bench.case(count, repetitions)
@@ -159,6 +176,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-attach", description=__doc__)
     parser.add_argument("--ports", default="10,500", help="numbers of existing ports")
     parser.add_argument("--repetitions", type=int, default=25)
+    parser.add_argument("--patience", type=float, default=3.0, help="seconds to wait for quiet neighbours, each time")
     parser.add_argument("--no-ovn", action="store_true", help="leave OVN out")
     arguments = parser.parse_args()
     counts = [int(word) for word in arguments.ports.split(",")]
@@ -166,7 +184,13 @@ def main() -> int:
     code = 0
     try:
         with bounded(SECONDS):
-            run(report, counts=counts, repetitions=arguments.repetitions, with_ovn=not arguments.no_ovn)
+            run(
+                report,
+                counts=counts,
+                repetitions=arguments.repetitions,
+                with_ovn=not arguments.no_ovn,
+                patience=arguments.patience,
+            )
     except (BenchError, LabError, ApiError) as error:
         say(f"error: {error}")
         code = 1

@@ -1,7 +1,7 @@
 """`make bench-dataplane`: TCP, small packets and round trips through our flows and through a minimal set-up by hand.
 
 By hand means: a bridge on the same vswitchds with one flow per known MAC and a VXLAN port, static neighbours, nothing
-else. Both take turns of a second or two; ratios are those of medians, turned so that 1 is "as good" and more is better.
+else. All take turns of a second or two; ratios are those of medians, turned so that 1 is "as good" and more is better.
 Processor time says more than speed where the machine has other things to do.
 Also counted: flows per remote address, and what a host gets to know of a tenant without ports there.
 """
@@ -23,7 +23,7 @@ from bench.inside import Inside
 from bench.ovsdb import Switch
 from bench.plug import Plug
 from bench.streams import KINDS, End, Times, serving
-from bench.teal import PARENT, TENANT, Teal
+from bench.teal import GUARDED, NETWORK, PARENT, TENANT, Teal
 from tealnet import kinds
 from tealnet.client import ApiError
 from tealnet.lab import Host, Lab, LabError
@@ -51,6 +51,8 @@ MEASURES = {
     "rr_per_s": Measure("TCP RR/s", "rr"),
 }
 REMOTE_ADDRESSES = 50
+# Ours as what it is compared with, without conntrack; and with rules, for which each packet passes it once or twice.
+PREFIXES = {"tealnet": "", "guarded": "guarded_"}
 
 Ends = tuple[End, End, End]  # client on h1, server on h1, server on h2
 
@@ -81,11 +83,12 @@ def by_hand(hosts: Sequence[Host], insides: Sequence[Inside]) -> Ends:
     return ends[0], ends[1], ends[2]
 
 
-def ours(teal: Teal) -> Ends:
+def ours(teal: Teal, network: str) -> Ends:
     """Three ports through the API."""
     ends = []
-    for ident, number in (("client", 0), ("near", 0), ("far", 1)):
-        port = teal.create(ident, number)
+    prefix = network.rpartition("/")[2]
+    for ident, number in ((f"{prefix}-client", 0), (f"{prefix}-near", 0), (f"{prefix}-far", 1)):
+        port = teal.create(ident, number, network)
         ends.append(End(teal.hosts[number], f"{TENANT}.{ident}", port.addresses[0], port.mac))
     teal.synced()
     return ends[0], ends[1], ends[2]
@@ -124,7 +127,11 @@ def run(report: Report, *, rounds: int, times: Times) -> None:
             teal = Teal(lab, insides)
             try:
                 count_flows(report, teal)
-                cases = {"tealnet": ours(teal), "plain": by_hand(lab.hosts, insides)}
+                cases = {
+                    "tealnet": ours(teal, NETWORK),
+                    "guarded": ours(teal, GUARDED),
+                    "plain": by_hand(lab.hosts, insides),
+                }
                 with ExitStack() as servers:
                     for _, near, far in cases.values():
                         servers.enter_context(serving(near))
@@ -162,10 +169,11 @@ def _figures(report: Report, rows: dict[tuple[str, str], dict[str, list[float]]]
             report.put(f"{case}_{where}_{name}", statistics.median(found[name]))
     for where in ("remote", "local"):
         for name, measure in MEASURES.items():
-            above, below = f"tealnet_{where}_{name}", f"plain_{where}_{name}"
-            if measure.less_is_better:
-                above, below = below, above
-            report.put_ratio(f"{where}_{measure.ratio}_ratio", above, below)
+            for case, prefix in PREFIXES.items():
+                above, below = f"{case}_{where}_{name}", f"plain_{where}_{name}"
+                if measure.less_is_better:
+                    above, below = below, above
+                report.put_ratio(f"{prefix}{where}_{measure.ratio}_ratio", above, below)
     report.raw["rounds"] = {f"{case} {where}": found for (case, where), found in rows.items()}
 
 
@@ -175,10 +183,12 @@ def print_table(report: Report) -> None:
     for where in ("remote", "local"):
         for name, measure in MEASURES.items():
             if (through_us := report.figures.get(f"tealnet_{where}_{name}")) is not None:
-                plain = report.figures[f"plain_{where}_{name}"]
-                ratio = report.figures[f"{where}_{measure.ratio}_ratio"]
-                rows.append((f"{where}: {measure.text}", f"{through_us:.4g}", f"{plain:.4g}", f"{ratio:.2f}"))
-    table("Through our flows and through two flows by hand (medians)", ("", "Tealnet", "by hand", "ratio"), rows)
+                cells = [through_us, *(report.figures[f"{case}_{where}_{name}"] for case in ("guarded", "plain"))]
+                ratios = [report.figures[f"{prefix}{where}_{measure.ratio}_ratio"] for prefix in PREFIXES.values()]
+                numbers = (*(f"{cell:.4g}" for cell in cells), *(f"{ratio:.3f}" for ratio in ratios))
+                rows.append((f"{where}: {measure.text}", *numbers))
+    head = ("", "Tealnet", "with rules", "by hand", "ratio", "with rules")
+    table("Through our flows and through two flows by hand (medians)", head, rows)
     for name in ("flows_per_remote_address", "flows_of_a_tenant_without_ports_here"):
         if name in report.figures:
             print(f"{name.replace('_', ' ')}: {report.figures[name]:g}")
@@ -187,7 +197,7 @@ def print_table(report: Report) -> None:
 def main() -> int:
     """Exit code 0, or 1 with the reason."""
     parser = argparse.ArgumentParser(prog="make bench-dataplane", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tcp", type=int, default=2, help="seconds of TCP")
     parser.add_argument("--udp", type=int, default=2, help="seconds of UDP")
     arguments = parser.parse_args()

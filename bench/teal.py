@@ -17,11 +17,14 @@ from bench.prober import Prober, Where, close_all, probe_all
 from tealnet import kinds
 from tealnet.client import ApiError
 from tealnet.lab import Host, Lab, api
+from tealnet.lab.wait import wait_for
 from tealnet.v1 import network_pb2, port_pb2, system_pb2, tenant_pb2
 
 TENANT = "bench"
 PARENT = f"tenants/{TENANT}"
-NETWORK = f"{PARENT}/networks/net"
+# Without policy, as what it is compared with; and as a network is made by default: its ports are guarded by rules.
+NETWORK, GUARDED = f"{PARENT}/networks/net", f"{PARENT}/networks/guarded"
+_CIDRS = {NETWORK: "10.97.0.0/16", GUARDED: "10.95.0.0/16"}
 _BATCH = 500
 
 
@@ -50,7 +53,7 @@ class Bulk:
 
 
 class Teal:
-    """The tenant; `references` are the addresses of one workload on each host."""
+    """The tenant; `references` are the addresses of one workload on each host, by network."""
 
     def __init__(self, lab: Lab, insides: Sequence[Inside]) -> None:
         self.lab, self.insides = lab, insides
@@ -59,16 +62,19 @@ class Teal:
         self.count = 0
         self._serial = itertools.count(1)
         self.client.create(kinds.TENANT, ident=TENANT, body=tenant_pb2.Tenant())
-        body = network_pb2.Network(cidrs=["10.97.0.0/16"])
-        self.client.create(kinds.NETWORK, parent=PARENT, ident="net", body=body)
-        ports = [self.create(f"ref-{number}", number) for number in (0, 1)]
-        self.references = [port.addresses[0] for port in ports]
+        self.references: dict[str, list[str]] = {}
+        for network, policy in ((NETWORK, "POLICY_OFF"), (GUARDED, "POLICY_ENFORCE")):
+            ident = network.rpartition("/")[2]
+            body = network_pb2.Network(cidrs=[_CIDRS[network]], policy=policy)
+            self.client.create(kinds.NETWORK, parent=PARENT, ident=ident, body=body)
+            ports = [self.create(f"ref-{ident}-{number}", number, network) for number in (0, 1)]
+            self.references[network] = [port.addresses[0] for port in ports]
         self.synced()
 
-    def create(self, ident: str, number: int) -> port_pb2.Port:
+    def create(self, ident: str, number: int, network: str = NETWORK) -> port_pb2.Port:
         """A port on the first or second host."""
         self.count += 1
-        body = self._body(number)
+        body = self._body(number, network)
         port: port_pb2.Port = self.client.create(kinds.PORT, parent=PARENT, ident=ident, body=body)
         return port
 
@@ -105,12 +111,12 @@ class Teal:
         self.count += count
         return [result.port for result in answer.results]
 
-    def attach(self) -> Attached:
+    def attach(self, network: str = NETWORK) -> Attached:
         """One port on the first host, from the call to the first ping, and away again."""
         ident = f"a-{next(self._serial)}"
-        future = Prober.start(Where(self.insides[0], f"{TENANT}.{ident}"), self.references[1])
+        future = Prober.start(Where(self.insides[0], f"{TENANT}.{ident}"), self.references[network][1])
         started = time.monotonic()
-        self.create(ident, 0)
+        self.create(ident, 0, network)
         returned = time.monotonic()
         prober = future.result()
         if prober is None or probe_all([prober]):
@@ -130,7 +136,7 @@ class Teal:
         futures = [
             Prober.start(
                 Where(self.insides[number % 2], f"{TENANT}.{port.name.rpartition('/')[2]}"),
-                self.references[1 - number % 2],
+                self.references[NETWORK][1 - number % 2],
                 seconds=60,
             )
             for number, port in enumerate(ports)
@@ -152,8 +158,8 @@ class Teal:
             self.count -= 1
         self.synced()
 
-    def _body(self, number: int) -> port_pb2.Port:
-        return port_pb2.Port(network=NETWORK, host=f"hosts/{self.hosts[number % 2].name}")
+    def _body(self, number: int, network: str = NETWORK) -> port_pb2.Port:
+        return port_pb2.Port(network=network, host=f"hosts/{self.hosts[number % 2].name}")
 
     def _why(self, ident: str) -> str:
         try:
@@ -179,7 +185,15 @@ class Teal:
             host.kill("agent")
             host.start("agent")
         api.wait_ready(self.client, self.hosts)
-        self.synced()
+        wait_for(self._is_synced, seconds=60, what="both agents")
+
+    def _is_synced(self) -> bool:
+        """A host whose agent was just killed may have been taken for ready still."""
+        try:
+            self.synced()
+        except BenchError:
+            return False
+        return True
 
     def flows(self, number: int) -> int:
         """How many flows the integration bridge of a host has."""

@@ -111,7 +111,8 @@ class Sessions:
         start = time.perf_counter()
         # A batch may hold several commits: its keys may have become dirty at the first of them.
         since, self._revision = self._revision + 1, revision
-        for scope, keys in self.resources.collect().items():
+        # Hosts with ports to plug first: theirs is the longer way.
+        for scope, keys in sorted(self.resources.collect().items(), key=lambda item: not item[0].startswith("host/")):
             flips = any(key.startswith("weights/") for key in keys)
             for member in self._by_scope.get(scope, ()):
                 member.changed(since, scope, keys)

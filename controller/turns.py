@@ -18,12 +18,13 @@ class Turns:
         self._passing = False
 
     async def take(self, who: Hashable) -> None:
-        """Wait for one's turn, or for `hurry`. Nobody may wait twice at a time."""
+        """Wait for one's turn, or for `hurry`; the first of a round has it at once. Nobody may wait twice at a time."""
         loop = asyncio.get_running_loop()
-        future = self._waiting[who] = loop.create_future()
         if not self._passing:
             self._passing = True
             loop.call_soon(self._pass)
+            return
+        future = self._waiting[who] = loop.create_future()
         try:
             await future
         finally:
@@ -36,9 +37,7 @@ class Turns:
             future.set_result(None)
 
     def _pass(self) -> None:
-        for who in self._waiting:
-            self.hurry(who)
-            break
         self._passing = bool(self._waiting)
         if self._passing:
+            self.hurry(next(iter(self._waiting)))
             asyncio.get_running_loop().call_soon(self._pass)

@@ -6,7 +6,7 @@ policy is to drop; no rules. Open vSwitch's copy is taken before.
 
 A guarded device is set up here already, before it is plugged: vswitchd reads the flags of a device that it opens and
 writes them back as a whole, to make it promiscuous, 0.1 to 0.3 ms later (OVS 3.1, traced). Who sets it up in between is
-undone, and only here nobody is. Its other end stays down until it has its addresses.
+undone, and only here nobody is. Its other end is up, but without addresses.
 
 A chain ends with its device up to Linux 6.15; later it stays and takes hold of the next device of that name.
 """

@@ -1,7 +1,9 @@
 """The links of ports: veth pairs of ours, and devices of others that we were allowed to plug. Layer link.
 
-Key: the host-side device. A pair's host side is a wire's end and nothing more: no addresses, no ARP, no IPv6. Both ends
-are made down; the layers `guard` and `address` set them up.
+Key: the host-side device. A pair's host side is a wire's end and nothing more: no addresses, no ARP, no IPv6. It is
+made down, and set up by the layers `guard` and `address`. The workload's end is up from the start, but has nothing to
+send from without an address: so the carrier comes with the guard, before vswitchd is at work on the port, and not as
+one more change of flags after that, for which vswitchd would configure all bridges anew and forward nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -198,6 +200,9 @@ def _create(kernel: Kernel, inside: Netlink, want: Link) -> None:
             raise
         text = f"the host has a device {want.device} that is not ours"
         raise PlacementRefused("DeviceForeign", text, retriable=True) from error
+    made = rtnetlink.link(inside, want.interface)
+    if made is not None:
+        inside.check(rtnetlink.no_generated_addresses(made.index), rtnetlink.set_link(made.index, flags=UP, change=UP))
 
 
 def _is_left_over(kernel: Kernel, inside: Netlink, obstacle: LinkInfo, want: Link) -> bool:

@@ -94,6 +94,7 @@ class FlowDriver:
         self._run_dir = run_dir
         self._session: Session | None = None
         self.on_packet: Callable[[bytes], None] = lambda body: None
+        self.on_port: Callable[[str, int], None] = lambda name, number: None  # the bridge has a new port
         self.refusal: Callable[[], str] = lambda: ""  # why nothing of the bridge is read or written
         self._facts = FlowFacts()
         self._changed = asyncio.Event()
@@ -146,7 +147,10 @@ class FlowDriver:
 
     async def _serve(self) -> None:
         async with Session(
-            self._socket, on_change=self._on_change, on_packet=lambda body: self.on_packet(body)
+            self._socket,
+            on_change=self._on_change,
+            on_packet=lambda body: self.on_packet(body),
+            on_port=lambda name, number: self.on_port(name, number),
         ) as session:
             self._session = session
             self._set(connected=True, connections=self._facts.connections + 1)

@@ -72,14 +72,20 @@ class Session:
 
     `on_change` is called with the cookie of each flow that somebody else added, removed or modified, and with None
     when a group was changed or the switch has lost count. `on_packet` gets the body of each packet that a flow shows
-    us, so many a second at most. Everything raises DeviceUnavailable once it is closed.
+    us, so many a second at most, `on_port` name and number of each port that was added. Everything raises
+    DeviceUnavailable once it is closed.
     """
 
     def __init__(
-        self, path: str, *, on_change: Callable[[int | None], None], on_packet: Part = lambda body: None
+        self,
+        path: str,
+        *,
+        on_change: Callable[[int | None], None],
+        on_packet: Part = lambda body: None,
+        on_port: Callable[[str, int], None] = lambda name, number: None,
     ) -> None:
         self._path = path
-        self._on_change, self._on_packet = on_change, on_packet
+        self._on_change, self._on_packet, self._on_port = on_change, on_packet, on_port
         self._xid = 0
         self._waiting: dict[int, _Waiting] = {}
         self._batches: list[_Batch] = []
@@ -252,6 +258,8 @@ class Session:
             self._on_multipart(message)
         elif message.type == Type.PACKET_IN:
             self._on_packet(message.body)
+        elif message.type == Type.PORT_STATUS:
+            self._on_port(*reply.parse_port_status(message.body))
         elif message.type == Type.REQUESTFORWARD:
             self._on_change(None)
         elif (waiting := self._waiting.get(message.xid)) is not None and not waiting.done.done():

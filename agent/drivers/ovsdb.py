@@ -28,14 +28,16 @@ DEFAULT_RUN_DIR = "/run/openvswitch"
 APPLY_TIMEOUT = 10.0  # seconds for vswitchd to carry out a transaction; 500 ports take it 0.5 s
 RECONNECT_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds; the last one repeats
 CONFIGURATION = frozenset({("Open_vSwitch", "cur_cfg"), ("Open_vSwitch", "next_cfg")})
+ZONE_TABLES = frozenset({"Datapath", "CT_Zone", "CT_Timeout_Policy"})
 
 
 @dataclass(frozen=True, slots=True)
 class OvsFacts:
     """What Open vSwitch says about itself. While `connected` is False the rest is as last known.
 
-    `generation` grows whenever `read()` may answer differently: compare again. `vswitchd_starts` grows with each
-    vswitchd process: conntrack of a netdev datapath is gone and all flows with it.
+    `generation` grows whenever `read()` may answer differently: compare again; `zones` whenever what it says of
+    conntrack zones may have changed. `vswitchd_starts` grows with each vswitchd process: conntrack of a netdev datapath
+    is gone and all flows with it.
     """
 
     connected: bool = False  # ovsdb-server answers and the replica is complete
@@ -44,6 +46,7 @@ class OvsFacts:
     vswitchd_starts: int = 0
     too_old: str = ""  # the version of Open vSwitch, if it is one that this agent does not work with
     generation: int = 0
+    zones: int = 0
     ofports: Mapping[str, int] = field(default_factory=dict)  # our ports that have one, by device
     used_ofports: frozenset[int] = frozenset()  # taken or asked for in our bridges, by ours and foreign ports
     foreign_ports: frozenset[str] = frozenset()  # names of all OVS interfaces that are neither ours nor our bridges
@@ -65,7 +68,7 @@ class OvsdbDriver:
         self._vswitchd = VswitchdWatch(run_dir, on_change=self._notify, oldest=oldest)
         self._session: Session | None = None
         self._connections = 0
-        self._generation = 0
+        self._generation = self._zones = 0
         self._view: View | None = None
         self._facts = OvsFacts()
         self._last_ofports: dict[str, int] = {}  # by uuid of the interface
@@ -303,6 +306,7 @@ class OvsdbDriver:
         root = next(iter(session.replica.tables["Open_vSwitch"].values()), None)
         return {
             "generation": self._generation,
+            "zones": self._zones,
             "ofports": ofports,
             "used_ofports": self._used(seen),
             "foreign_ports": frozenset(name for name, port in seen.interfaces.items() if port not in known_names),
@@ -351,6 +355,7 @@ class OvsdbDriver:
     def _on_update(self, touched: frozenset[tuple[str, str]]) -> None:
         if not touched <= CONFIGURATION:
             self._generation += 1
+            self._zones += any(table in ZONE_TABLES for table, _ in touched)
         self._notify()
 
     def _notify(self) -> None:

@@ -98,8 +98,11 @@ def links(netlink: Netlink, *, kind: str = "") -> list[LinkInfo]:
 
 
 def new_veth(name: str, *, mac: str, mtu: int, peer: str, peer_netns: int) -> Message:
-    """A pair, both ends down; `peer_netns` is a file descriptor of the other end's namespace."""
-    there = _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFNAME, peer) + u32(_MTU, mtu) + u32(_NET_NS_FD, peer_netns)
+    """A pair, both ends down; `peer_netns` is a file descriptor of the other end's namespace.
+
+    The other end has no ARP from the start: vswitchd configures all of its bridges anew for each change of flags.
+    """
+    there = _IFINFO.pack(0, 0, 0, NO_ARP, NO_ARP) + text(_IFNAME, peer) + u32(_MTU, mtu) + u32(_NET_NS_FD, peer_netns)
     kind = nested(_LINKINFO, text(1, "veth"), nested(2, attribute(1, there)))
     body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFNAME, name) + _mac(mac) + u32(_MTU, mtu) + kind
     return Message(NEWLINK, body, CREATE | EXCLUSIVE)

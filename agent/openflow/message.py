@@ -30,6 +30,7 @@ class Type(IntEnum):
     EXPERIMENTER = 4
     SET_CONFIG = 9
     PACKET_IN = 10
+    PORT_STATUS = 12
     PACKET_OUT = 13
     FLOW_MOD = 14
     GROUP_MOD = 15
@@ -85,8 +86,9 @@ _MONITOR_ADD_REMOVED_MODIFY = 1 << 1 | 1 << 2 | 1 << 3
 _NXT_CT_FLUSH_ZONE, _NXT_CT_FLUSH = 29, 32
 _FLUSHABLE = (6, 17)  # TCP, UDP
 _ASYNC_PRIMARY = (1, 3, 5, 7, 9, 11)  # property types, for the primary role; 11 = OFPACPT_REQUESTFORWARD_MASTER
-_ASYNC_GROUPS, _ASYNC_PACKETS = 11, 1
+_ASYNC_GROUPS, _ASYNC_PACKETS, _ASYNC_PORTS = 11, 1, 3
 _OFPR_APPLY_ACTION = 1
+_OFPPR_ADD = 0
 _METER = Struct("!BBHIHHI")
 _BAND = Struct("!HHII4x")
 _METER_ADD, _METER_MODIFY = 0, 1
@@ -125,9 +127,9 @@ def set_config(xid: int, *, miss_send_len: int) -> bytes:
 
 
 def only_wanted(xid: int) -> bytes:
-    """Of all asynchronous messages, send the group changes of others, and packets that a flow's action shows us."""
+    """Of all asynchronous messages: group changes of others, packets that a flow's action shows us, ports added."""
     one = Struct("!HHI")
-    wanted = {_ASYNC_GROUPS: 1, _ASYNC_PACKETS: 1 << _OFPR_APPLY_ACTION}
+    wanted = {_ASYNC_GROUPS: 1, _ASYNC_PACKETS: 1 << _OFPR_APPLY_ACTION, _ASYNC_PORTS: 1 << _OFPPR_ADD}
     body = b"".join(one.pack(kind, 8, wanted.get(kind, 0)) for kind in _ASYNC_PRIMARY)
     return _message(Type.SET_ASYNC, xid, body)
 

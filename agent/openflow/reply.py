@@ -19,6 +19,7 @@ _GROUP_DESC = Struct("!HBxIH6x")
 _UPDATE = Struct("!HH")
 _UPDATE_FULL = Struct("!HHBBHHH4xQ")
 _ERROR = Struct("!HH")
+_PORT_STATUS = Struct("!B7xI12x16s")  # reason, then of the port: number, length, MAC, name
 _MORE = 1
 _PACKETS, _BYTES = 4, 5  # OFPXST_OFB_*
 _INSTRUCTION = Struct("!HH")
@@ -90,6 +91,13 @@ _ERROR_TYPES = {
     17: "BundleFailed",
     0xFFFF: "ExtensionFailed",
 }
+
+
+def parse_port_status(body: bytes) -> tuple[str, int]:
+    """OFPT_PORT_STATUS: name and number of a port. Only those that were added are sent (`message.only_wanted`)."""
+    _need(body, 0, _PORT_STATUS.size)
+    _, number, name = _PORT_STATUS.unpack_from(body)
+    return name.rstrip(b"\0").decode(errors="replace"), number
 
 
 def parse_error(body: bytes) -> ErrorReply:

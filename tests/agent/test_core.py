@@ -19,10 +19,11 @@ from agent.drivers.base import Failure
 from agent.facts import Facts
 from agent.features import FEATURES
 from agent.inputs import Inputs
-from agent.reconcile import Reconciler
+from agent.reconcile import Applied, Reconciler
 from agent.resources import Resources
 from agent.stream import SessionOver, Unit
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import version
 from tealnet.core.tables import Graph
 from tests.fakes.controller import HOST_UID, FakeController, endpoint, hostpeer, localport, segment, uid
@@ -68,10 +69,29 @@ class Said:
         return [message.ack for name, message in self.messages if name == "ack"]
 
 
+class SlowDisk(Checkpoint):
+    """Written is not on the disk before `gate` is set."""
+
+    def __init__(self, path: Path, gate: asyncio.Event) -> None:
+        super().__init__(path)
+        self.gate = gate
+
+    async def write(self, record: pbc.Checkpoint, *, snapshot: Callable[[], pbc.Checkpoint]) -> None:
+        await super().write(record, snapshot=snapshot)
+        self._syncing = asyncio.create_task(self._late(self._syncing))
+
+    async def _late(self, syncing: asyncio.Task[None] | None) -> None:
+        await self.gate.wait()
+        if syncing is not None:
+            await syncing
+
+
 class Agent:
     """Everything but the stream and the drivers."""
 
     def __init__(self, path: Path, devices: dict[str, DictDevice]) -> None:
+        self.disk = asyncio.Event()
+        self.disk.set()
         graph = Graph()
         self.inputs = Inputs(graph)
         self.devices, self.said, self.gate = devices, Said(), asyncio.Event()
@@ -89,7 +109,7 @@ class Agent:
         self.core = Core(
             local=LOCAL,
             resources=Resources(),
-            checkpoint=Checkpoint(path),
+            checkpoint=SlowDisk(path, self.disk),
             inputs=self.inputs,
             reconciler=self.reconciler,
             issue=facts.issue,
@@ -152,6 +172,19 @@ async def test_from_welcome_to_ack_and_over_a_restart(tmp_path: Path, devices: d
         assert {scope.scope for scope in hello.scopes} == set(WORLD)
         await until(lambda: agent.said.acks)
         assert {layer: dict(device.content) for layer, device in devices.items()} == before
+
+
+async def test_an_ack_waits_for_the_disk_and_devices_do_not(tmp_path: Path, devices: dict[str, DictDevice]) -> None:
+    async with running(tmp_path / "checkpoint", devices) as agent:
+        await agent.core.greeted(WELCOME)
+        agent.disk.clear()
+        controller = FakeController()
+        await agent.take(controller.unit(WORLD))
+        await until(lambda: all(devices[layer].content for layer in LAYERS if layer != "zone"))
+        await until(lambda: agent.reconciler.applied() == Applied(controller.revision, {}))
+        assert not agent.said.acks
+        agent.disk.set()
+        await until(lambda: agent.said.acks)
 
 
 async def test_without_a_disk_units_are_applied_and_acknowledged(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -314,6 +315,82 @@ async def test_a_zone_is_emptied_before_its_port_is_opened() -> None:
     assert machine.flushed == list(machine.numbers().values())
 
 
+class Slow(DictDevice):
+    """Changes something at once and says so late."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__("ovsdb", machine.log)
+        self.before = lambda verb, key: machine.check("ovsdb", verb, key)
+        self.gate = asyncio.Event()
+        self.outcome: dict[Hashable, Failure] = {}
+
+    async def apply(self, write: Mapping[Hashable, Any], delete: Collection[Hashable]) -> Mapping[Hashable, Failure]:
+        await super().apply(write, delete)
+        await self.gate.wait()
+        return {key: failure for key, failure in self.outcome.items() if key in write}
+
+
+@asynccontextmanager
+async def plugging(outcome: Failure | None = None) -> AsyncIterator[tuple[Machine, Process, Slow]]:
+    """A port is in the bridge, but OVSDB has not told yet what came of it."""
+    machine = Machine()
+    slow = machine.devices["ovsdb"] = Slow(machine)
+    slow.outcome = {("port", "tn-a"): outcome} if outcome else {}
+    process = Process(machine)
+    await process.converge()
+    process.want(port("a"))
+    runner = asyncio.create_task(process.reconciler.run())
+    try:
+        await until(lambda: bool(slow.content))
+        yield machine, process, slow
+    finally:
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
+    assert machine.violations == []
+
+
+def bridge_says(process: Process, number: int) -> bool:
+    """As the agent does with what the bridge says of its ports."""
+    if told := process.facts.plugged("tn-a", number):
+        process.reconciler.learned("ovsdb", ("port", "tn-a"))
+    return told
+
+
+async def test_a_port_is_opened_as_soon_as_the_bridge_has_it_but_not_said_to_be_applied() -> None:
+    async with plugging() as (machine, process, slow):
+        (number,) = machine.numbers().values()
+        assert not bridge_says(process, number + 1)
+        assert bridge_says(process, number)
+        await until(lambda: bool(machine.content("flow")))
+        assert machine.flushed == [number]  # before that
+        assert process.reconciler.applied() == Applied(1, {})
+        slow.gate.set()
+        await until(lambda: process.reconciler.applied() == Applied(2, {}))
+        assert not bridge_says(process, number)  # OVSDB has had the last word
+
+
+async def test_a_port_that_was_opened_early_is_closed_again_when_it_is_not_as_it_must_be() -> None:
+    async with plugging(BROKEN) as (machine, process, slow):
+        (number,) = machine.numbers().values()
+        assert bridge_says(process, number)
+        await until(lambda: bool(machine.content("flow")))
+        slow.gate.set()
+        await until(lambda: not machine.content("flow"))
+        assert process.reconciler.applied() == Applied(2, {"localport/a": BROKEN})
+
+
+async def test_a_port_whose_zone_may_hold_something_is_not_opened_early() -> None:
+    machine = Machine()
+    machine.no_flush = True
+    process = Process(machine)
+    process.want(port("a"))
+    steps = asyncio.create_task(process.steps())
+    await until(lambda: bool(machine.content("ovsdb")))
+    assert not bridge_says(process, next(iter(machine.numbers().values())))
+    machine.no_flush = False
+    await steps
+
+
 async def test_a_poison_port_fails_alone_with_a_reason_and_heals() -> None:
     machine = Machine()
     machine.devices["link"].plan_error("tn-a", BROKEN)
@@ -443,7 +520,7 @@ async def test_a_device_made_again_is_guarded_before_it_is_up() -> None:
     process.reconciler.reread_key("link", "tn-a")
     process.reconciler.reread_key("address", "tn-a")
     await process.steps()  # which checks each step
-    assert [layer for layer, _, _ in machine.log[before:]] == ["link", "guard", "address", "ovsdb"]
+    assert [layer for layer, _, _ in machine.log[before:]] == ["link", "guard", "ovsdb", "address"]
 
 
 async def test_what_takes_the_place_of_another_waits_until_that_is_gone() -> None:

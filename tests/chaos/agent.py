@@ -38,9 +38,9 @@ class FullDisk(Checkpoint):
         super().__init__(path)
         self._host = host
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes) -> int:
         self._check(data)
-        super()._append(data)
+        return super()._append(data)
 
     def _replace(self, data: bytes) -> None:
         self._check(data)

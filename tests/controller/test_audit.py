@@ -31,7 +31,7 @@ from tealnet.v1 import (
     tenant_pb2,
     tenant_pb2_grpc,
 )
-from tests.controller.running import FakeAgent, Site, prepare, running, site
+from tests.controller.running import FakeAgent, Site, prepare, running, site, until
 
 ACME = "tenants/acme"
 READS = {
@@ -163,7 +163,8 @@ async def test_all_replicas_are_asked() -> None:
 async def test_a_call_that_was_given_up_has_a_line_too() -> None:
     """Nobody told the caller, so the log must."""
     async with site(embedded=True) as place, caller(place) as admin:
-        etcd = int((place.settings.data_dir / "etcd" / "etcd.pid").read_text().split()[0])
+        file = place.settings.data_dir / "etcd" / "etcd.pid"
+        etcd = int((await until(lambda: file.exists() and file.read_text(), "the pid of etcd")).split()[0])
         stub: Any = tenant_pb2_grpc.TenantServiceStub(admin.channel)
         os.kill(etcd, signal.SIGSTOP)
         try:

@@ -17,7 +17,7 @@ from agent.pipeline import PULSE
 from tealnet.lab import Host
 from tealnet.lab.traffic import Workload
 from tealnet.lab.wait import wait_for
-from tests.lab.looks import Look, look
+from tests.lab.looks import ERA, Look, look
 from tests.lab.stand import (
     ACTIVE,
     DISCONNECTED,
@@ -113,8 +113,9 @@ def in_session(host: Host) -> bool:
 def youngest_flow(host: Host) -> float:
     """Seconds since a flow was last added."""
     flows = host.output(["ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "br-int"])
-    pulse = f"cookie={PULSE.key:#x},"  # is added anew whenever somebody waits for the revalidators
-    lines = (line for line in flows.splitlines() if pulse not in line)
+    # Added anew whenever somebody waits for the revalidators, and whenever a flow goes.
+    others = (f"cookie={PULSE.key:#x},", ERA)
+    lines = (line for line in flows.splitlines() if not any(other in line for other in others))
     return min(float(found[1]) for line in lines if (found := re.search(r"duration=([0-9.]+)s", line)))
 
 

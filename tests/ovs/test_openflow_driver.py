@@ -65,6 +65,16 @@ async def test_one_bundle_of_5000_flows(sandbox: Sandbox) -> None:
         assert driver.facts().generation == 0  # nobody else was there
 
 
+async def test_a_new_port_is_told_with_its_number_and_nothing_else_of_ports(sandbox: Sandbox) -> None:
+    told: list[tuple[str, int]] = []
+    async with driver_of(sandbox) as driver:
+        driver.on_port = lambda name, number: told.append((name, number))
+        await aside(sandbox.add_port, "br-int", "tn0123456789ab", 4711)
+        await aside(sandbox.vsctl, "del-port", "br-int", "tn0123456789ab")
+        await driver.read()  # told in order, so that nothing else is on its way
+    assert told == [("tn0123456789ab", 4711)]
+
+
 async def test_nothing_to_do(sandbox: Sandbox) -> None:
     async with driver_of(sandbox) as driver:
         assert await driver.apply({}, []) == {}

@@ -150,9 +150,12 @@ async def test_a_guarded_device_is_up_before_anybody_plugs_it(stack: Any, sh: Sh
     assert await stack.netns.apply({w.name: Namespace(w.name)}, ()) == {}
     assert await stack.link.apply({w.device: w.link}, ()) == {}
     assert "UP" not in flags(sh(f"ip -o link show {w.device}"))
+    assert "LOWER_UP" not in flags(sh("ip -o -n acme.w1 link show eth0"))
     assert await stack.guard.apply({w.device: stack.guard_of(w)}, ()) == {}
     assert "UP" in flags(sh(f"ip -o link show {w.device}"))
-    assert "UP" not in flags(sh("ip -o -n acme.w1 link show eth0"))
+    # The carrier comes now, and not as one more change when it is plugged; there is no address to send from yet.
+    assert "LOWER_UP" in flags(sh("ip -o -n acme.w1 link show eth0"))
+    assert "inet" not in sh("ip -n acme.w1 addr show eth0")
 
 
 def flags(line: str) -> list[str]:
