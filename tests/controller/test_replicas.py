@@ -18,6 +18,7 @@ from controller.etcd.embedded import Durability, EmbeddedEtcd, Options
 from controller.etcd.types import Op, Put, created, delete, put
 from controller.idle import KEPT, Idle
 from controller.intents.base import identity_digest
+from controller.intents.group import ensure_default
 from controller.policy_reports import PolicyReports
 from controller.release import Release
 from controller.rows import Term
@@ -387,7 +388,7 @@ async def test_reading_everything_anew_changes_nothing(single: Pair) -> None:
     store = single.controllers[0].store
     seen: list[str] = []
     await until(lambda: store.world.terms.rows.get("chores"))
-    await until(lambda: store.world.groups.rows, "the tenant has its default group, which a chore gives it")
+    await ensure_default(store, "tenants/acme")  # as a chore does once a minute
     store.subscribe(lambda _, changes: seen.extend(change.table for change in changes))
     await store.load()
     assert not set(seen) - {"replicas", "terms", "lineages"}
