@@ -23,6 +23,10 @@ from agent.server import serve
 from agent.settings import Settings, SettingsError, load
 from agent.underlay import command as underlay
 
+SWITCH = 0.0005
+"""Seconds that a thread goes on while another waits to run. The namespace thread makes many short system calls: after
+each it would wait for the 5 ms that are Python's own, whenever the event loop is busy."""
+
 
 def main() -> None:
     """Entry point of `teal-agent`."""
@@ -31,6 +35,7 @@ def main() -> None:
 
 def run(argv: Sequence[str]) -> int:
     """Run a command; returns the exit code: 0, 1 failed, 2 wrong use."""
+    sys.setswitchinterval(SWITCH)
     parser = argparse.ArgumentParser(prog="teal-agent", description="Tealnet's agent: one per host.")
     commands = parser.add_subparsers(dest="command", required=True)
     _run_arguments(commands.add_parser("run", help="work (the default)"))
