@@ -33,7 +33,7 @@ from agent.drivers.sockdiag import Ends, close_connections
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.vswitchd import control_socket
 from agent.drivers.zone import Usage, ZoneDriver
-from agent.era import ERA
+from agent.era import era
 from agent.objects import Link, NetnsKind
 from agent.openflow.flow import Flow
 from agent.pipeline import PULSE
@@ -86,7 +86,7 @@ class Devices:
             f"{run_dir}/{settings.bridge}.mgmt",
             run_dir=run_dir,
             pulse=PULSE,
-            era=ERA if datapath == "netdev" else None,
+            era=era() if datapath == "netdev" else None,
         )
         self.flow.refusal = self.ovsdb.refusal
         self._thread = NetnsThread()

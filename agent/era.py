@@ -6,12 +6,18 @@ doing what no flow says any more, for as long as packets keep it, and the revali
 overlap whenever flows come to look at less than before, as rules do all the time.
 
 But a megaflow that looks at less than the flows now do is never changed, always deleted. So in some stage of every
-pass through the datapath there is a flow that nobody meets and that looks at some of the bits of `pkt_mark`, which is
-always 0. As many of them in each era, but others: no era looks at all that another one does.
+pass through the datapath there is a flow that nobody meets and that looks at bits of `pkt_mark`, which is always 0:
+others in each era.
+
+The switch's classifier forgets the flows of former eras later than it has new ones, when all its threads have come to
+rest; megaflows made meanwhile look at the bits of all of them. So which bits are next is not left to chance: the first
+era looks at one half of them, each one after it at a single bit, the one that no era has looked at for longest. Then
+a megaflow lacks the bit of each of the FIRST eras that follow the oldest one that it looks at bits of.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from random import SystemRandom
 
 from agent.drivers.openflow import Era, Value
@@ -29,16 +35,33 @@ STAGES = (
     Stage.ADOPTED_TO,
     Stage.COMMITTED_TO,
 )
-FIRST = 65535  # priority: looked for before anything is found
-BITS, CHOSEN = 32, 16  # of pkt_mark; that two eras are alike is as likely as 1 in 600 million
+PRIORITY = 65535  # looked for before anything is found
+BITS, FIRST = 32, 16  # of pkt_mark, and how many of them the first era looks at
 _RANDOM = SystemRandom()  # never the same again, whoever has seeded the other one
 
 
-def era_flows() -> list[Flow]:
-    """The flows of another era, each time."""
-    bits = sum(1 << bit for bit in _RANDOM.sample(range(BITS), CHOSEN))
-    never = match(pkt_mark=(bits, bits))
-    return [flow(stage=stage, priority=FIRST, match_=never, actions=b"", feature=Feature.ERA) for stage in STAGES]
+class Eras:
+    """The eras of one process, in which bits follow each other in an order of its own.
+
+    The first one has to differ from whatever a former process has left: it looks at as many bits as 1 in 600 million
+    others, and at more than single bits of a few eras make.
+    """
+
+    def __init__(self) -> None:
+        self._bits = deque(_RANDOM.sample(range(BITS), BITS))
+        self._many = FIRST
+
+    def flows(self) -> list[Flow]:
+        """The flows of another era, each time."""
+        bits = 0
+        for _ in range(self._many):
+            bits |= 1 << self._bits[0]
+            self._bits.rotate(-1)
+        self._many = 1
+        never = match(pkt_mark=(bits, bits))
+        return [
+            flow(stage=stage, priority=PRIORITY, match_=never, actions=b"", feature=Feature.ERA) for stage in STAGES
+        ]
 
 
 def ends_era(value: Value) -> bool:
@@ -49,4 +72,6 @@ def ends_era(value: Value) -> bool:
     return value.kind is GroupKind.SELECT if isinstance(value, Group) else narrows(value)
 
 
-ERA = Era(feature=int(Feature.ERA), flows=era_flows, ends=ends_era)
+def era() -> Era:
+    """Eras for one bridge."""
+    return Era(feature=int(Feature.ERA), flows=Eras().flows, ends=ends_era)

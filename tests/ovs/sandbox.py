@@ -31,7 +31,7 @@ import pytest
 
 from agent.devices import REVALIDATE_WITHIN
 from agent.drivers.openflow import Era, FlowDriver
-from agent.era import ERA
+from agent.era import era
 from agent.openflow.flow import Flow
 from agent.pipeline import PULSE
 
@@ -212,7 +212,7 @@ async def connected(
 
 def as_agent(ovs: Sandbox) -> AbstractAsyncContextManager[FlowDriver]:
     """A flow driver for br-int that is connected and does all that an agent's does."""
-    return connected(ovs.mgmt("br-int"), run_dir=ovs.run_dir, pulse=PULSE, era=ERA)
+    return connected(ovs.mgmt("br-int"), run_dir=ovs.run_dir, pulse=PULSE, era=era())
 
 
 async def is_connected(driver: FlowDriver, *, connections: int = 1) -> None:

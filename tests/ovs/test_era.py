@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from agent.drivers.openflow import Key, Value
-from agent.era import STAGES, era_flows
+from agent.era import BITS, FIRST, STAGES, Eras
 from agent.openflow import actions as act
 from agent.openflow import oxm
 from agent.openflow.flow import Flow
@@ -94,7 +94,25 @@ async def test_an_era_is_nobodys_business(sandbox: Sandbox) -> None:
         assert len(await driver.read()) == 2 + len(STAGES), "who has no use for them sees and removes them"
 
 
-def test_no_era_looks_at_all_that_another_one_does() -> None:
-    first, second = era_flows(), era_flows()
-    assert {flow.table for flow in first} == set(STAGES)
-    assert not {flow.match for flow in first} & {flow.match for flow in second}
+def _looks_at(flows: Iterable[Flow]) -> int:
+    """The bits of pkt_mark that an era's flows look at, all the same."""
+    (bits,) = {mask for flow in flows for field, _, mask in oxm.decode(flow.match) if field.name == "pkt_mark"}
+    return bits
+
+
+def test_no_path_looks_at_all_that_its_successors_do() -> None:
+    """Also not one that was made when the switch had not forgotten the eras before: it looks at the bits of all."""
+    eras = Eras()
+    assert {flow.table for flow in eras.flows()} == set(STAGES)
+    eras = Eras()
+    bits = [_looks_at(eras.flows()) for _ in range(3 * BITS)]
+    assert bits[0].bit_count() == FIRST and {one.bit_count() for one in bits[1:]} == {1}
+    for number in range(1, len(bits)):
+        of_a_path = 0
+        for one in bits[max(number - FIRST, 0) : number]:
+            of_a_path |= one
+        assert bits[number] & ~of_a_path, "a path would be changed, not deleted"
+
+
+def test_no_process_looks_at_all_that_another_one_does() -> None:
+    assert _looks_at(Eras().flows()) != _looks_at(Eras().flows())
