@@ -2,7 +2,7 @@
 
 Sockets are closed (agent/drivers/sockdiag.py) while the connection is still known, so that the reset finds the other
 end; one round trip later the connections are flushed, so that UDP and what virtual machines send again is new.
-Who calls this has put flows in place that let no more be opened, and no packet but resets through.
+Who calls this has put flows in place that let no more be opened, and stop one direction but for resets.
 """
 
 from __future__ import annotations
