@@ -2,7 +2,7 @@
 
 Sockets are closed (agent/drivers/sockdiag.py) while the connection is still known, so that the reset finds the other
 end; one round trip later the connections are flushed, so that UDP and what virtual machines send again is new.
-Who calls this has put flows in place that let no more be opened, and no packet but resets through.
+Who calls this has put flows in place that let no more be opened, and stop one direction but for resets.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class Closing:
         self._inputs, self._conntrack, self._sockets = inputs, conntrack, sockets
 
     async def close(self, concerns: Concerns, why: str, **words: object) -> None:
-        """End those TCP and UDP connections that `concerns` says. Raises DeviceUnavailable, OSError."""
+        """End those TCP and UDP connections that `concerns` says. Raises DeviceUnavailable, OSError.
+
+        What the kernel does not close (OSError) is forgotten all the same: its other end hears nothing more.
+        """
         for _ in range(ROUNDS):
             ports = self._ports()
             rows = [row for row in await self._conntrack.connections() if row.protocol in FLUSHED]
@@ -63,8 +66,12 @@ class Closing:
             if not found:
                 return
             closed = 0
-            for path, ends in _by_namespace(found, ports).items():
-                closed += await self._sockets.close_connections(path, ends)
+            try:
+                for path, ends in _by_namespace(found, ports).items():
+                    closed += await self._sockets.close_connections(path, ends)
+            except OSError:
+                await self._conntrack.forget(found)
+                raise
             log.info(why, connections=len(found), sockets=closed, **words)
             await asyncio.sleep(ROUND_TRIP)
             await self._conntrack.forget(found)

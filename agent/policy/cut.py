@@ -1,7 +1,8 @@
 """Open connections whose rule has gone, where CUT says what becomes of them: ended at the guarded port.
 
-The flows of OPENED (agent/policy/stages.py) already let nothing of them pass but resets. Once they are in force the
-guarded end is closed, so that both ends notice at once, and the connection is forgotten: what comes after it is new.
+The flows of OPENED (agent/policy/stages.py) already let nothing of them in but resets, and of TCP out what the guarded
+end still sends, so that its reset fits. Once they are in force that end is closed, so that both ends notice at once,
+and the connection is forgotten: what comes after it is new.
 
 What is to be done follows from what conntrack holds, so a new process does it for what its predecessor has left. Where
 nobody says CUT, and no connection remembers it, conntrack is never looked at.

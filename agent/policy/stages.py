@@ -35,6 +35,7 @@ RESET = (0x004, 0x004)  # of tcp_flags
 POLICY_FROM: Mask = (Flag.POLICY_FROM, Flag.POLICY_FROM)
 POLICY_TO: Mask = (Flag.POLICY_TO, Flag.POLICY_TO)
 AT_TARGET: Mask = (Flag.AT_TARGET, Flag.AT_TARGET)
+SENT: Mask = (0, Flag.AT_TARGET)  # by the own port
 
 # Priorities in OPENED.
 UNJUDGED, IS_THERE, CUT, CUT_NOW, AGAIN, AGAIN_NOW = 110, 100, 80, 70, 60, 50
@@ -97,9 +98,14 @@ def _opened() -> Iterator[Flow]:
 
 
 def cut(priority: int, **fields: Value) -> Iterator[Flow]:
-    """Nothing passes any more but the reset that tells the other end."""
+    """Nothing gets to the guarded end any more but resets. Of TCP it is heard until its socket is closed.
+
+    A reset is taken only with the sequence number that is due, by conntrack and by who gets it (RFC 5961): had the
+    other end missed the last data before it, it would hear of nothing, and wait.
+    """
     for family in ("tcp", "tcp6"):
-        yield policy_flow(Stage.OPENED, priority + 1, goto(Stage.ONWARD), tcp_flags=RESET, **fields, **{family: True})
+        for passes in ({"tcp_flags": RESET}, {"reg13": SENT}):
+            yield policy_flow(Stage.OPENED, priority + 1, goto(Stage.ONWARD), **passes, **fields, **{family: True})
     yield policy_flow(Stage.OPENED, priority, b"", **fields)
 
 

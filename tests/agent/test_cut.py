@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Host:
     closed: dict[str, set[Ends]] = field(default_factory=dict)
     forgotten: list[Connection] = field(default_factory=list)
     down: bool = False
+    closes: bool = True
     looks: int = 0
 
     async def connections(self) -> list[Connection]:
@@ -56,6 +58,8 @@ class Host:
 
     async def close_connections(self, path: str, ends: Collection[Ends]) -> int:
         self.closed.setdefault(path, set()).update(ends)
+        if not self.closes:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
         return len(ends)
 
 

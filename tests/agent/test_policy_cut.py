@@ -204,6 +204,17 @@ async def test_a_failure_is_said_of_the_rules_and_tried_again() -> None:
         assert world.closed == {"db": {1, 2, 3}} and not world.cutter.pending()
 
 
+async def test_what_the_kernel_does_not_close_is_forgotten_all_the_same() -> None:
+    """Else its guarded end would be heard for ever."""
+    world = World(line(1, SQL.id, 0))
+    world.host.closes = False
+    async with cutting(world):
+        world.put(rules(DB, on_change=CUT))
+        await world.cutter.settled()
+        assert "not supported" in world.cutter.failures[f"rules/{DB}"].text
+        assert world.forgotten == {(12, 1)}
+
+
 async def test_a_failure_goes_with_its_port() -> None:
     world = World()
     world.host.down = True

@@ -67,9 +67,9 @@ def held(stand: Stand) -> Iterator[list[Running]]:
     with ExitStack() as stack:
         for server in (db, pod):
             stack.enter_context(server.running("answer", PORT, server.name))
-        # Few: those that are silent need two seconds to say so.
+        # Few: those that are silent need two seconds to say so. Busy: an answer is under way when a rule goes.
         pairs = [(far, db.v4), (far, pod.v6), (near, db.v6), (near, pod.v4)]
-        made = [(one, address, ("--count", str(COUNT))) for one, address in pairs]
+        made = [(one, address, ("--count", str(COUNT), "--interval", "0.01")) for one, address in pairs]
         with ExitStack() as clients:
             running = [clients.enter_context(one.running("hold", a, PORT, *more)) for one, a, more in made]
             yield running

@@ -37,9 +37,10 @@ def datagram(ends: Ends, protocol: int, body: bytes, *, options: bytes = b"") ->
     return _header4(ends, protocol, len(body), options=options) + body
 
 
-def tcp(ends: Ends, ports: tuple[int, int], flags: int, *, data: bytes = b"") -> bytes:
-    """Sequence numbers fit any state of a connection that has carried no data."""
+def tcp(ends: Ends, ports: tuple[int, int], flags: int, *, data: bytes = b"", sent: int = 0) -> bytes:
+    """Sequence numbers fit any state of a connection that has carried no data but `sent` bytes of this end."""
     sequence, acknowledged = (0, 0) if flags == SYN else (1, 1) if flags & ACK and not flags & SYN else (0, 1)
+    sequence += sent
     body = struct.pack("!HHIIBBHHH", *ports, sequence, acknowledged, 5 << 4, flags, 65535, 0, 0) + data
     return datagram(ends, TCP, _summed(ends, TCP, body, at=16))
 

@@ -6,10 +6,23 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
-from tealnet.core.rows.security import Action, Direction, Flaw, Mode, OnChange, Policy, Ports, Position, Remote, Tier
+from tealnet.core.rows.security import (
+    Action,
+    Direction,
+    Flaw,
+    Mode,
+    OnChange,
+    Policy,
+    Ports,
+    Position,
+    Remote,
+    Rules,
+    Tier,
+)
 from tests.ovs import datagrams
 from tests.ovs.datagrams import ACK, RST, SYN
 from tests.ovs.guarded import Guarded, ends
@@ -150,17 +163,34 @@ async def test_open_connections_when_their_rule_goes(guarded: Guarded, remembere
     assert await guarded.arrived(2, question(80), at=3)
 
 
-async def test_what_cuts_a_connection_lets_the_reset_pass(guarded: Guarded) -> None:
-    guarded.put(rules(WEB, OUT), rules(DB, TCP80, on_change=OnChange.CUT))
+@pytest.mark.parametrize("guarded_end", [2, 3])
+@pytest.mark.parametrize("version", [4, 6])
+async def test_what_cuts_a_connection_lets_its_reset_pass_and_what_makes_it_fit(
+    guarded: Guarded, guarded_end: int, version: int
+) -> None:
+    """An answer may be under way when the rule goes: the reset comes after it, and fits only where it has arrived."""
+
+    def segment(source: int, flags: int, **more: Any) -> bytes:
+        ports = (5000, 80) if source == 2 else (80, 5000)
+        return datagrams.tcp(ends(source, 5 - source, version), ports, flags, **more)
+
+    def put(*, there: bool) -> None:
+        for number, identity, one in ((2, WEB, OUT), (3, DB, TCP80)):
+            cut = number == guarded_end
+            each[number] = rules(identity, *([one] if there or not cut else []), on_change=list(OnChange)[2 * cut])
+        guarded.put(*each.values())
+
+    each: dict[int, Rules] = {}
+    put(there=True)
     await guarded.load()
-    assert await guarded.arrived(2, datagrams.tcp(ends(2, 3), (5000, 80), SYN), at=3)
-    assert await guarded.arrived(3, datagrams.tcp(ends(3, 2), (80, 5000), SYN | ACK), at=2)
-    assert await guarded.arrived(2, datagrams.tcp(ends(2, 3), (5000, 80), ACK), at=3)
-    guarded.put(rules(WEB, OUT), rules(DB, on_change=OnChange.CUT))
+    other_end = 5 - guarded_end
+    for source, flags in ((2, SYN), (3, SYN | ACK), (2, ACK)):
+        assert await guarded.arrived(source, segment(source, flags), at=5 - source)
+    put(there=False)
     await guarded.load()
-    assert not await guarded.arrived(2, datagrams.tcp(ends(2, 3), (5000, 80), ACK), at=3)
-    assert not await guarded.arrived(3, datagrams.tcp(ends(3, 2), (80, 5000), ACK), at=2)
-    assert await guarded.arrived(3, datagrams.tcp(ends(3, 2), (80, 5000), RST | ACK), at=2)
+    assert not await guarded.arrived(other_end, segment(other_end, ACK, data=b"question"), at=guarded_end)
+    assert await guarded.arrived(guarded_end, segment(guarded_end, ACK, data=b"answer"), at=other_end)
+    assert await guarded.arrived(guarded_end, segment(guarded_end, RST | ACK, sent=6), at=other_end)
 
 
 async def test_a_rule_of_the_same_number_in_another_identity_is_not_there_for_this_one(guarded: Guarded) -> None:
