@@ -18,7 +18,7 @@ from tealnet.lab.flips import Flip, flip, initial
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import host_pb2, port_pb2
-from tests.lab.stand import Stand, expect_out_of_reach, expect_reached, full, pinging, standing
+from tests.lab.stand import SOON, Stand, expect_out_of_reach, expect_reached, full, pinging, standing
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -302,9 +302,14 @@ def _name_a_thousand(stand: Stand, far: str) -> None:
 
 
 def settle(stand: Stand) -> None:
-    """All hosts that are there have everything."""
-    answer = stand.client.sync(timeout=60)
-    assert not answer.behind and not answer.failed and answer.synced == 3, str(answer)
+    """All hosts that are there have everything. A thousand ports at once may cost agents a session for a moment."""
+
+    def settled() -> bool:
+        answer = stand.client.sync(timeout=60)
+        assert not answer.behind and not answer.failed, str(answer)
+        return answer.synced == 3
+
+    wait_for(settled, seconds=SOON, what="all three hosts have everything")
 
 
 def test_a_colored_network_comes_to_a_router_and_leaves_it(stand: Stand) -> None:
