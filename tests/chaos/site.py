@@ -237,6 +237,8 @@ class Client:
             self.site.bugs.append(f"INTERNAL from {done.call.method}: {done.call.request}")
         elif isinstance(error, NotFound) and done.call.act in ("read", "look") and first:
             done.result, done.value = "missing", GONE
+        elif isinstance(error, NotFound) and done.call.act == "create" and done.call.key in str(error):
+            done.result = "unknown"  # done, and deleted by another before it was looked for after a lost answer
         elif isinstance(error, AlreadyExists) and done.call.act == "create" and first and done.call.key in str(error):
             done.result = "exists"
 
