@@ -24,6 +24,8 @@ log = structlog.get_logger()
 Ends = tuple[Address, int, Address, int]
 Concerns = Callable[[Connection, LocalPort], bool]
 
+PATIENCE = 3.0  # seconds that an Ack waits for a cut
+RETRY = 1.0
 ROUND_TRIP = 0.05  # seconds that a reset gets to reach the other end
 ROUNDS = 5  # what is closed may have been opened while we looked
 
@@ -81,6 +83,20 @@ class Closing:
         """Local ports by their zone."""
         ports = self._inputs.localports.rows
         return {number: ports[uid] for uid, number in self._inputs.issued.rows.items() if uid in ports}
+
+
+async def settled(pending: Callable[[], bool], changed: asyncio.Event, *, late: str) -> None:
+    """Return when nothing is `pending` any more; an Ack waits for this, but not for ever: then `late` is logged.
+
+    `changed` is set whenever something may have ended.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while pending():
+                changed.clear()
+                await changed.wait()
+    except TimeoutError:
+        log.warning(late)
 
 
 def _by_namespace(found: Iterable[Connection], ports: Mapping[int, LocalPort]) -> dict[str, set[Ends]]:

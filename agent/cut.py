@@ -16,7 +16,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 import structlog
 
-from agent.closing import Closing
+from agent.closing import RETRY, Closing, settled
 from agent.connections import Connection
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.epochs import Epochs
@@ -24,9 +24,6 @@ from agent.inputs import Inputs
 from tealnet.core.rows.colors import Weights, weights_key
 
 log = structlog.get_logger()
-
-PATIENCE = 3.0  # seconds that an Ack waits for a cut
-RETRY = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +74,8 @@ class Cutter:
 
     async def settled(self) -> None:
         """Return when nothing is pending, or has failed; an Ack waits for this, but not for ever."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while self.pending() and not self.failures:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            log.warning("connections are still open in a color that is closed")
+        late = "connections are still open in a color that is closed"
+        await settled(lambda: self.pending() and not self.failures, self._changed, late=late)
 
     async def run(self) -> None:
         """Cut for ever."""

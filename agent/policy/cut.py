@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent.closing import Closing
+from agent.closing import RETRY, Closing, settled
 from agent.connections import Connection
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.inputs import Inputs
@@ -28,8 +28,6 @@ from tealnet.core.tables import Derived, Graph, Read
 
 log = structlog.get_logger()
 
-PATIENCE = 3.0  # seconds that an Ack waits for a cut
-RETRY = 1.0
 NO_RULES = (frozenset[int](), OnChange.KEEP)
 
 
@@ -90,13 +88,8 @@ class PolicyCutter:
 
     async def settled(self) -> None:
         """Return when nothing is pending, or has failed; an Ack waits for this, but not for ever."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while self.pending() and not self.failures:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            log.warning("connections are still open that a rule has let in which is gone")
+        late = "connections are still open that a rule has let in which is gone"
+        await settled(lambda: self.pending() and not self.failures, self._changed, late=late)
 
     async def run(self) -> None:
         """Cut for ever."""

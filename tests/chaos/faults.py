@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.chaos.checkpoints import spoil
 from tests.chaos.etcd import Server
 from tests.chaos.loop import Process
 from tests.chaos.replica import SimReplica
@@ -269,18 +270,7 @@ class Faults:
         if how in ("truncated", "old", "flipped"):
             self.site.set_back.add(name)
         self.site.kill_agent(name)
-        match how:
-            case "truncated":
-                path.write_bytes(data[: self.dice.randrange(len(data))])
-            case "garbage":
-                path.write_bytes(self.dice.randbytes(300))
-            case "old":
-                path.write_bytes(old)
-            case "gone":
-                path.unlink()
-            case "flipped":
-                at = self.dice.randrange(len(data))
-                path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        spoil(path, how, old=old, dice=self.dice)
         return f"the agent of {name} is killed, its checkpoint is {how} ({self._restart(name):.1f} s)"
 
     def _reboot(self) -> str:

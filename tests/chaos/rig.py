@@ -35,6 +35,7 @@ from tealnet.v1 import (
     split_pb2_grpc,
     tenant_pb2_grpc,
 )
+from tests.chaos.checkpoints import spoil
 from tests.chaos.history import GONE, Done
 from tests.chaos.operations import LABEL, Call, Operations
 from tests.lab.stand import READY, Stand, standing
@@ -320,15 +321,7 @@ class LabFaults:
         data = path.read_bytes()
         old, self._old[name] = self._old.get(name, data), data
         how = self.dice.choice(["truncated", "garbage", "old", "gone"])
-        match how:
-            case "truncated":
-                path.write_bytes(data[: self.dice.randrange(len(data))])
-            case "garbage":
-                path.write_bytes(self.dice.randbytes(300))
-            case "old":
-                path.write_bytes(old)
-            case "gone":
-                path.unlink()
+        spoil(path, how, old=old, dice=self.dice)
         if how in ("truncated", "old"):
             self.set_back.add(name)
 
