@@ -104,8 +104,8 @@ class Core:
         self._inputs, self._reconciler, self._issue = inputs, reconciler, issue
         self._facts = pb.Facts()
         self._ack: pb.Ack | None = None
+        self._placed: dict[str, str] | None = None  # port uid → device as told in this session; None: nothing yet
         self._whole = False  # the inputs are a complete cut of the resources
-        self._repeat = False  # say the Ack again, even if it is the same
         self._progress = asyncio.Event()
         self._armed = asyncio.Event()  # what is held may have changed
         reconciler.on_progress = self.progressed
@@ -205,7 +205,6 @@ class Core:
         self._put(merged.rows)
         if self._ack is not None and self._ack.revision >= self.resources.revision:
             self._ack = None  # sent again, or another history: what was said says nothing about this unit
-        self._repeat = True
         self._issue()
         await self._reconciler.derive(before=written)
         first, self._whole = not self._whole, True
@@ -252,8 +251,9 @@ class Core:
     def latest(self) -> dict[str, pb.FromAgent]:
         """See `agent.stream.Core`."""
         out = {"facts": pb.FromAgent(facts=self._facts)}
+        self._placed = None
         if self._ack is not None:
-            out["ack"] = pb.FromAgent(ack=self._ack)
+            out["ack"] = pb.FromAgent(ack=self._with_devices(self._ack))
         return out
 
     def want_rule_report(self, wanted: pb.WantRuleReport) -> None:
@@ -308,7 +308,6 @@ class Core:
             applied = self._reconciler.applied()
             if applied is None or (self._ack is not None and applied.revision < self._ack.revision):
                 continue  # at work on something that was said to be done or to have failed: say nothing until it is so
-            repeat, self._repeat = self._repeat, False
             failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
                 began = time.monotonic()
@@ -316,7 +315,7 @@ class Core:
                 log.debug("revalidated", ms=round(1000 * (time.monotonic() - began), 2))
             for wait in self.before_ack:
                 await wait()
-            self._say(applied.revision, {**self.more_failures(), **failures}, repeat=repeat)
+            self._say(applied.revision, {**self.more_failures(), **failures})
 
     def failures(self, applied: Applied) -> dict[str, Failure]:
         """By resource key: what is not on the devices as it is wanted, the full current set."""
@@ -324,7 +323,7 @@ class Core:
         held = {key: Failure(p.reason, p.text, retriable=False) for key, p in problems}
         return {**self.more_failures(), **applied.failures, **held}
 
-    def _say(self, revision: int, failures: Mapping[str, Failure], *, repeat: bool) -> None:
+    def _say(self, revision: int, failures: Mapping[str, Failure]) -> None:
         last = self._ack
         ack = pb.Ack(
             revision=revision,
@@ -340,11 +339,23 @@ class Core:
             ],
             unaccounted=self.resources.unaccounted(),
         )
-        if last is not None and not repeat:
+        if last is not None:
             ack.applied_at = last.applied_at
-            if ack == last:
+            if ack == last and not self._moved():
                 return
         ack.applied_at = time.time_ns()
         self._ack = ack
         if self.sender is not None:
-            self.sender.send("ack", pb.FromAgent(ack=ack))
+            self.sender.send("ack", pb.FromAgent(ack=self._with_devices(ack)))
+
+    def _moved(self) -> dict[str, str]:
+        """Ports on devices that are not called after them, as far as that has not been told in this session."""
+        told = self._placed or {}
+        return {uid: device for uid, device in self._inputs.taken.rows.items() if told.get(uid) != device}
+
+    def _with_devices(self, ack: pb.Ack) -> pb.Ack:
+        devices = [pb.PortDevice(port_uid=uid, device=device) for uid, device in self._moved().items()]
+        out = pb.Ack(devices=devices, devices_whole=self._placed is None)
+        out.MergeFrom(ack)
+        self._placed = dict(self._inputs.taken.rows)
+        return out

@@ -135,7 +135,9 @@ class Desired:
             place = place_of(key, value)
             places[place] = None
             claims.setdefault(place, {})[owner] = (key, value)
-        self._decide(want.layer, places, stale=[key for key, _ in old])
+        owners = self.owners[want.layer]
+        # An object that somebody else wants by now, in another place, is not ours to give up.
+        self._decide(want.layer, places, stale=[key for key, _ in old if owner in owners.get(key, {owner})])
 
     def _decide(self, layer: str, places: Iterable[Hashable], stale: Iterable[Hashable]) -> None:
         """Want the first owner's object in each of these places, and nothing else at keys that lost theirs."""

@@ -60,6 +60,11 @@ def link_place(key: Hashable, value: Any) -> Hashable:
     return (value.netns.path, value.interface) if inside else key
 
 
+def link_stands(wanted: Any, there: Any) -> bool:
+    """Whether a device need not be made anew to be as it is wanted: what was put on it stays on it."""
+    return isinstance(wanted, Link) and isinstance(there, Link) and not wanted.is_made_anew(there)
+
+
 def namespaces_in_use(actual: Mapping[str, Actual]) -> set[Hashable]:
     """Names of our namespaces that links of ours are in."""
     places = [link.netns for link in actual["link"].values() if isinstance(link, Link)]

@@ -3,6 +3,7 @@
     ofports   device → number, once the device is plugged and its conntrack zone is empty
     issued    port uid → OpenFlow port number and conntrack zone; read back from OVS at start
     guarded   device → the guard is in place
+    spares    device → MTU, taken: port uid → device: see `agent.spares`
 
 A number is issued here, asked for in OVSDB, recorded there and read back, so it survives this process. It is free again
 only when no flow and no conntrack entry can hold its old meaning.
@@ -20,7 +21,8 @@ import structlog
 
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.inputs import Inputs
-from agent.objects import Guard, Link, OvsPort
+from agent.objects import Guard, Link, Marks, OvsPort
+from agent.spares import Spares
 
 log = structlog.get_logger()
 
@@ -79,12 +81,16 @@ class Facts:
         revalidate: Callable[[], Awaitable[None]],
         release: Callable[[Collection[str]], Awaitable[None]] = _nothing,
         made: Callable[[Collection[str]], None] = lambda devices: None,
+        spares: Spares | None = None,
     ) -> None:
         self._inputs = inputs
         self._ovs, self._flush, self._revalidate = ovs, flush, revalidate
         self._release, self._made = release, made
+        self._spares = spares or Spares(inputs, size=0, there=lambda layer: {})
         self._ports: dict[str, OvsPort] = {}  # by device: what is plugged
         self._adopted = False  # the numbers of a former process have been read back
+        self._anew: set[str] = set()  # devices that are about to be made, in place of former ones of their names
+        self._links_adopted = False  # … and whose its links are
         self._empty: set[int] = set()  # zones that hold nothing of a former port, or belong to a port in use
         self._leaving: dict[str, int] = {}  # uid → number, until its zone is flushed
         self._flushing: asyncio.Task[None] | None = None  # of zones of ports that are being made
@@ -94,27 +100,39 @@ class Facts:
     # -- numbers
 
     def issue(self) -> None:
-        """Give a number to each local port that has none. Nothing before the numbers in use are known."""
+        """Give a number to each local port and spare that has none. Nothing before the numbers in use are known.
+
+        The zones of new numbers are emptied at once: `prepare` does it where that was not possible.
+        """
         if not self._adopted:
             return
+        self._spares.trim()
         ports, issued = self._inputs.localports.rows, self._inputs.issued
-        missing = sorted(ports.keys() - issued.rows.keys())
+        missing = sorted((ports.keys() | self._inputs.spares.rows.keys()) - issued.rows.keys())
+        missing = [uid for uid in missing if uid not in ports or not self._spares.take(uid)]
         if missing:
             used = {*issued.rows.values(), *self._ovs().used_ofports}
             for uid in missing:
                 number = issue(uid, used)
                 used.add(number)
                 issued.put(uid, number)
+            self._flush_early({issued.rows[uid] for uid in missing})
         for uid in self._leaving.keys() & ports.keys():  # it has come back
             del self._leaving[uid]
 
     def _free(self) -> None:
         """Numbers of ports that are neither wanted nor plugged are on their way out."""
-        plugged = {port.port_uid for port in self._ports.values()}
-        for uid, number in self._inputs.issued.rows.items():
-            if uid not in self._inputs.localports.rows and uid not in plugged and uid not in self._leaving:
+        inputs, plugged = self._inputs, self._plugged_uids()
+        for uid, number in inputs.issued.rows.items():
+            wanted = uid in inputs.localports.rows or uid in inputs.spares.rows
+            if not wanted and uid not in plugged and uid not in self._leaving:
                 self._leaving[uid] = number
                 self._wake.set()
+
+    def _plugged_uids(self) -> dict[str, OvsPort]:
+        """What is plugged, by that for which it has its number: a port, or a spare's device."""
+        owners, ports = self._spares.owners(), self._ports.values()
+        return {p.port_uid if p.port_uid != Marks.POOL else owners.get(p.device, p.device): p for p in ports}
 
     async def run(self) -> None:
         """Empty the zones of ports that went, then free their numbers; for ever."""
@@ -134,18 +152,16 @@ class Facts:
                     del self._leaving[uid]
                     self._empty.discard(number)  # flushed again before it is opened: this costs little
                     self._inputs.issued.put(uid, None)
+                    self._spares.free(uid)
 
     # -- beside the reconciler
 
     async def clear(self, layer: str, write: Mapping[Hashable, Any], there: Mapping[Hashable, Any]) -> None:
-        """A device is made when no former one of that name is held any more; what can't be told now, `made` finds.
-
-        Zones of new ports are emptied while their devices are made: `prepare` does it where that was not possible.
-        """
+        """A device is made when no former one of that name is held any more; what can't be told now, `made` finds."""
         if layer == "link":
             links = {key: value for key, value in write.items() if isinstance(value, Link)}
-            self._flush_early(links.values())
             again = [link.device for key, link in links.items() if link.is_made_anew(there.get(key))]
+            self._anew = set(again)
             if again:
                 with suppress(DeviceUnavailable):
                     await self._release(again)
@@ -155,9 +171,8 @@ class Facts:
             ports = [value for value in write.values() if isinstance(value, OvsPort)]
             self._awaited = {port.device: port.ofport for port in ports if port.ofport in self._empty}
 
-    def _flush_early(self, links: Iterable[Link]) -> None:
-        issued = self._inputs.issued.rows
-        zones = {issued[link.port_uid] for link in links if link.port_uid in issued} - self._empty
+    def _flush_early(self, zones: set[int]) -> None:
+        zones = zones - self._empty
         if zones and (self._flushing is None or self._flushing.done()):
             self._flushing = asyncio.create_task(self._flush_if_possible(zones), name="flush-zones")
 
@@ -179,7 +194,7 @@ class Facts:
 
     async def prepare(self, layer: str, write: Mapping[Hashable, Any]) -> Mapping[Hashable, Failure]:
         """Before a new port is known to be plugged, its zone is emptied: it may have been another port's."""
-        if layer == "link" and (again := {str(device) for device in write} & self._ports.keys()):
+        if layer == "link" and (again := self._anew & write.keys() & self._ports.keys()):
             self._made(again)
         if layer != "ovsdb":
             return {}
@@ -200,10 +215,13 @@ class Facts:
         if layer == "guard":
             guards = [guard for guard in actual.values() if isinstance(guard, Guard) and not guard.flaw]
             self._inputs.guarded.replace_all({guard.device: True for guard in guards})
+        elif layer == "link" and not self._links_adopted:
+            self._links_adopted = True
+            self._spares.adopt(actual)
         elif layer == "ovsdb":
             self._awaited = {}
             self._ports = {port.device: port for port in actual.values() if isinstance(port, OvsPort)}
-            if not self._adopted:
+            if not self._adopted and self._links_adopted:
                 self._adopt()
             self._inputs.ofports.replace_all({p.device: p.ofport for p in self._ports.values() if p.ofport > 0})
             self._free()
@@ -219,10 +237,10 @@ class Facts:
     def _adopt(self) -> None:
         """Numbers and zones of ports that a former process has plugged stay theirs, with their connections."""
         numbers = self._ovs().ofports
-        for port in self._ports.values():
+        for uid, port in self._plugged_uids().items():
             number = port.ofport or numbers.get(port.device, 0)
             if FIRST_NUMBER <= number <= LAST_NUMBER:
-                self._inputs.issued.put(port.port_uid, number)
+                self._inputs.issued.put(uid, number)
                 self._empty.add(number)
         self._adopted = True
 

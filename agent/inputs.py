@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from agent import names
 from tealnet.core.rows.colors import Weights
 from tealnet.core.rows.security import Rules
 from tealnet.core.rows.stream import Endpoint, HostPeer, LocalPort, Route, Row, Segment
@@ -51,6 +52,8 @@ class Inputs:
         self.ofports: Table[str, int] = graph.table()  # by device: what OVS reports
         self.issued: Table[str, int] = graph.table()  # by port uid: ofport and ct zone that this agent issued
         self.guarded: Table[str, bool] = graph.table()  # by device: the guard is confirmed in place
+        self.spares: Table[str, int] = graph.table()  # by device: links of nobody, kept ready; their MTU
+        self.taken: Table[str, str] = graph.table()  # by port uid: the device, of a port that has taken a spare
         self.this: Table[str, This] = graph.table()  # one row, key THIS
         self._by_kind: dict[str, Table[str, Any]] = {
             "endpoint": self.endpoints,
@@ -71,6 +74,10 @@ class Inputs:
         )
         self.weights_of_network: Index[Weights] = self.weights.index(lambda row: (row.network_number,))
         self.routes_of_domain: Index[Route] = self.routes.index(lambda row: (row.domain,))
+
+    def device(self, port: LocalPort) -> str:
+        """The host-side device of a port."""
+        return self.taken.rows.get(port.uid) or names.device(port)
 
     def put(self, key: str, row: Row | None) -> None:
         """Set or remove the row of a resource, by its resource key. A key of no kind we know has no row."""

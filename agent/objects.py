@@ -19,6 +19,7 @@ class Marks:
     DEVICE_PREFIX = "tn"  # host-side devices: tn + 12 hex
     # ifalias of host-side devices (… <tenant>/<port uid>), and of `lo` in namespaces that we made (… <name>)
     ALIAS_PREFIX = "tealnet:"
+    POOL = "pool"  # stands for the port's uid on devices that were made before it was known whose they would be
     NFT_TABLE = "tealnet"  # the only table we own: `netdev tealnet`
     OVS_EXTERNAL_ID = "tealnet"  # external_ids key on Bridge and Port/Interface rows
 
@@ -45,6 +46,7 @@ class Namespace:
 
     name: str
     flaw: str = ""  # only in what is read back, so that it differs: why it is not as it was written
+    spare: str = field(default="", compare=False)  # the name of one that becomes it, if that is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,13 @@ class Link:
     port_uid: str
     tenant: str = ""  # a namespace has interfaces of one tenant only
     flaw: str = ""  # as in Namespace
+    spare: NetnsRef | None = field(default=None, compare=False)  # where it was made, if that was before its port came
 
     def is_made_anew(self, there: Link | None) -> bool:
         """Whether what is there (None: nothing) can't be mended to be this, but has to be replaced."""
-        return there is None or there.netns != self.netns or (there.netns.kind is not NetnsKind.HOST and not there.mac)
+        if there is None or there.netns not in (self.netns, self.spare):
+            return True
+        return there.netns.kind is not NetnsKind.HOST and not there.mac
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ class Prober:
             if (segment := segments.get(port.vni))
             and (segment.domain, segment.color) == (target.domain, target.color)
             and names.netns(port).kind is not NetnsKind.HOST
-            and names.device(port) in self._inputs.ofports.rows
+            and self._inputs.device(port) in self._inputs.ofports.rows
         ]
         return sorted(found, key=lambda port: (port.vni != probe.vni, port.uid))
 

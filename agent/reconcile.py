@@ -71,7 +71,8 @@ class Watcher(Protocol):
 class Reconciler:
     """Wants from `desired`, devices by `drivers`. Nothing is touched before `ready()`: the inputs are whole.
 
-    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers. `narrows`:
+    `in_use[layer]` says which keys of a layer others still refer to, given what is actual in all layers. `stands`:
+    whether a link that is there becomes what is wanted without being made anew, given (wanted, there). `narrows`:
     packets may take another path than before because of this flow, although it takes nobody's place. `home`: see
     `agent.staying`.
     """
@@ -86,6 +87,7 @@ class Reconciler:
         ready: Callable[[], bool],
         clock: Callable[[], float],
         in_use: Mapping[str, Callable[[Mapping[str, Actual]], Collection[Hashable]]] | None = None,
+        stands: Callable[[Any, Any], bool] = lambda wanted, there: False,
         narrows: Callable[[Any], bool] = lambda value: False,
         home: Home = lambda value: None,
     ) -> None:
@@ -97,7 +99,7 @@ class Reconciler:
         )  # flows, before they are forgotten
         self._graph, self._desired, self._watcher = graph, desired, watcher
         self._ready, self._clock, self._in_use = ready, clock, in_use or {}
-        self._narrows = narrows
+        self._narrows, self._stands = narrows, stands
         self._devices = [self.layers[name] for name in DEVICE_LAYERS]
         self._flow = self.layers[FLOW]
         self._deriving = 0  # how many are deriving in slices
@@ -231,6 +233,11 @@ class Reconciler:
         narrowed, self._narrowed = self._narrowed, False
         return narrowed
 
+    def at_rest(self) -> bool:
+        """Nothing is to be done but what has failed."""
+        layers = self.layers.values()
+        return self._ready() and all(layer.usable() and layer.pending() <= layer.troubles.keys() for layer in layers)
+
     async def revalidated(self) -> None:
         """See `Watcher`."""
         await self._watcher.revalidated()
@@ -310,6 +317,7 @@ class Reconciler:
             desired, actual = layer.delta.desired, layer.delta.actual
             await self._watcher.clear(layer.name, {key: desired[key] for key in due}, actual)
             due &= self._due_to_write(layer)
+        standing = {key for key in due if key in actual and self._stands(desired[key], actual[key])}
         done = await layer.apply(due, ()) if due else None
         if layer.name in ON_LINKS and due:
             self._doubt_links(layer, due - (done or set()))
@@ -321,7 +329,7 @@ class Reconciler:
             done -= failures.keys()
         if done and layer.name == "link":  # with a device goes what was put on it, and perhaps its guard
             for other in ("guard", "address"):
-                self.layers[other].reread(done & self.layers[other].delta.actual.keys())
+                self.layers[other].reread((done - standing) & self.layers[other].delta.actual.keys())
         self._finish(layer, done or set())
 
     def _doubt_links(self, layer: Layer, failed: Iterable[Hashable]) -> None:

@@ -24,7 +24,7 @@ from agent.closing import Closing
 from agent.core import Core, Local
 from agent.cut import Cutter
 from agent.desired import Desired
-from agent.devices import Devices, find_datapath
+from agent.devices import Devices, find_datapath, link_stands
 from agent.epochs import Epochs
 from agent.facts import Facts
 from agent.features import FEATURES
@@ -39,6 +39,7 @@ from agent.reconcile import Reconciler
 from agent.report import Reporter
 from agent.resources import Resources
 from agent.settings import Settings, SettingsError
+from agent.spares import Spares
 from agent.stream import Credentials, Stream
 from agent.tally import Tally
 from agent.tell import RuleTeller
@@ -63,6 +64,13 @@ class Agent:
         datapath = find_datapath(settings.datapath)
         self.devices = Devices(settings, datapath=datapath, issued=self.inputs.issued.rows.values)
         self.desired = Desired(wants, places=self.devices.places)
+        self.spares = Spares(
+            self.inputs,
+            size=settings.spares,
+            there=lambda layer: self.desired.deltas[layer].actual,
+            at_rest=lambda: self.reconciler.at_rest(),
+            made=self._filled,
+        )
         self.facts = Facts(
             self.inputs,
             ovs=self.devices.ovsdb.facts,
@@ -70,6 +78,7 @@ class Agent:
             revalidate=self.devices.revalidated,
             release=self.devices.release,
             made=self.devices.made,
+            spares=self.spares,
         )
         self.reconciler = Reconciler(
             graph=graph,
@@ -79,6 +88,7 @@ class Agent:
             ready=lambda: self.core.ready(),
             clock=asyncio.get_running_loop().time,
             in_use=self.devices.in_use,
+            stands=link_stands,
             narrows=narrows,
             home=domain_of,
         )
@@ -141,6 +151,7 @@ class Agent:
             "follow": lambda: self.devices.follow(self.reconciler),
             "reconcile": self.reconciler.run,
             "facts": self.facts.run,
+            "spares": self.spares.run,
             "acknowledge": self.core.acknowledge,
             "switch": self.core.switch,
             "persist": self.core.persist,
@@ -167,9 +178,14 @@ class Agent:
         if self.facts.plugged(device, number):
             self.reconciler.learned("ovsdb", ("port", device))
 
+    def _filled(self) -> None:
+        self.facts.issue()
+        self.reconciler.settle()
+
     def _progressed(self) -> None:
         """Something may have come into force."""
         self.epochs.kick()
+        self.spares.kick()
         self.policy_cutter.kick()
 
     async def _talk(self) -> None:

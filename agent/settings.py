@@ -46,6 +46,7 @@ class Settings:
     ct_zone_limit: int = (
         20_000  # connections of one port that are remembered; more pass, but have no color of their own
     )
+    spares: int = 4  # namespaces that are kept ready and plugged for ports to come; 0: none
     allow_netns: tuple[str, ...] = ()  # globs of namespace paths that ports may name, e.g. /run/netns/cni-*
     allow_device: tuple[str, ...] = ()  # globs of devices that ports may take, e.g. tap*
     log_level: str = "info"
@@ -59,7 +60,8 @@ class Settings:
 
 
 _KEYS = {field.name: field for field in fields(Settings)}
-_MOST = {"ct_zone_limit": 3_000_000}  # what Open vSwitch's table holds in all
+_LEAST = {"spares": 0}
+_MOST = {"ct_zone_limit": 3_000_000, "spares": 64}  # what Open vSwitch's table holds in all; what fits beside others
 _CHOICES = {
     "datapath": ("auto", "netdev", "system"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -112,9 +114,9 @@ def _parsed(key: str, value: Any) -> Any:
         return tuple(str(item).strip() for item in items if str(item).strip())
     if isinstance(default, int):
         number = int(value)
-        most = _MOST.get(key, 65535)
-        if not 1 <= number <= most:
-            raise ValueError(f"not within 1…{most}")
+        least, most = _LEAST.get(key, 1), _MOST.get(key, 65535)
+        if not least <= number <= most:
+            raise ValueError(f"not within {least}…{most}")
         return number
     if value is None or isinstance(value, (list, dict)):
         raise ValueError("a text is expected")

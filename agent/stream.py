@@ -144,7 +144,12 @@ class Outbox:
 
     def put(self, name: str, message: pb.FromAgent) -> None:
         """Send this when its turn comes."""
-        self._waiting.pop(name, None)
+        before = self._waiting.pop(name, None)
+        if before is not None and before.HasField("ack"):  # what is told once must not be lost
+            devices = [*before.ack.devices, *message.ack.devices]
+            del message.ack.devices[:]
+            message.ack.devices.extend(devices)
+            message.ack.devices_whole |= before.ack.devices_whole
         self._waiting[name] = message
         self._event.set()
 

@@ -106,6 +106,7 @@ def _port_status(kv: KeyValue, _: Any) -> PortStatusEntry:
         text=message.text,
         since=message.since.seconds + message.since.nanos / 1e9,
         policy=message.policy,
+        device=message.device,
     )
 
 

@@ -16,7 +16,7 @@ from controller.etcd import OutcomeUnknown, StoreError, StoreUnavailable
 from controller.etcd.types import Page, Put, TxnResult, delete, get, modified, prefix_end, put, value_is
 from controller.hosts import clear_conditions, edit_host_status, set_condition, timestamp
 from controller.outbox import Unit
-from controller.rows import Intent, PortSpec
+from controller.rows import Intent, PortSpec, PortStatusEntry
 from controller.store import Store
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.rows.stream import endpoint_key
@@ -35,6 +35,7 @@ _OURS = (_UNACCOUNTED, "VtepMismatch", "ForeignHistory")
 # What a host says is stored, so it has an end, whoever has taken the host over.
 _LONGEST_KEY = 200
 _LONGEST_TEXT = 1000
+_LONGEST_DEVICE = 15  # IFNAMSIZ without the zero
 _MOST_CONDITIONS = 32
 _MOST_UNACCOUNTED = 5000
 
@@ -50,7 +51,8 @@ class _KeyGone(Exception):
 class Result(NamedTuple):
     """The last word on a port: the versions applied and tried, and why the try failed ("" = it did not).
 
-    `policy` is what went wrong with the rules of its identity: then it is closed, in one direction or both.
+    `policy` is what went wrong with the rules of its identity: then it is closed, in one direction or both. `device`:
+    see `PortStatusEntry`.
     """
 
     applied: bytes
@@ -58,6 +60,12 @@ class Result(NamedTuple):
     reason: str
     text: str
     policy: str = ""
+    device: str = ""
+
+    @staticmethod
+    def of(row: PortStatusEntry) -> Result:
+        """As it is written."""
+        return Result(row.applied, row.tried, row.reason, row.text, row.policy, row.device)
 
 
 class Report:
@@ -69,6 +77,7 @@ class Report:
         self._mine = value_is(store.keys.session(host_uid), session)
         self.failures: dict[str, pb.KeyFailure] = {}
         self._sent: dict[str, bytes] = {}  # port uid → version of the newest acked unit
+        self._devices: dict[str, str] = {}  # port uid → device, of those that are not called after their port
         self._told: dict[str, Result] = {}  # port uid → what is written or about to be
         self._queue: dict[str, Result | None] = {}
         self._wake, self._hurry = asyncio.Event(), asyncio.Event()
@@ -90,7 +99,7 @@ class Report:
         for uid in self._sent:
             told, row, written = self._told.get(uid), rows.get(uid), None
             if row and row.host_uid == self.host_uid:
-                written = Result(row.applied, row.tried, row.reason, row.text, row.policy)
+                written = Result.of(row)
             if told and told != written and self._bound(uid) is not None:
                 found.append(uid)
         return found
@@ -107,6 +116,7 @@ class Report:
         failures = {failure.key: _short(failure) for failure in ack.failures if self._may_speak_of(failure.key)}
         affected = {key for key in failures.keys() | self.failures.keys() if self._differs(key, failures)}
         self.failures = failures
+        moved = self._placed(ack)
         uids = {key.removeprefix(_LOCALPORT) for key in affected if key.startswith(_LOCALPORT)}
         uids.update(uid for key in affected if key.startswith(_RULES) for uid in self._guarded_by(key))
         for unit in units:
@@ -114,10 +124,29 @@ class Report:
                 uids.add(uid)
                 if version is None:
                     self._sent.pop(uid, None)
+                    self._devices.pop(uid, None)
                 else:
                     self._sent[uid] = version
-        for uid in uids:
+        for uid in uids | (moved & self._sent.keys()):
             self._tell(uid)
+
+    def _placed(self, ack: pb.Ack) -> set[str]:
+        """Take in on which devices ports are; returns those of which that is news."""
+        told = {said.port_uid: said.device for said in ack.devices if self._may_speak_of(_LOCALPORT + said.port_uid)}
+        told = {uid: device for uid, device in told.items() if len(device) <= _LONGEST_DEVICE}
+        before, self._devices = self._devices, told if ack.devices_whole else self._devices | told
+        news = {uid for uid in before.keys() | told.keys() if before.get(uid) != self._devices.get(uid)}
+        if ack.devices_whole:  # what an earlier session was told may be so no more
+            rows = self.store.world.port_status.rows
+            news |= {uid for uid in self._own() if uid in rows and rows[uid].device != self._devices.get(uid, "")}
+        return news
+
+    def _own(self) -> Iterable[str]:
+        """The uids of the ports that are bound to this host."""
+        world = self.store.world
+        for host in world.hosts_by_uid.keys(self.host_uid):
+            for name in world.ports_by_host.keys(host):
+                yield world.ports.rows[name].uid
 
     def _may_speak_of(self, key: str) -> bool:
         """A host speaks for the ports that are bound to it, and for those that it still has to let go."""
@@ -133,11 +162,7 @@ class Report:
 
     def began_anew(self) -> None:
         """The host was booted or installed again: what was applied is not there until it says so."""
-        world = self.store.world
-        for name in (
-            name for host in world.hosts_by_uid.keys(self.host_uid) for name in world.ports_by_host.keys(host)
-        ):
-            uid = world.ports.rows[name].uid
+        for uid in self._own():
             if (known := self._known(uid)) and known.applied:
                 self._told[uid] = self._queue[uid] = Result(b"", b"", "", "")
                 self._wake.set()
@@ -158,11 +183,13 @@ class Report:
         elif self._bound(uid) is None:
             return
         else:
-            policy = self._policy_of(uid)
-            after = Result(version, version, "", "", policy)
+            policy, device = self._policy_of(uid), self._devices.get(uid, "")
+            after = Result(version, version, "", "", policy, device)
             if failure := self.failures.get(_LOCALPORT + uid):
                 applied = before.applied if before else b""
-                after = Result(applied, failure.version or version, failure.reason or "FAILED", failure.text, policy)
+                after = Result(
+                    applied, failure.version or version, failure.reason or "FAILED", failure.text, policy, device
+                )
             self._told[uid] = after
         if after != before:
             self._queue[uid] = after
@@ -202,7 +229,7 @@ class Report:
         row = self.store.world.port_status.rows.get(uid)
         if row is None or row.host_uid != self.host_uid:
             return None
-        return Result(row.applied, row.tried, row.reason, row.text, row.policy)
+        return Result.of(row)
 
     # ---- writing
 
@@ -278,6 +305,7 @@ class Report:
             reason=result.reason,
             text=result.text,
             policy=result.policy,
+            device=result.device,
             since=timestamp(),
         )
         return put(self.store.keys.port_status(uid), row.SerializeToString())

@@ -216,6 +216,7 @@ class PortStatusEntry:
     text: str
     since: float
     policy: str = ""  # why its rules could not be applied as they are
+    device: str = ""  # on the host; "": the one that is called after the port
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Status:
         if said and (host is None or said.host_uid != host.uid):
             said = None
         state = self._applied(port, host, said)
-        status = port_pb2.PortStatus(state=state, device=device(port))
+        status = port_pb2.PortStatus(state=state, device=(said and said.device) or device(port))
         if said:
             status.since.CopyFrom(timestamp(said.since))
             if state == port_pb2.PortStatus.STATE_FAILED:
@@ -205,7 +205,7 @@ class Status:
 
 
 def device(port: Intent[PortSpec]) -> str:
-    """The host-side device of a port, as its agent names it."""
+    """The host-side device that is called after a port; it has another one if its agent had one ready."""
     if port.spec.kind is Attach.DEVICE:
         return port.spec.where
     return "tn" + blake2b(port.uid.encode(), digest_size=6).hexdigest()

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_interface
 
+from agent import names
 from agent.drivers import rtnetlink
 from agent.drivers.allow import PlacementRefused
 from agent.drivers.base import Failure
@@ -20,7 +21,7 @@ from agent.drivers.memory import Memory
 from agent.drivers.netlink import Message, Netlink
 from agent.drivers.nsthread import NetnsThread
 from agent.drivers.pairs import Pair, find_pair, find_pairs
-from agent.drivers.rtnetlink import PROTOCOL, UP, LinkInfo, RouteInfo
+from agent.drivers.rtnetlink import PROTOCOL, UP, AddressInfo, LinkInfo, RouteInfo
 from agent.objects import Addressing, NetnsKind, NetnsRef, Route
 
 Outcome = tuple[Addressing | None, Failure | None]
@@ -89,8 +90,10 @@ class AddressDriver:
         return found
 
     def _describe(self, kernel: Kernel, pair: Pair) -> Addressing | None:
-        """What there is of ours at a link; None if there is nothing."""
+        """What there is of ours at a link; None if there is nothing. A spare is up, and has nothing."""
         device, workload = pair.host.name, pair.workload
+        if pair.netns == names.spare_netns(device):
+            return None
         if pair.netns is None or workload is None:
             return Addressing(device, _HOST, "", flaw="it leads nowhere") if pair.host.up else None
         try:
@@ -160,7 +163,8 @@ class AddressDriver:
                 kernel.host.check(rtnetlink.set_link(host.index, change=UP))
             if pair is not None and pair.netns is not None and pair.workload is not None:
                 with kernel.enter(pair.netns.path) as inside:
-                    _remove(inside, pair.workload.index, ())
+                    index = pair.workload.index
+                    _remove(inside, index, rtnetlink.addresses(inside, index), rtnetlink.routes(inside, index))
                     inside.check(rtnetlink.set_link(pair.workload.index, change=UP))
         except (NetnsMissing, PlacementRefused):
             return None, None
@@ -209,8 +213,12 @@ def _bring(inside: Netlink, workload: LinkInfo, want: Addressing) -> Failure | N
     if ipv6:
         for name in ("accept_ra", "autoconf"):
             set_ipv6(workload.name, name, 0)
-    _remove(inside, index, (*want.addresses, _link_local(workload.mac)), want.routes)
-    there = {item.address for item in rtnetlink.addresses(inside, index) if item.usable and item.protocol == PROTOCOL}
+    addresses, routes = rtnetlink.addresses(inside, index), rtnetlink.routes(inside, index)
+    keep = (*want.addresses, _link_local(workload.mac))
+    removed = _remove(inside, index, addresses, routes, keep=keep, keep_routes=want.routes)
+    if removed:  # with an address go others of its prefix
+        addresses = rtnetlink.addresses(inside, index)
+    there = {item.address for item in addresses if item.usable and item.protocol == PROTOCOL}
     steps: list[tuple[str, Message]] = []
     if ipv6 and workload.generates:
         steps.append(("addrgenmode", rtnetlink.no_generated_addresses(index)))
@@ -218,19 +226,30 @@ def _bring(inside: Netlink, workload: LinkInfo, want: Addressing) -> Failure | N
     steps += [(address, rtnetlink.new_address(index, address)) for address in wanted if address not in there]
     steps.append((want.interface, rtnetlink.set_link(index, flags=UP, change=UP)))
     failure = _execute(inside, steps)
-    present = {_plain(route) for route in rtnetlink.routes(inside, index)}
+    if removed or not workload.up:  # … and routes
+        routes = rtnetlink.routes(inside, index)
+    present = {_plain(route) for route in routes}
     missing = [RouteInfo(route.prefix, route.gateway) for route in want.routes if route not in present]
     return _execute(inside, [(r.prefix, rtnetlink.new_route(index, r)) for r in missing]) or failure
 
 
-def _remove(inside: Netlink, index: int, addresses: Collection[str], routes: Collection[Route] = ()) -> None:
-    """Remove our addresses and routes but these."""
-    stale = [r for r in rtnetlink.routes(inside, index) if r.protocol == PROTOCOL and _plain(r) not in routes]
-    old = [a for a in rtnetlink.addresses(inside, index) if a.protocol == PROTOCOL and a.address not in addresses]
+def _remove(
+    inside: Netlink,
+    index: int,
+    addresses: Collection[AddressInfo],
+    routes: Collection[RouteInfo],
+    *,
+    keep: Collection[str] = (),
+    keep_routes: Collection[Route] = (),
+) -> bool:
+    """Remove what is ours of these, but for what is to be kept; says whether there was anything."""
+    stale = [route for route in routes if route.protocol == PROTOCOL and _plain(route) not in keep_routes]
+    old = [item for item in addresses if item.protocol == PROTOCOL and item.address not in keep]
     inside.execute(
         *(rtnetlink.delete_route(index, route) for route in stale),
         *(rtnetlink.delete_address(index, item.address) for item in old),
     )
+    return bool(stale or old)
 
 
 def _execute(inside: Netlink, steps: Sequence[tuple[str, Message]]) -> Failure | None:

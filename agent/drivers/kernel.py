@@ -24,7 +24,6 @@ from agent.objects import Marks, NetnsKind, NetnsRef
 log = structlog.get_logger()
 
 Identity = tuple[int, int]  # device and inode of a namespace file
-SPARES = 8  # namespaces without a name that are kept ready: taking one is 0.8 ms quicker than making one (of 1.4)
 _OWN = "/proc/thread-self/ns/net"
 _FIRST_PROCESS = "/proc/1/ns/net"
 # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE (linux/rtnetlink.h)
@@ -66,13 +65,9 @@ class Kernel:
         self._marked: dict[str, Identity] = {}
         self._by_nsid: dict[int, tuple[str, Identity]] = {}
         self._unknown: set[int] = set()  # not worth another look in this job
-        self._keeps_spares = False  # from the first that is made: a host without workloads of ours needs none
-        self._spares: list[int] = []  # descriptors of namespaces that have no name yet, and end with us
 
     def close(self) -> None:
         """Give back what it holds; sockets handed to the ears are theirs."""
-        while self._spares:
-            os.close(self._spares.pop())
         self.host.close()
         os.close(self.host_fd)
 
@@ -142,14 +137,7 @@ class Kernel:
         self.prepare_directory()
         path = self.path(name)
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
-        if self._spares:
-            spare = self._spares.pop()
-            try:
-                syscalls.setns(spare)
-            finally:
-                os.close(spare)
-        else:
-            syscalls.unshare_net()
+        syscalls.unshare_net()
         try:
             with Netlink(ROUTE) as netlink:
                 netlink.check(rtnetlink.set_link(1, flags=1, change=1, alias=mark(name)))
@@ -157,26 +145,20 @@ class Kernel:
             self._marked[path] = _identity(os.stat(path))
         finally:
             self._return()
-        self._keeps_spares = True
 
-    @property
-    def wants_spare(self) -> bool:
-        """Whether `make_spare` is worth its time when there is nothing else to do."""
-        return self._keeps_spares and len(self._spares) < SPARES
+    def rename(self, old: str, new: str) -> None:
+        """Give a namespace of ours another name, by which it is known now; `remove` takes the old one.
 
-    def make_spare(self) -> None:
-        """Make a namespace in advance, for `create` to name. Where the kernel refuses, it is not tried again."""
-        try:
-            syscalls.unshare_net()
-            try:
-                with Netlink(ROUTE) as netlink:
-                    netlink.check(rtnetlink.set_link(1, flags=1, change=1))
-                self._spares.append(os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC))
-            finally:
-                self._return()
-        except OSError as error:
-            log.info("no namespaces are kept ready", error=str(error))
-            self._keeps_spares = False
+        That one stays for a moment, for to unmount waits for RCU. Raises OSError, NetnsMissing.
+        """
+        self.prepare_directory()
+        source, path = self.path(old), self.path(new)
+        with self._inside(source) as identity, Netlink(ROUTE) as netlink:
+            netlink.check(rtnetlink.set_link(1, alias=mark(new)))
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
+        syscalls.bind_mount(source, path)
+        self._marked[path] = identity
+        self._by_nsid |= {nsid: (path, identity) for nsid, known in self._by_nsid.items() if known[0] == source}
 
     def remove(self, name: str) -> None:
         """Take a name from a namespace; it ends with its last process. Succeeds if there is none. Raises OSError."""

@@ -234,11 +234,10 @@ def _silence(kernel: Kernel, want: Link) -> None:
     host = rtnetlink.link(kernel.host, want.device)
     if host is None:
         raise OSError(errno.ENODEV, "it went away", want.device)
-    messages = [
-        rtnetlink.set_link(
-            host.index, flags=NO_ARP, change=NO_ARP, mtu=want.mtu, alias=mark(want.tenant, want.port_uid)
-        )
-    ]
+    messages = []
+    alias = mark(want.tenant, want.port_uid)
+    if not host.flags & NO_ARP or (host.mtu, host.alias) != (want.mtu, alias):  # vswitchd looks at all, at each change
+        messages.append(rtnetlink.set_link(host.index, flags=NO_ARP, change=NO_ARP, mtu=want.mtu, alias=alias))
     if host.generates:
         messages.append(rtnetlink.no_generated_addresses(host.index))
     kernel.host.check(*messages)

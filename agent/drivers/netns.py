@@ -51,7 +51,7 @@ class NetnsDriver:
 
         def job(kernel: Kernel) -> dict[str, Failure]:
             outcomes = {name: _delete(kernel, name) for name in delete}
-            outcomes |= {name: _write(kernel, name) for name in write}
+            outcomes |= {name: _write(kernel, want) for name, want in write.items()}
             return self._memory.wrote(outcomes)
 
         return await self._thread.run(job)
@@ -78,13 +78,17 @@ def _find(kernel: Kernel, name: str) -> Namespace | None:
     return Namespace(name, flaw="" if loopback.alias == mark(name) else "it has lost its mark")
 
 
-def _write(kernel: Kernel, name: str) -> Outcome:
+def _write(kernel: Kernel, want: Namespace) -> Outcome:
+    name = want.name
     path = kernel.path(name)
     try:
         if not kernel.is_netns(path):
             if kernel.exists(path) and not is_empty_file(path):
                 return None, Failure("NetnsForeign", f"{path} is not a namespace", retriable=True)
-            kernel.create(name)
+            if want.spare and kernel.is_netns(kernel.path(want.spare)) and kernel.is_ours(kernel.path(want.spare)):
+                kernel.rename(want.spare, name)
+            else:
+                kernel.create(name)
             return Namespace(name), None
         if not kernel.is_ours(path):
             return None, Failure("NetnsForeign", f"{path} was not made by this agent")

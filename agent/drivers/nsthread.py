@@ -32,7 +32,6 @@ class _Sign(Enum):
     """What is put among the jobs and is none."""
 
     LOOK = "look"  # there is a new one
-    IDLE = "idle"  # there is nothing to do, and has not been for a moment
     END = "end"
 
 
@@ -96,35 +95,27 @@ class NetnsThread:
             return
         kernel.ears = self._ears
         try:
-            while (waiting := self._next(kernel)) is not _Sign.END:
-                if isinstance(waiting, tuple):
-                    self._do(kernel, *waiting)
-                else:
-                    kernel.make_spare()
+            while (waiting := self._next()) is not None:
+                (job, future, loop), is_work = waiting
+                kernel.begin()
+                try:
+                    _tell(loop, future, job(kernel), None)
+                except Exception as error:  # whatever a job raises is its caller's
+                    _tell(loop, future, None, error)
+                if is_work:
+                    self._worked = time.monotonic()
                 if kernel.lost:
                     self._give_up(RuntimeError("it cannot return to its namespace"))
                     return
         finally:
             kernel.close()
 
-    def _do(self, kernel: Kernel, waiting: Job, is_work: bool) -> None:
-        job, future, loop = waiting
-        kernel.begin()
-        try:
-            _tell(loop, future, job(kernel), None)
-        except Exception as error:  # whatever a job raises is its caller's
-            _tell(loop, future, None, error)
-        if is_work:
-            self._worked = time.monotonic()
-
-    def _next(self, kernel: Kernel) -> tuple[Job, bool] | _Sign:
-        """The next job, and whether it is work: else it is a look whose time has come. Or IDLE or END."""
+    def _next(self) -> tuple[Job, bool] | None:
+        """The next job, and whether it is work: else it is a look whose time has come. None at the end."""
         while True:
             wait = self._until_look()
             if wait < 0:  # however much work there is
                 return self._looks.popleft()[1], False
-            if wait == math.inf and kernel.wants_spare:
-                wait = max(0.0, self._worked + REST - time.monotonic())
             try:
                 found = None if self._ending else self._jobs.get(timeout=None if wait == math.inf else wait)
             except queue.Empty:
@@ -134,9 +125,7 @@ class NetnsThread:
             if found is _Sign.END:
                 self._ending = True
             elif found is None:
-                if self._looks:
-                    return self._looks.popleft()[1], False
-                return _Sign.END if self._ending else _Sign.IDLE
+                return (self._looks.popleft()[1], False) if self._looks else None
 
     def _until_look(self) -> float:
         """Seconds until a look may go before what is not there yet; below 0: it may not wait any longer."""

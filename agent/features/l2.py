@@ -13,7 +13,7 @@ from agent.conntrack import colored, conntrack_flows
 from agent.desired import Pairs, Wants
 from agent.features.l2_port import Interface, addressing_of, link_of, port_flows
 from agent.inputs import THIS, Inputs
-from agent.objects import Bridge, Guard, Namespace, OvsPort, Tunnel, Zone
+from agent.objects import Bridge, Guard, Marks, Namespace, OvsPort, Tunnel, Zone
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
@@ -40,7 +40,7 @@ from agent.pipeline import (
     mac_int,
 )
 from tealnet.core.rows.security import Policy
-from tealnet.core.rows.stream import Attach, Endpoint, Segment
+from tealnet.core.rows.stream import Attach, Endpoint, LocalPort, Segment
 from tealnet.core.tables import Graph, Read
 
 UDP_PINNED = 300  # seconds of silence after which UDP counts as a new connection
@@ -58,37 +58,45 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
         port = read.get(inputs.localports, uid)
         if port is None or port.kind is not Attach.NETNS:
             return None
-        name = names.namespace(port)
-        return ((name, Namespace(name)),)
+        name, device = names.namespace(port), read.get(inputs.taken, uid)
+        return ((name, Namespace(name, spare=names.spare_namespace(device) if device else "")),)
+
+    def device_of(read: Read, port: LocalPort) -> str:
+        return read.get(inputs.taken, port.uid) or names.device(port)
 
     def link(read: Read, uid: str) -> Pairs | None:
         port = read.get(inputs.localports, uid)
         segment = read.get(inputs.segments, port.vni) if port else None
         if port is None or segment is None:
             return None
-        wanted = link_of(port, mtu=segment.mtu)
+        wanted = link_of(port, device=device_of(read, port), mtu=segment.mtu)
         return ((wanted.device, wanted),)
 
     def guard(read: Read, uid: str) -> Pairs | None:
         port, this = read.get(inputs.localports, uid), read.get(inputs.this, THIS)
         if port is None or this is None or this.datapath != "netdev":
             return None
-        return ((names.device(port), Guard(names.device(port))),)
+        device = device_of(read, port)
+        return ((device, Guard(device)),)
 
     def ovs_port(read: Read, uid: str) -> Pairs | None:
         port, this = read.get(inputs.localports, uid), read.get(inputs.this, THIS)
         ofport = read.get(inputs.issued, uid)
         if port is None or this is None or ofport is None:
             return None
-        device = names.device(port)
-        return ((("port", device), OvsPort(bridge=this.bridge, device=device, ofport=ofport, port_uid=uid)),)
+        taken = read.get(inputs.taken, uid)
+        device = taken or names.device(port)
+        wanted = OvsPort(bridge=this.bridge, device=device, ofport=ofport, port_uid=Marks.POOL if taken else uid)
+        return ((("port", device), wanted),)
 
     def interface(read: Read, uid: str) -> Interface | None:
         port = read.get(inputs.localports, uid)
         segment = read.get(inputs.segments, port.vni) if port else None
         if port is None or segment is None:
             return None
-        return Interface(port, segment, tuple(read.all(inputs.segments_of_domain, segment.domain)))
+        return Interface(
+            port, device_of(read, port), segment, tuple(read.all(inputs.segments_of_domain, segment.domain))
+        )
 
     interfaces = graph.derive(inputs.localports, interface)
 
@@ -107,7 +115,7 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
         port, this = read.get(inputs.localports, uid), read.get(inputs.this, THIS)
         if port is None or this is None:
             return None
-        device = names.device(port)
+        device = device_of(read, port)
         issued = read.get(inputs.issued, uid)
         if issued is None or read.get(inputs.ofports, device) != issued:
             return None

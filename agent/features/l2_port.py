@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from agent import names
-from agent.objects import Addressing, Link, Route
+from agent.objects import Addressing, Link, Marks, Route
 from agent.openflow import actions as act
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import Value, match
@@ -15,16 +15,18 @@ from agent.pipeline import FROM_FLAGS, ND_SOLICITATION, ROUTER_LINK_LOCAL, Featu
 from tealnet.core.rows.stream import LocalPort, Segment, Subnet
 
 
-def link_of(port: LocalPort, *, mtu: int) -> Link:
-    """The port's link; the MTU is its segment's."""
+def link_of(port: LocalPort, *, device: str, mtu: int) -> Link:
+    """The port's link; the MTU is its segment's. A device of the pool keeps its mark: whose it is, its place tells."""
+    own = device == names.device(port)
     return Link(
-        device=names.device(port),
+        device=device,
         netns=names.netns(port),
         interface=port.interface,
         mac=port.mac,
         mtu=mtu,
-        port_uid=port.uid,
-        tenant=port.tenant,
+        port_uid=port.uid if own else Marks.POOL,
+        tenant=port.tenant if own else "",
+        spare=None if own else names.spare_netns(device),
     )
 
 
@@ -36,9 +38,10 @@ def link_local(mac: str) -> IPv6Address:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A port, its segment, and all segments of its routing domain."""
+    """A port, its host-side device, its segment, and all segments of its routing domain."""
 
     port: LocalPort
+    device: str
     segment: Segment
     domain: tuple[Segment, ...]
 
@@ -57,7 +60,7 @@ def addressing_of(interface: Interface, *, beside: Iterable[Interface]) -> Addre
         addresses.append(f"{address}/{subnet.prefix.prefixlen if subnet else address.max_prefixlen}")
     routes = [route for version in (4, 6) for route in _routes(interface, beside=beside, version=version)]
     return Addressing(
-        device=names.device(port),
+        device=interface.device,
         netns=names.netns(port),
         interface=port.interface,
         addresses=tuple(sorted(addresses)),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import names
 from agent.features.l2_port import Interface, addressing_of
 from agent.objects import Route
 from tealnet.core.rows.stream import Attach, LocalPort, Segment, Subnet
@@ -48,7 +49,7 @@ def interface(name: str, network: str, *versions: int) -> Interface:
         where="box",
         interface=name,
     )
-    return Interface(port, own, tuple(s for s in SEGMENTS.values() if s.domain == own.domain))
+    return Interface(port, names.device(port), own, tuple(s for s in SEGMENTS.values() if s.domain == own.domain))
 
 
 def plan(*interfaces: Interface) -> dict[str, dict[str, str]]:
@@ -104,6 +105,7 @@ def test_two_ports_that_claim_one_name_still_agree(uid: str) -> None:
     other = interface("eth0", "db")
     other = Interface(
         LocalPort(**{name: getattr(other.port, name) for name in LocalPort.__slots__} | {"uid": uid}),
+        other.device,
         other.segment,
         other.domain,
     )

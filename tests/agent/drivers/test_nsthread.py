@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from agent.drivers import syscalls
 from agent.drivers.allow import PlacementRefused
 from agent.drivers.base import DeviceUnavailable
-from agent.drivers.kernel import SPARES, Kernel, NetnsMissing
+from agent.drivers.kernel import Kernel, NetnsMissing
 from agent.drivers.nsthread import LATEST, REST, NetnsThread
 
 pytestmark = pytest.mark.isolated
@@ -67,65 +65,6 @@ async def test_fifty_namespaces_beside_live_streams(stack: Any, sh: Shell, until
     stack.want_no(*(stack.workload(number) for number in range(1, 51)))
     await stack.settle()
     assert _children() == []
-
-
-async def test_namespaces_are_kept_ready(stack: Any, sh: Shell, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first on; what is made of one is as good as any other, and all that are left end with the thread."""
-    thread: NetnsThread = stack.thread
-    own = await thread.run(_own)
-    made: list[int] = []
-    make = syscalls.unshare_net
-
-    def counted() -> None:
-        made.append(threading.get_native_id())
-        make()
-
-    monkeypatch.setattr(syscalls, "unshare_net", counted)
-
-    def still_there(kernel: Kernel) -> int:
-        return len(_namespaces() - {own})
-
-    assert await thread.run(still_there) == 0 and not made
-    await thread.run(lambda kernel: kernel.create("acme.one"))
-    await until(lambda: len(made) == 1 + SPARES, "spares")
-    await thread.run(lambda kernel: kernel.create("acme.two"))
-    assert len(made) == 1 + SPARES, "one of them was taken"
-    await until(lambda: len(made) == 2 + SPARES, "and replaced")
-    assert await thread.run(_own) == own
-    assert await thread.run(lambda kernel: kernel.is_ours(kernel.path("acme.two")))
-    for name in ("acme.one", "acme.two"):
-        shown = sh(f"ip -n {name} -d link show lo")
-        assert "LOOPBACK,UP" in shown and f"alias tealnet:{name}" in shown
-    one, two = sh("stat -c %i /run/netns/acme.one /run/netns/acme.two").split()
-    assert one != two
-    thread.close()
-    assert not _namespaces() - {own}
-
-
-async def test_where_no_namespace_can_be_made_in_advance(
-    stack: Any, until: Until, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    thread: NetnsThread = stack.thread
-    await thread.run(lambda kernel: kernel.create("acme.one"))
-    tried = []
-
-    def refuse() -> None:
-        tried.append(1)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(syscalls, "unshare_net", refuse)
-    await until(lambda: bool(tried), "one try")
-    refused = await thread.run(lambda kernel: kernel.wants_spare)
-    assert not refused and len(tried) == 1
-
-
-def _namespaces() -> set[str]:
-    """Network namespaces of which this process holds a descriptor."""
-    found = set()
-    for file in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            found.add(os.readlink(f"/proc/self/fd/{file}"))
-    return {target for target in found if target.startswith("net:[")}
 
 
 async def test_the_thread_is_always_back(stack: Any) -> None:

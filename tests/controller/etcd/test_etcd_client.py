@@ -223,6 +223,7 @@ async def test_a_stopped_etcd_is_reported_within_the_deadline(server: EmbeddedEt
     async with Etcd([server.endpoint], timeout=0.3) as etcd:
         await etcd.revision()
         os.kill(server.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)  # all its threads have stopped
         try:
             async with asyncio.timeout(2):
                 with pytest.raises(OutcomeUnknown):
