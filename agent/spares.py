@@ -41,7 +41,7 @@ class Spares:
     ) -> None:
         self._inputs, self._size = inputs, size
         self._there, self._at_rest, self._made = there, at_rest, made
-        self._mtu = 0  # of the last port that asked
+        self._mtu = 0  # of the last port that asked, or of any
         self._wake = asyncio.Event()
 
     # -- ports
@@ -118,7 +118,10 @@ class Spares:
             self._inputs.spares.replace_all({})
 
     def _wanted(self) -> bool:
-        return self._size > 0 and any(p.kind is Attach.NETNS for p in self._inputs.localports.rows.values())
+        return self._size > 0 and next(self._takers(), None) is not None
+
+    def _takers(self) -> Iterator[LocalPort]:
+        return (port for port in self._inputs.localports.rows.values() if port.kind is Attach.NETNS)
 
     def kick(self) -> None:
         """Things have changed: look whether there are enough."""
@@ -126,6 +129,9 @@ class Spares:
             self._wake.set()
 
     def _is_low(self) -> bool:
+        if not self._mtu:
+            segments = (self._inputs.segments.rows.get(port.vni) for port in self._takers())
+            self._mtu = next((segment.mtu for segment in segments if segment is not None), 0)
         fit = sum(mtu == self._mtu for mtu in self._inputs.spares.rows.values())
         return self._mtu > 0 and fit <= self._size // 2 and self._wanted()
 

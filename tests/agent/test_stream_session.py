@@ -208,3 +208,13 @@ async def test_what_waits_to_be_sent_is_bounded_by_name() -> None:
         outbox.put("ping", pb.FromAgent(ping=pb.Ping(number=number)))
     assert (await outbox.get()).ack.revision == 99
     assert (await outbox.get()).ping.number == 99
+
+
+async def test_what_an_ack_tells_once_is_told_though_another_took_its_place() -> None:
+    outbox = Outbox()
+    for number in (1, 2):
+        told = pb.PortDevice(port_uid=f"{number:032x}", device=f"tn{number:012x}")
+        outbox.put("ack", pb.FromAgent(ack=pb.Ack(revision=number, devices=[told], devices_whole=number == 1)))
+    ack = (await outbox.get()).ack
+    assert ack.revision == 2 and ack.devices_whole
+    assert [said.device for said in ack.devices] == ["tn000000000001", "tn000000000002"]

@@ -14,7 +14,7 @@ from agent.closing import Closing
 from agent.core import Core, Local
 from agent.cut import Cutter
 from agent.desired import Desired
-from agent.devices import flow_place, link_place, namespaces_in_use
+from agent.devices import flow_place, link_place, link_stands, namespaces_in_use
 from agent.epochs import Epochs
 from agent.facts import Facts
 from agent.features import FEATURES
@@ -24,6 +24,7 @@ from agent.pipeline import narrows
 from agent.policy.cut import PolicyCutter
 from agent.reconcile import Reconciler
 from agent.resources import Resources
+from agent.spares import Spares
 from agent.stream import Credentials, Stream
 from tealnet.core.tables import Graph
 from tests.chaos.host import SimHost
@@ -76,7 +77,14 @@ class SimAgent:
         self.inputs = Inputs(graph)
         wants = [want for room in FEATURES for want in room.declare(graph, self.inputs)]
         self.desired = Desired(wants, places={"link": link_place, "flow": flow_place})
-        self.facts = Facts(self.inputs, ovs=host.view, flush=host.flush, revalidate=host.revalidate)
+        self.spares = Spares(
+            self.inputs,
+            size=2,
+            there=lambda layer: self.desired.deltas[layer].actual,
+            at_rest=lambda: self.reconciler.at_rest(),
+            made=self._filled,
+        )
+        self.facts = Facts(self.inputs, ovs=host.view, flush=host.flush, revalidate=host.revalidate, spares=self.spares)
         self.reconciler = Reconciler(
             graph=graph,
             desired=self.desired,
@@ -85,6 +93,7 @@ class SimAgent:
             ready=lambda: self.core.ready(),
             clock=running().time,
             in_use={"netns": namespaces_in_use},
+            stands=link_stands,
             narrows=narrows,
         )
         self.core = Core(
@@ -126,6 +135,7 @@ class SimAgent:
         jobs: list[Callable[[], Awaitable[Any]]] = [
             self.reconciler.run,
             self.facts.run,
+            self.spares.run,
             self.core.acknowledge,
             self.core.switch,
             self.core.persist,
@@ -143,8 +153,13 @@ class SimAgent:
         except BaseException as error:
             self.failure = error
 
+    def _filled(self) -> None:
+        self.facts.issue()
+        self.reconciler.settle()
+
     def _progressed(self) -> None:
         self.epochs.kick()
+        self.spares.kick()
         self.policy_cutter.kick()
 
     async def _report(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
-from os.path import basename
+from os.path import basename, dirname
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,16 @@ class SimHost:
         """One object as it is wanted."""
         if isinstance(value, Link) and value.is_made_anew(self.content["link"].get(key)):
             self.remove("link", key)
+        if isinstance(value, Namespace) and value.spare in self.content["netns"] and key not in self.content["netns"]:
+            self._rename(value.spare, value.name)
         self.content[layer][key] = value
+
+    def _rename(self, spare: str, name: str) -> None:
+        """What was in the one namespace is in the other; the first name leads there, too, until it is removed."""
+        for device, link in self.content["link"].items():
+            if basename(link.netns.path) == spare:
+                moved = replace(link.netns, path=f"{dirname(link.netns.path)}/{name}")
+                self.content["link"][device] = replace(link, netns=moved)
 
     def remove(self, layer: str, key: Hashable) -> None:
         """One object, and what goes with it."""

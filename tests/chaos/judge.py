@@ -146,7 +146,7 @@ def _devices(agent: SimAgent) -> Iterator[str]:
     )
     for key, row in Memory().load([agent.core.resources.snapshot()]).items():
         inputs.put(key, row)
-    for facts in ("ofports", "issued", "guarded", "this"):
+    for facts in ("ofports", "issued", "guarded", "this", "spares", "taken"):
         getattr(inputs, facts).replace_all(dict(getattr(agent.inputs, facts).rows))
     graph.settle()
     desired.update()

@@ -130,6 +130,8 @@ class FakeAgent:
     units: list[list[pb.Update]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     failures: list[pb.KeyFailure] = field(default_factory=list)
+    devices: dict[str, str] = field(default_factory=dict)  # by port uid
+    told_devices: dict[str, str] | None = None  # in this session
     rule_report: pb.RuleReport | None = None  # what to answer when asked; None: nothing
     acks: bool = True
     takes: bool = True
@@ -152,7 +154,7 @@ class FakeAgent:
     async def connected(self, place: Site, leaf: Leaf | None = None) -> AsyncIterator[FakeAgent]:
         """In session (or refused) until the end of the block."""
         self.welcome, self.refused, self.done = None, None, asyncio.Event()
-        self.units, self.asked = [], []
+        self.units, self.asked, self.told_devices = [], [], None
         leaf = leaf or place.ca.issue(f"host/{self.name}")
         async with place.channel(leaf) as channel:
             self.call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
@@ -192,6 +194,10 @@ class FakeAgent:
     async def ack(self) -> None:
         ack = pb.Ack(revision=self.revision, applied_at=time.time_ns(), failures=self.failures)
         ack.unaccounted.extend(sorted(self.unaccounted))
+        devices = {} if self.told_devices == self.devices else self.devices
+        ack.devices.extend(pb.PortDevice(port_uid=uid, device=device) for uid, device in devices.items())
+        ack.devices_whole = self.told_devices is None
+        self.told_devices = dict(self.devices)
         await self.say(pb.FromAgent(ack=ack))
 
     async def taken(self) -> None:

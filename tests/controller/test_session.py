@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controller.etcd.types import Op, Put, delete, put
+from controller.status import device
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.store.v1 import store_pb2
 from tealnet.v1 import host_pb2, port_pb2
@@ -450,6 +451,24 @@ async def test_move_is_add_before_delete(place: Site, write: Writer) -> None:
         assert not old.unaccounted
         await until(lambda: store.world.tombstones.rows[h1, uid_of(P1), ""].acked)
         assert place.controller.status.port(P1).state == port_pb2.PortStatus.STATE_ACTIVE
+
+
+async def test_a_device_that_is_not_called_after_its_port(place: Site, write: Writer) -> None:
+    """Told once in a session; a new session tells them all, and what it does not tell is so no more."""
+    status, own = place.controller.status, device(place.controller.store.world.ports.rows[P1])
+    agent = one()
+    agent.devices = {uid_of(P1): "tn0123456789ab", uid_of(P2): "tn1123456789ab", uid_of(P3): "no such port"}
+    async with agent.connected(place):
+        await until(lambda: status.port(P1).device == "tn0123456789ab", "its device is known")
+        assert status.port(P2).device not in agent.devices.values(), "that is another host's"
+        agent.devices[uid_of(P1)] = "a name that no device can have"
+        await agent.ack()
+        revision = await write(write.make.port(P1, NET, ["10.0.0.5"], host="h1"))
+        await synced(place, agent, revision)
+        assert status.port(P1).device == "tn0123456789ab"
+    agent.devices = {}
+    async with agent.connected(place):
+        await until(lambda: status.port(P1).device == own, "it has been made anew")
 
 
 async def test_an_agent_of_a_later_version_is_understood_as_far_as_it_goes(place: Site, write: Writer) -> None:

@@ -1,7 +1,7 @@
 """What there is on a lab host, read by plain tools inside it, in a form that can be compared.
 
 Left out is what may differ from one making to the next: indexes, handles, counters, random addresses of OVS's own
-devices, flows of the present era.
+devices, flows of the present era, and what is kept ready for ports to come.
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ COMMANDS = {
     " echo \"@ $n\"; nsenter --net=/run/netns/$n sh -c 'ip -j -d link; ip -j addr; ip -j route; ip -j -6 route'; done",
 }
 ALL = tuple(COMMANDS)
+COMMANDS["spares"] = "ls -A /run/netns | grep ^[.]"
 ERA = f"cookie={MARK << 8 | Feature.ERA:#x}"  # flows that are others after each change of flows
 
 
 def look(host: Host, *sections: str) -> Look:
     """These sections (all if none is named). A tool that fails says nothing: its section is empty or short."""
     wanted = sections or ALL
-    script = "; ".join(f"echo '#### {name}'; {COMMANDS[name]} 2>/dev/null" for name in wanted)
+    script = "; ".join(f"echo '#### {name}'; {COMMANDS[name]} 2>/dev/null" for name in ("spares", *wanted))
     out = host.run(["sh", "-c", script]).stdout
-    texts = dict(zip(wanted, re.split(r"^#### \w+\n", out, flags=re.M)[1:], strict=True))
-    return {name: frozenset(_PARSE[name](text)) for name, text in texts.items()}
+    spares, *texts = re.split(r"^#### \w+\n", out, flags=re.M)[1:]
+    devices = [name.removeprefix(".") for name in spares.split()]
+    return {name: _parsed(name, text, without=devices) for name, text in zip(wanted, texts, strict=True)}
+
+
+def _parsed(name: str, text: str, *, without: Collection[str]) -> frozenset[str]:
+    return frozenset(line for line in _PARSE[name](text) if not any(device in line for device in without))
 
 
 def _flows(text: str) -> Collection[str]:

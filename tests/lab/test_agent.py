@@ -154,7 +154,9 @@ async def cookies(host: Host) -> set[str]:
 
 async def device(host: Host) -> str:
     """The only port's host-side device."""
-    (name,) = re.findall(r"\b(tn[0-9a-f]{12})\b(?=@| |\n|$)", await run(host, "ovs-vsctl", "list-ports", "br-int"))
+    plugged = re.findall(r"\b(tn[0-9a-f]{12})\b(?=@| |\n|$)", await run(host, "ovs-vsctl", "list-ports", "br-int"))
+    spares = await run(host, "ls", "-A", "/run/netns")  # … but for those that wait for a port
+    (name,) = [device for device in plugged if f".{device}" not in spares]
     return str(name)
 
 

@@ -219,11 +219,16 @@ async def test_a_write_without_an_answer_is_unknown_because_it_may_be_done(
         assert (await behind.range(b"a")).kvs[0].value == b"mine"
 
 
+def _stop(pid: int) -> None:
+    """All its threads have stopped when this returns."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 async def test_a_stopped_etcd_is_reported_within_the_deadline(server: EmbeddedEtcd) -> None:
     async with Etcd([server.endpoint], timeout=0.3) as etcd:
         await etcd.revision()
-        os.kill(server.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)  # all its threads have stopped
+        _stop(server.pid)
         try:
             async with asyncio.timeout(2):
                 with pytest.raises(OutcomeUnknown):
