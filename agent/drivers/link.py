@@ -137,6 +137,9 @@ class LinkDriver:
                 _repair(inside, pair.workload, want)
                 self._offload(want)
         else:
+            if want.spare is not None and pair is None and self._memory.knows(want.device):
+                # Whoever chose it took it for what it was, and Open vSwitch may hold that still.
+                raise PlacementRefused("NotApplied", f"{want.device} has just gone", retriable=True)
             if pair is not None:
                 kernel.host.check(rtnetlink.delete_link(pair.host.index))
             with kernel.enter(want.netns.path) as inside:

@@ -34,6 +34,10 @@ class Memory(Generic[V]):
         """What is known to be there."""
         return set(self._known)
 
+    def knows(self, key: str) -> bool:
+        """Whether it is known to be there."""
+        return key in self._known
+
     def differing(self, keys: Collection[str], found: Mapping[str, V]) -> set[str]:
         """Which of the keys are not as last known."""
         return {key for key in keys if found.get(key) != self._known.get(key)}

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from agent.objects import Route
+from agent import names
+from agent.drivers.netlink import ROUTE, listen
+from agent.features.spares import spare_link
+from agent.objects import Guard, Link, Marks, Namespace, Route
 
 pytestmark = pytest.mark.isolated
+RTNLGRP_LINK = 1
 Shell = Callable[[str], str]
 Until = Callable[..., Awaitable[None]]
 
@@ -156,3 +160,46 @@ async def test_namespaces_that_come_and_go_are_told_apart(stack: Any) -> None:
         await stack.settle()
         stack.want_no(*wanted)
         await stack.settle()
+
+
+async def test_a_spare_becomes_a_ports_own(stack: Any, sh: Shell) -> None:
+    """By its namespace's new name; on the host nothing changes, so that Open vSwitch has nothing to look at."""
+    spare, port = names.spare_device(), stack.workload(7)
+    waiting = names.spare_namespace(spare)
+    stack.deltas["netns"].want(waiting, Namespace(waiting))
+    stack.deltas["link"].want(spare, spare_link(spare, mtu=1430))
+    stack.deltas["guard"].want(spare, Guard(spare))
+    await stack.settle()
+    assert "LOWER_UP" in sh(f"ip link show {spare}")
+    before = sh(f"ip -d link show {spare}")
+    with listen(ROUTE, (RTNLGRP_LINK,)) as changes:
+        stack.deltas["netns"].want(waiting, None)
+        stack.deltas["netns"].want(port.name, Namespace(port.name, spare=waiting))
+        wanted = Link(spare, port.netns, "eth0", port.link.mac, 1430, Marks.POOL, spare=names.spare_netns(spare))
+        assert not wanted.is_made_anew(stack.deltas["link"].actual[spare])
+        stack.deltas["link"].want(spare, wanted)
+        stack.deltas["address"].want(spare, replace(port.addressing, device=spare))
+        await stack.settle()
+        with pytest.raises(BlockingIOError):
+            changes.recv(4096)
+    assert sh(f"ip -d link show {spare}").split("link-netns")[0] == before.split("link-netns")[0]
+    assert sh("ls -A /run/netns").split() == [port.name]
+    inside = sh(f"ip -n {port.name} address show eth0; ip -n {port.name} -d link show lo")
+    assert port.link.mac in inside and "10.0.0.17/24" in inside and f"alias tealnet:{port.name}" in inside
+    stack.deltas["netns"].want(port.name, None)
+    for layer in ("link", "guard", "address"):
+        stack.deltas[layer].want(spare, None)
+    await stack.settle()
+    assert not sh("ls -A /run/netns").split()
+
+
+async def test_a_spare_that_is_gone_is_no_loss(stack: Any, sh: Shell) -> None:
+    """Somebody deleted it: the port's things are made as those of any other."""
+    spare, port = names.spare_device(), stack.workload(7)
+    wanted = Link(spare, port.netns, "eth0", port.link.mac, 1430, Marks.POOL, spare=names.spare_netns(spare))
+    stack.deltas["netns"].want(port.name, Namespace(port.name, spare=names.spare_namespace(spare)))
+    stack.deltas["link"].want(spare, wanted)
+    stack.deltas["guard"].want(spare, Guard(spare))
+    stack.deltas["address"].want(spare, replace(port.addressing, device=spare))
+    await stack.settle()
+    assert f"{spare}@" in sh("ip link")
