@@ -68,14 +68,15 @@ class FlowFacts:
 
 @dataclass(frozen=True, slots=True)
 class Era:
-    """Flows that no packet meets and that are others each time: in their bundle the datapath forgets all its paths.
+    """Flows that no packet meets, another one in each table that changes: with it go all paths that looked there.
 
-    An era ends with each batch that deletes something or writes what `ends` it. Its flows are known by their feature;
-    nobody else hears of them.
+    `flows` are those of the next era, given which tables have changed (None: not known, or a group). An era ends with
+    each batch that deletes something or writes what `ends` it. Its flows are known by their feature; nobody else hears
+    of them.
     """
 
     feature: int
-    flows: Callable[[], Iterable[Flow]]
+    flows: Callable[[Collection[int] | None], Iterable[Flow]]
     ends: Callable[[Value], bool]
 
 
@@ -101,6 +102,7 @@ class FlowDriver:
         self._pulse, self._has_pulse = pulse, False
         self._era = era
         self._era_keys: set[int] = set()  # of its flows that are, or may be, on the switch
+        self._tables: dict[Key, int] = {}  # of flows that are on the switch
         self._lock = asyncio.Lock()  # a read is never between two halves of an apply
         self._wait: asyncio.Task[None] | None = None
         self._next_wait: asyncio.Task[None] | None = None
@@ -195,6 +197,7 @@ class FlowDriver:
             if isinstance(value, Foreign):
                 out.pop(value.cookie, None)  # an impostor: it goes by its cookie, and the true one with it
         self._era_keys = self._take_era(out)
+        self._tables = {key: value.table for key, value in out.items() if isinstance(value, Flow)}
         return out
 
     def _take_era(self, out: dict[Key, Value]) -> set[int]:
@@ -260,8 +263,9 @@ class FlowDriver:
         async with self._lock:
             session = self._connected()
             fresh: dict[int, Flow] = {}
-            if era is not None and (delete or any(map(era.ends, write.values()))):
-                fresh = {flow.key: flow for flow in era.flows()}
+            narrowing = [value for value in write.values() if era is not None and era.ends(value)]
+            if era is not None and (delete or narrowing):
+                fresh = {flow.key: flow for flow in era.flows(self._changing(narrowing, delete))}
                 todo |= self._next_era(fresh)
             for attempt in range(BUNDLE_ATTEMPTS + 1):
                 keys = list(todo)
@@ -277,15 +281,25 @@ class FlowDriver:
                 self._era_keys = fresh.keys() - failures.keys()
                 failures = {key: why for key, why in failures.items() if key in write or key in delete}
         self._trust(write, failures)
+        for key in delete:
+            self._tables.pop(key, None)
+        self._tables |= {key: value.table for key, value in write.items() if isinstance(value, Flow)}
         if self._pulse is not None and self._pulse.key in {*write, *delete}:
             self._has_pulse = self._pulse.key in write and self._pulse.key not in failures
         return failures
 
+    def _changing(self, narrowing: Iterable[Value], delete: Iterable[Key]) -> set[int] | None:
+        """The tables in which packets may come to look at less; None: that can't be told."""
+        tables = {self._tables.get(key) for key in delete}
+        tables |= {value.table if isinstance(value, Flow) else None for value in narrowing}
+        return None if None in tables else {table for table in tables if table is not None}
+
     def _next_era(self, fresh: Mapping[int, Flow]) -> dict[Key, Encode]:
         """What puts these flows in the place of the present era's."""
+        new = fresh.keys() - self._era_keys
         plan: dict[Key, Encode] = {key: partial(of.flow_delete, cookie=key) for key in self._era_keys - fresh.keys()}
         self._era_keys |= fresh.keys()
-        return plan | {key: partial(of.flow_add, flow=flow) for key, flow in fresh.items()}
+        return plan | {key: partial(of.flow_add, flow=flow) for key, flow in fresh.items() if key in new}
 
     def _trust(self, write: Mapping[Key, Value], failures: Mapping[Key, Failure]) -> None:
         """A flow that we have just written, and that did not look like it before, may simply look like that.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from ipaddress import ip_address
+from operator import or_
+from random import Random
 
 import pytest
 
 from agent.drivers.openflow import Key, Value
-from agent.era import BITS, FIRST, STAGES, Eras
+from agent.era import BITS, FIRST, RESERVE, STAGES, Eras
 from agent.openflow import actions as act
 from agent.openflow import oxm
 from agent.openflow.flow import Flow
 from agent.openflow.oxm import match
-from agent.pipeline import PULSE, Feature
+from agent.pipeline import PULSE, Feature, Stage
 from tests.ovs import datagrams
 from tests.ovs.sandbox import Sandbox, as_agent, connected, sandbox, wait_until
 
@@ -84,7 +87,7 @@ async def test_an_era_is_nobodys_business(sandbox: Sandbox) -> None:
         generation = driver.facts().generation
         await driver.apply({}, [mine.key])
         second = there()
-        assert len(second) == len(STAGES) and not set(first) & set(second)
+        assert len(second) == len(STAGES) and len(set(first) & set(second)) == len(STAGES) - 1, "but for its table"
         assert driver.facts().generation == generation
     async with as_agent(sandbox) as driver:  # the next process ends it
         assert await driver.read() == _keyed([PULSE])
@@ -94,25 +97,52 @@ async def test_an_era_is_nobodys_business(sandbox: Sandbox) -> None:
         assert len(await driver.read()) == 2 + len(STAGES), "who has no use for them sees and removes them"
 
 
-def _looks_at(flows: Iterable[Flow]) -> int:
-    """The bits of pkt_mark that an era's flows look at, all the same."""
-    (bits,) = {mask for flow in flows for field, _, mask in oxm.decode(flow.match) if field.name == "pkt_mark"}
-    return bits
+def _looked_at(flows: Iterable[Flow]) -> dict[int, int]:
+    """Table → the bits of pkt_mark that an era's flow looks at there."""
+    return {flow.table: mask for flow in flows for field, _, mask in oxm.decode(flow.match) if field.name == "pkt_mark"}
 
 
-def test_no_path_looks_at_all_that_its_successors_do() -> None:
-    """Also not one that was made when the switch had not forgotten the eras before: it looks at the bits of all."""
+def _of(tables: Iterable[int], era: dict[int, int]) -> int:
+    """The bits that a path which has looked at these tables looks at."""
+    return reduce(or_, (era.get(table, 0) for table in tables), 0)
+
+
+def test_the_first_era_is_whole_and_looks_at_many_bits() -> None:
+    first = _looked_at(Eras().flows({Stage.COLOR}))
+    assert first.keys() == set(STAGES) and {bits.bit_count() for bits in first.values()} == {FIRST}
+    assert first != _looked_at(Eras().flows(None)), "no process looks at all that another one does"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_path_looks_at_all_that_its_successors_do(seed: int) -> None:
+    """Whoever has looked at a table that changes lacks the new bit, and so is deleted; who has not may stay.
+
+    Also one that was made when the switch had not forgotten the eras before: it looks at the bits of all.
+    """
+    dice, eras = Random(seed), Eras()
+    history = [_looked_at(eras.flows(None))]
+    for _ in range(200):
+        tables = None if dice.random() < 0.02 else set(dice.sample(list(Stage), dice.choice((1, 1, 1, 2, 4))))
+        era = _looked_at(eras.flows(tables))
+        changed = set(STAGES) if tables is None else tables
+        for _ in range(20):
+            path = set(dice.sample(list(Stage), 8)) | {dice.choice(sorted(changed))}
+            late = dice.choice((1, 1, 2, RESERVE // 2))
+            of_a_path = reduce(or_, (_of(path, then) for then in history[-late:]), 0)
+            assert _of(path & changed, era) & ~of_a_path, "a path would be changed, not deleted"
+        history.append(era)
+
+
+def test_where_nothing_changes_paths_stay() -> None:
     eras = Eras()
-    assert {flow.table for flow in eras.flows()} == set(STAGES)
+    before = _looked_at(eras.flows(None))
+    after = _looked_at(eras.flows({Stage.COLOR}))
+    assert {table: bits for table, bits in after.items() if table != Stage.COLOR} == before
+    assert after[Stage.COLOR].bit_count() == 1 and not after[Stage.COLOR] & before[Stage.CLASSIFY]
+
+
+def test_bits_never_run_out() -> None:
     eras = Eras()
-    bits = [_looks_at(eras.flows()) for _ in range(3 * BITS)]
-    assert bits[0].bit_count() == FIRST and {one.bit_count() for one in bits[1:]} == {1}
-    for number in range(1, len(bits)):
-        of_a_path = 0
-        for one in bits[max(number - FIRST, 0) : number]:
-            of_a_path |= one
-        assert bits[number] & ~of_a_path, "a path would be changed, not deleted"
-
-
-def test_no_process_looks_at_all_that_another_one_does() -> None:
-    assert _looks_at(Eras().flows()) != _looks_at(Eras().flows())
+    for table in [*Stage, *Stage]:
+        live = reduce(or_, _looked_at(eras.flows({table})).values())
+        assert BITS - live.bit_count() >= RESERVE - 1
