@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from agent.core import Condition, Core
 from agent.reconcile import Reconciler
+from agent.spares import Spares
 from agent.tally import Tally
 
 log = structlog.get_logger()
@@ -34,9 +35,16 @@ class Status:
     """What this agent can say about itself."""
 
     def __init__(
-        self, core: Core, reconciler: Reconciler, tally: Tally, *, conditions: Callable[[], Iterable[Condition]]
+        self,
+        core: Core,
+        reconciler: Reconciler,
+        tally: Tally,
+        spares: Spares,
+        *,
+        conditions: Callable[[], Iterable[Condition]],
     ) -> None:
         self._core, self._reconciler, self._tally, self._conditions = core, reconciler, tally, conditions
+        self._spares = spares
 
     def as_dict(self) -> dict[str, Any]:
         """For people and tests; lists are cut at 50 entries."""
@@ -60,6 +68,7 @@ class Status:
             "failed": len(failures),
             "conditions": [{"type": c.type, "text": c.text, "remedy": c.remedy} for c in sorted(self._conditions())],
             "digest_mismatches": core.mismatches,
+            "spares": {"waiting": self._spares.count(), "low": self._spares.is_low()},
             "color_collisions": self._tally.collisions,
             "full_zones": {zone: used.count for zone, used in sorted(self._tally.full.items())[:SHOWN]},
             "layers": {name: self._layer(name) for name in self._reconciler.layers},

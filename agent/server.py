@@ -143,7 +143,7 @@ class Agent:
         log.info("agent starts", host=self.settings.host, instance=local.instance_uid, datapath=local.datapath)
         self.core.restore()
         status = StatusServer(
-            Status(self.core, self.reconciler, self.tally, conditions=self.reporter.conditions),
+            Status(self.core, self.reconciler, self.tally, self.spares, conditions=self.reporter.conditions),
             self.settings.socket_path,
         )
         jobs: Mapping[str, Callable[[], Awaitable[Any]]] = {

@@ -22,7 +22,7 @@ from agent.inputs import Inputs
 from agent.objects import Link, Marks
 from tealnet.core.rows.stream import Attach, LocalPort
 
-REST = 0.3  # seconds without anything to do before new ones are made
+REST = 0.1  # seconds without anything to do before new ones are made
 
 Actual = Mapping[Hashable, Any]
 
@@ -125,15 +125,20 @@ class Spares:
 
     def kick(self) -> None:
         """Things have changed: look whether there are enough."""
-        if self._is_low():
+        if self.is_low():
             self._wake.set()
 
-    def _is_low(self) -> bool:
+    def is_low(self) -> bool:
+        """There are too few: new ones will be made as soon as there is nothing else to do."""
         if not self._mtu:
             segments = (self._inputs.segments.rows.get(port.vni) for port in self._takers())
             self._mtu = next((segment.mtu for segment in segments if segment is not None), 0)
         fit = sum(mtu == self._mtu for mtu in self._inputs.spares.rows.values())
         return self._mtu > 0 and fit <= self._size // 2 and self._wanted()
+
+    def count(self) -> int:
+        """How many wait for a port."""
+        return len(self._inputs.spares.rows)
 
     async def run(self) -> None:
         """Make new ones when there are few and nothing else is to be done; for ever."""
@@ -143,7 +148,7 @@ class Spares:
             if not self._at_rest():
                 continue
             self._wake.clear()
-            if self._is_low():
+            if self.is_low():
                 self._fill()
                 self._made()
 

@@ -13,6 +13,7 @@ from agent.core import Condition
 from agent.desired import LAYERS
 from agent.drivers.base import Failure
 from agent.metrics import Status, StatusServer
+from agent.spares import Spares
 from agent.tally import Tally
 from tests.agent.test_core import PORT, WELCOME, WORLD, Agent, running, until
 from tests.fakes.controller import FakeController
@@ -26,8 +27,9 @@ async def nothing() -> dict[int, Any]:
 @asynccontextmanager
 async def serving(agent: Agent, path: Path) -> AsyncIterator[None]:
     tally = Tally(agent.inputs, packets=nothing, usage=nothing)
+    spares = Spares(agent.inputs, size=0, there=lambda layer: {})
     status = Status(
-        agent.core, agent.reconciler, tally, conditions=lambda: [Condition("VswitchdDown", "…", "start it")]
+        agent.core, agent.reconciler, tally, spares, conditions=lambda: [Condition("VswitchdDown", "…", "start it")]
     )
     task = asyncio.create_task(StatusServer(status, path).run())
     await until(path.exists)

@@ -36,10 +36,11 @@ ERA = f"cookie={MARK << 8 | Feature.ERA:#x}"  # flows that are others after each
 def look(host: Host, *sections: str) -> Look:
     """These sections (all if none is named). A tool that fails says nothing: its section is empty or short."""
     wanted = sections or ALL
-    script = "; ".join(f"echo '#### {name}'; {COMMANDS[name]} 2>/dev/null" for name in ("spares", *wanted))
+    # Spares may come and go meanwhile: those before and those after.
+    script = "; ".join(f"echo '#### {name}'; {COMMANDS[name]} 2>/dev/null" for name in ("spares", *wanted, "spares"))
     out = host.run(["sh", "-c", script]).stdout
-    spares, *texts = re.split(r"^#### \w+\n", out, flags=re.M)[1:]
-    devices = [name.removeprefix(".") for name in spares.split()]
+    before, *texts, after = re.split(r"^#### \w+\n", out, flags=re.M)[1:]
+    devices = {name.removeprefix(".") for name in (*before.split(), *after.split())}
     return {name: _parsed(name, text, without=devices) for name, text in zip(wanted, texts, strict=True)}
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 
 from tealnet import kinds
 from tealnet.client import ApiError, Client
-from tealnet.lab import Host, Lab, api
+from tealnet.lab import Host, Lab, LabError, api
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import common_pb2, host_pb2, network_pb2, port_pb2, router_pb2, system_pb2, tenant_pb2
@@ -175,6 +175,22 @@ class Stand:
         return bool(self.client.get(f"hosts/{host}").status.state == READY)
 
 
+def spares(host: Host) -> set[str]:
+    """Devices that wait for a port to come (`agent.spares`)."""
+    return set(re.findall(r"^\.(tn[0-9a-f]{12})\b", host.output(["ls", "-A", "/run/netns"]), re.M))
+
+
+def spares_made(host: Host) -> set[str]:
+    """… when all of them are plugged: for now no link of this host changes by itself."""
+    wait_for(lambda: bool(spares(host)) and spares(host) <= plugged(host), seconds=SOON, what=f"spares of {host.name}")
+    return spares(host)
+
+
+def plugged(host: Host) -> set[str]:
+    """Names of the ports of its integration bridge."""
+    return set(host.output(["ovs-vsctl", "list-ports", "br-int"]).split())
+
+
 def full(collection: str, name: str) -> str:
     """acme/web → tenants/acme/networks/web."""
     tenant, ident = name.split("/")
@@ -195,6 +211,9 @@ def standing(name: str, *, hosts: int, controllers: int = 1, etcd: int = 0) -> I
 @contextmanager
 def pinging(*pairs: tuple[Workload, str], most: int = 0) -> Iterator[list[Running]]:
     """A 10 ms ping from each workload to each address meanwhile; of each no more than `most` answers may be missing."""
+    for host in {source.host.name: source.host for source, _ in pairs}.values():  # what was done before is over
+        with suppress(LabError):  # … unless it goes on for ever: that is not what is looked at
+            wait_for(host.rests, seconds=3, what=f"nothing is done on {host.name}")
     with _all([source.running("ping", address) for source, address in pairs]) as running:
         yield running
     for (source, address), ping in zip(pairs, running, strict=True):

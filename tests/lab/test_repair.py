@@ -51,6 +51,7 @@ def site() -> Iterator[Site]:
         stand.network("acme/web", "10.1.0.0/24", "fd01::/64")
         for name, host in {"victim": "h1", "near": "h1", "far": "h2"}.items():
             stand.port(f"acme/{name}", "web", host)
+        stand.settings("h1", spares=0)  # they would be repaired, too
         stand.sync()
         victim, near, far = stand.workloads("acme/victim", "acme/near", "acme/far")
         expect_reached(far, *victim.addresses, *near.addresses)

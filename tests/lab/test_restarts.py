@@ -34,6 +34,7 @@ from tests.lab.stand import (
     pinging,
     reaches,
     repairs,
+    spares_made,
     standing,
     until,
 )
@@ -80,6 +81,8 @@ def module_site() -> Iterator[Site]:
         stand.sync()
         one, near, far = stand.workloads("acme/one", "acme/near", "acme/far")
         expect_reached(far, *one.addresses, *near.addresses)
+        for each in stand.lab.hosts:
+            spares_made(each)
         yield Site(stand, one, near, far, {host.name: look(host) for host in stand.lab.hosts})
 
 

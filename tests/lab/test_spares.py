@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,7 +9,7 @@ import pytest
 
 from tealnet.lab import Host
 from tealnet.lab.chapters_life import leftovers
-from tests.lab.stand import ACTIVE, SOON, Stand, expect_reached, pinging, standing, until
+from tests.lab.stand import ACTIVE, SOON, Stand, expect_reached, pinging, spares, spares_made, standing, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
@@ -34,29 +33,25 @@ def stand() -> Iterator[Stand]:
         yield stand
 
 
-def spares(host: Host) -> set[str]:
-    """Devices that wait for a port."""
-    return set(re.findall(r"^\.(tn[0-9a-f]{12})\b", host.output(["ls", "-A", "/run/netns"]), re.M))
-
-
-def ready(host: Host) -> set[str]:
-    """… when all of them are plugged."""
-    until(lambda: bool(spares(host)) and spares(host) <= plugged(host), seconds=SOON, what=f"spares on {host.name}")
-    return spares(host)
-
-
-def plugged(host: Host) -> set[str]:
-    return set(host.output(["ovs-vsctl", "list-ports", "br-int"]).split())
-
-
 def row(host: Host, device: str) -> str:
     """Its OVSDB row and number: others if it was plugged again."""
     return host.output(["ovs-vsctl", "--columns=_uuid,ofport", "list", "Interface", device])
 
 
+def whole(host: Host, device: str) -> bool:
+    """A spare has all its parts."""
+    parts = (
+        f"ip -n .{device} link show eth0",
+        f"ip link show {device} up",
+        f"ovs-vsctl get Interface {device} ofport",
+        f"nft list chain netdev tealnet {device}",
+    )
+    return host.run(["sh", "-c", " && ".join(parts)]).returncode == 0
+
+
 def test_a_new_port_is_on_a_spare_and_stays_there(stand: Stand) -> None:
     host = stand.lab.host("h1")
-    rows = {device: row(host, device) for device in ready(host)}
+    rows = {device: row(host, device) for device in spares_made(host)}
     stand.port("acme/two", "web", "h1")
     state = stand.becomes("acme/two", ACTIVE)
     device = state.device
@@ -67,15 +62,16 @@ def test_a_new_port_is_on_a_spare_and_stays_there(stand: Stand) -> None:
         stand.restart_agent("h1")
         stand.sync()
     assert stand.state("acme/two").device == device and row(host, device) == rows[device]
-    assert ready(host) == rows.keys() - {device}, "they were found again"
+    assert spares_made(host) == rows.keys() - {device}, "they were found again"
 
 
 def test_what_happens_to_spares_happens_to_nobody_else(stand: Stand) -> None:
     host, one, far = stand.lab.host("h1"), stand.workload("acme/one"), stand.workload("acme/far")
-    before = sorted(ready(host))
+    before = sorted(spares_made(host))
     for number, harm in enumerate(HARMS):
         host.output(harm.format(before[number % len(before)]).split())
-    until(lambda: ready(host) == set(before), seconds=SOON, what="they are there again")
+    until(lambda: all(whole(host, device) for device in before), seconds=SOON, what="they are there again")
+    assert spares_made(host) == set(before)
     expect_reached(one, *far.addresses)
     stand.port("acme/three", "web", "h1")
     stand.becomes("acme/three", ACTIVE)
@@ -86,7 +82,7 @@ def test_what_happens_to_spares_happens_to_nobody_else(stand: Stand) -> None:
 def test_what_comes_from_a_spare_goes_nowhere(stand: Stand) -> None:
     """Whoever finds its namespace is in no network."""
     host, far = stand.lab.host("h1"), stand.workload("acme/far")
-    space = f".{sorted(ready(host))[0]}"
+    space = f".{sorted(spares_made(host))[0]}"
     inside = ["ip", "netns", "exec", space]
     host.output([*inside, "ip", "address", "add", "10.1.0.200/24", "dev", "eth0"])
     ping = [*inside, "ping", "-c2", "-i0.2", "-W0.5", far.addresses[0]]
@@ -96,7 +92,7 @@ def test_what_comes_from_a_spare_goes_nowhere(stand: Stand) -> None:
 
 
 def test_they_go_with_the_last_port(stand: Stand) -> None:
-    ready(stand.lab.host("h1"))
+    spares_made(stand.lab.host("h1"))
     for name in ("acme/one", "acme/two", "acme/far"):
         stand.delete(name)
     stand.sync()
