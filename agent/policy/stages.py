@@ -73,8 +73,8 @@ def _asked(stage: Stage, *, own: str, remote: str, forward: Direction) -> Iterat
     backward = Direction.EGRESS if at_target else Direction.INGRESS
     unknown = act.set_field(Reg.STEP, STEP_OF[forward]) + goto(Stage.JUDGE)
     yield policy_flow(stage, 34, common + unknown, reg13=guarded, ct_state="+trk+new-inv", ct_label=NONE)
-    # An attempt to connect is judged each time until it is answered: conntrack knows it for 30 s by its ports alone, which
-    # the client may have given out again.
+    # An attempt to connect is judged each time until it is answered: conntrack knows it for 30 s by its ports alone,
+    # which the client may have given out again (docs/adr/0019-attempts.md).
     for family in ("tcp", "tcp6"):
         attempt: dict[str, Value] = {"ct_state": "+trk+new-inv-rpl", "tcp_flags": SYN, family: True}
         yield policy_flow(stage, 35, common + unknown, reg13=guarded, **attempt)
