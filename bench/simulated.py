@@ -32,6 +32,7 @@ class SimulatedHost:
 
     def __init__(self, lab: Lab, client: Client, name: str, *, vtep: str) -> None:
         client.create(kinds.HOST, ident=name, body=host_pb2.Host(vtep=vtep))
+        self.name = name
         self._vtep = vtep
         leaf = Ca.load(Path(lab.context["ca"]).parent).issue(f"host/{name}")
         ca = Path(lab.context["ca"]).read_bytes()
