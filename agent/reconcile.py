@@ -319,6 +319,8 @@ class Reconciler:
             for key, failure in failures.items():
                 layer.fail(key, failure, value=written[key])
             done -= failures.keys()
+        if not due and not layer.unobserved:
+            return  # six layers of seven, each time
         if done and layer.name == "link":  # with a device goes what was put on it, and perhaps its guard
             for other in ("guard", "address"):
                 self.layers[other].reread(done & self.layers[other].delta.actual.keys())
@@ -402,6 +404,7 @@ class Reconciler:
 
     def _observe(self, layer: Layer) -> None:
         if layer.was_read:  # before, nothing there is not a fact
+            layer.unobserved = False
             self._watcher.observe(layer.name, layer.delta.actual)
 
     def _idents(self, layer: Layer, key: Hashable) -> set[str]:
