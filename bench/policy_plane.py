@@ -193,11 +193,14 @@ class Plane:
     # -- the API
 
     def _answer_for(self, *simulated: SimulatedHost) -> None:
-        """Real hosts find the way to the simulated ones as if these had answered: who is down costs them time."""
+        """Real hosts find the way to the simulated ones as if these had answered: who is down costs them time.
+
+        What is permanent is so no longer once the kernel is asked to use it; what needs no ARP stays.
+        """
         for host in self.hosts:
             for number, other in enumerate(simulated):
                 words = [other.vtep, "lladdr", f"02:74:6e:ff:00:{number:02x}", "dev", "br-underlay"]
-                host.output(["ip", "neighbour", "replace", *words, "nud", "permanent"])
+                host.output(["ip", "neighbour", "replace", *words, "nud", "noarp"])
 
     def _listen(self) -> None:
         """Metrics are off by default: restart the controller with them."""
