@@ -153,8 +153,8 @@ class Reconciler:
         self.settle(self.layers[layer].since.get(key, NEVER))
 
     def kick(self) -> None:
-        """Have both lanes look for something to do."""
-        for event in self._wake.values():
+        """Have both lanes look for something to do; flows first, of which the switch takes its own time."""
+        for event in reversed(self._wake.values()):
             event.set()
 
     def reread(self, *names: str) -> None:
