@@ -165,9 +165,7 @@ async def test_open_connections_when_their_rule_goes(guarded: Guarded, remembere
 
 @pytest.mark.parametrize("closed_end", [2, 3])
 @pytest.mark.parametrize("version", [4, 6])
-async def test_what_nobody_has_answered_is_no_open_connection(
-    guarded: Guarded, closed_end: int, version: int
-) -> None:
+async def test_what_nobody_has_answered_is_no_open_connection(guarded: Guarded, closed_end: int, version: int) -> None:
     """Clients give a port out again: conntrack takes a new attempt from it for the one of half a minute ago."""
 
     async def goes(source: int, flags: int) -> bool:
