@@ -61,6 +61,7 @@ class Layer:
         self.repairs = 0
         self.written: dict[Hashable, Any] = {}  # by the last apply
         self.under_way: set[Hashable] = set()  # being applied, or it is not known what came of it
+        self.unobserved = False  # `delta.actual` has changed, or been read back, since somebody was told
         self._driver = driver
         self._reads_some = driver if isinstance(driver, ReadsSome) else None
         self._clock = clock
@@ -163,6 +164,7 @@ class Layer:
             self._count_repairs(actual)
         self.was_read = True
         self.under_way -= self.under_way if keys is None else keys
+        self.unobserved = True
         self.delta.saw_all(actual)
         self._log("read", began, keys=len(actual) if keys is None else len(keys))
 
@@ -194,6 +196,7 @@ class Layer:
         """These keys of the last `apply` are in place; returns the lowest revision that one of them was due to."""
         since = []
         for key in keys:
+            self.unobserved = True
             self.under_way.discard(key)
             self.troubles.pop(key, None)
             self.delta.saw(key, self.written.get(key))

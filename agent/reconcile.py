@@ -155,8 +155,8 @@ class Reconciler:
         self.settle(self.layers[layer].since.get(key, NEVER))
 
     def kick(self) -> None:
-        """Have both lanes look for something to do."""
-        for event in self._wake.values():
+        """Have both lanes look for something to do; flows first, of which the switch takes its own time."""
+        for event in reversed(self._wake.values()):
             event.set()
 
     def reread(self, *names: str) -> None:
@@ -327,6 +327,8 @@ class Reconciler:
             for key, failure in failures.items():
                 layer.fail(key, failure, value=written[key])
             done -= failures.keys()
+        if not due and not layer.unobserved:
+            return  # six layers of seven, each time
         if done and layer.name == "link":  # with a device goes what was put on it, and perhaps its guard
             for other in ("guard", "address"):
                 self.layers[other].reread((done - standing) & self.layers[other].delta.actual.keys())
@@ -410,6 +412,7 @@ class Reconciler:
 
     def _observe(self, layer: Layer) -> None:
         if layer.was_read:  # before, nothing there is not a fact
+            layer.unobserved = False
             self._watcher.observe(layer.name, layer.delta.actual)
 
     def _idents(self, layer: Layer, key: Hashable) -> set[str]:

@@ -1,7 +1,9 @@
 """Security groups under measurement: ten hosts, each with a port whose rules name a group of a thousand members.
 
-The members are ports of one simulated host, so that what is measured is what they cost the others: each of the ten has
-its own agent and Open vSwitch. A measurement is from the call until Sync says that the last host has applied it.
+The members are ports of one more host that is simulated, so that what is measured is what they cost the others. Of
+the ten the real ones have their own agent and Open vSwitch; the others are simulated, too: in session, with a port in
+the same scope, so they are sent the same, and they take it and say that it is applied as soon as they have it. A
+measurement is from the call until Sync says that the last of all has applied it: the slowest of the real ones.
 """
 
 from __future__ import annotations
@@ -59,23 +61,28 @@ def group_name(own: str) -> str:
 
 
 class Plane:
-    """The tenant: `members` and `others` are names of ports that are in the group, or not."""
+    """The tenant: `members` and `others` are names of ports that are in the group, or not; `hosts` are real."""
 
-    def __init__(self, lab: Lab, *, members: int) -> None:
+    def __init__(self, lab: Lab, *, members: int, simulated: int) -> None:
         self.lab, self.hosts = lab, list(lab.hosts)
         self._listen()
         self.client = api.client(lab.context)
         api.wait_serving(self.client, lab.controllers)
         api.wait_ready(self.client, self.hosts)
         self.far = SimulatedHost(lab, self.client, "far", vtep="192.0.2.200")
+        self.simulated = [
+            SimulatedHost(lab, self.client, f"simulated-{number}", vtep=f"192.0.2.{200 + number}")
+            for number in range(1, simulated + 1)
+        ]
+        self._answer_for(self.far, *self.simulated)
         self._numbers = itertools.count(1)
         quota = tenant_pb2.Quota(ports=3 * members)
         self.client.create(kinds.TENANT, ident="bench", body=tenant_pb2.Tenant(quota=quota))
         self.client.create(kinds.NETWORK, parent=PARENT, ident="net", body=network_pb2.Network(cidrs=["10.97.0.0/16"]))
         for own in ("members", "spare", "service"):
             self.client.create(kinds.GROUP, parent=PARENT, ident=own, body=security_pb2.SecurityGroup())
-        for host in self.hosts:
-            self._port(f"local-{host.name}", host.name, "service")
+        for name in [host.name for host in self.hosts] + [host.name for host in self.simulated]:
+            self._port(f"local-{name}", name, "service")
         self.others = self._batch(members, "spare")
         self.members: list[str] = []
         self.synced()
@@ -83,7 +90,8 @@ class Plane:
 
     def close(self) -> None:
         """Connections only; the lab's end takes the rest."""
-        self.far.close()
+        for host in (self.far, *self.simulated):
+            host.close()
         self.client.close()
 
     # -- changes
@@ -144,7 +152,7 @@ class Plane:
         change()
         self.synced()
         touched = max(_differ(before, after) for before, after in zip(flows, self.flows(), strict=True))
-        return Cost(touched, (self.sent() - sent) / (len(self.hosts) + 1))
+        return Cost(touched, (self.sent() - sent) / (len(self.hosts) + len(self.simulated) + 1))
 
     def synced(self, *, seconds: float = 120.0) -> None:
         """All hosts have everything. Raises BenchError with who has not.
@@ -183,6 +191,16 @@ class Plane:
         return float(found[1])
 
     # -- the API
+
+    def _answer_for(self, *simulated: SimulatedHost) -> None:
+        """Real hosts find the way to the simulated ones as if these had answered: who is down costs them time.
+
+        What is permanent is so no longer once the kernel is asked to use it; what needs no ARP stays.
+        """
+        for host in self.hosts:
+            for number, other in enumerate(simulated):
+                words = [other.vtep, "lladdr", f"02:74:6e:ff:00:{number:02x}", "dev", "br-underlay"]
+                host.output(["ip", "neighbour", "replace", *words, "nud", "noarp"])
 
     def _listen(self) -> None:
         """Metrics are off by default: restart the controller with them."""

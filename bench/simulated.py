@@ -32,7 +32,8 @@ class SimulatedHost:
 
     def __init__(self, lab: Lab, client: Client, name: str, *, vtep: str) -> None:
         client.create(kinds.HOST, ident=name, body=host_pb2.Host(vtep=vtep))
-        self._vtep = vtep
+        self.name = name
+        self.vtep = vtep
         leaf = Ca.load(Path(lab.context["ca"]).parent).issue(f"host/{name}")
         ca = Path(lab.context["ca"]).read_bytes()
         self._channel = grpc.secure_channel(
@@ -63,7 +64,7 @@ class SimulatedHost:
 
     def _hello(self) -> pb.Hello:
         return pb.Hello(
-            instance_uid=uuid4().hex, boot_id=str(uuid4()), agent_version="0", features=_FEATURES, vtep=self._vtep
+            instance_uid=uuid4().hex, boot_id=str(uuid4()), agent_version="0", features=_FEATURES, vtep=self.vtep
         )
 
     def _messages(self) -> Iterator[pb.FromAgent]:

