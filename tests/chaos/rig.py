@@ -141,6 +141,8 @@ class LabClient:
             case grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN:
                 done.result = "unknown"
                 self.bugs.append(f"{done.call.method}: {error}: {done.call.request}")
+            case grpc.StatusCode.NOT_FOUND if act in ("create", "update") and error.reason == "DELETED_SINCE":
+                done.result, done.revision = "ok", int(error.metadata["revision"])
             case grpc.StatusCode.NOT_FOUND if act in ("read", "look"):
                 done.result, done.value = "missing", GONE
             case grpc.StatusCode.ALREADY_EXISTS if act == "create" and done.call.key in (name or error.message):

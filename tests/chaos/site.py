@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controller.errors import AlreadyExists, Ambiguous, ApiError, NotFound
+from controller.errors import AlreadyExists, Ambiguous, ApiError, DeletedSince, NotFound
 from tealnet.v1 import host_pb2
 from tests.chaos.agent import SimAgent
 from tests.chaos.etcd import Server
@@ -237,8 +237,8 @@ class Client:
             self.site.bugs.append(f"INTERNAL from {done.call.method}: {done.call.request}")
         elif isinstance(error, NotFound) and done.call.act in ("read", "look") and first:
             done.result, done.value = "missing", GONE
-        elif isinstance(error, NotFound) and done.call.act == "create" and done.call.key in str(error):
-            done.result = "unknown"  # done, and deleted by another before it was looked for after a lost answer
+        elif isinstance(error, DeletedSince) and done.call.act in ("create", "update"):
+            done.result, done.revision = "ok", int(error.metadata["revision"])  # before its answer was lost
         elif isinstance(error, AlreadyExists) and done.call.act == "create" and first and done.call.key in str(error):
             done.result = "exists"
 
