@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from controller.line import Line
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import agent_pb2_grpc
 
-LARGE = pb.ToAgent(refused=pb.Refused(text="x" * 32_000_000)).SerializeToString()  # more than anybody takes unread
+LARGE = pb.ToAgent(refused=pb.Refused(text="x" * 32_000_000))  # more than anybody takes unread
 LAST = pb.ToAgent(refused=pb.Refused(reason="Revoked"))
 Call = grpc.aio.StreamStreamCall[pb.FromAgent, pb.ToAgent]
 
 
 async def talk(
-    directory: Path, serve: Callable[[Line], Awaitable[None]], agent: Callable[[Call], Awaitable[None]]
+    directory: Path, serve: Callable[[Line], Awaitable[None]], agent: Callable[[Call], Coroutine[Any, Any, None]]
 ) -> None:
     """One call, from `agent` to `serve`; what either raises is raised."""
     served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -71,7 +71,7 @@ async def test_what_is_written_after_a_write_that_was_given_up_arrives(tmp_path:
 
     async def serve(line: Line) -> None:
         await line.read()
-        await given_up(line.write(LARGE))
+        await given_up(line.write(LARGE.SerializeToString()))
         read.set()
         await line.write(LAST.SerializeToString())
         assert await line.read() is None
@@ -79,7 +79,7 @@ async def test_what_is_written_after_a_write_that_was_given_up_arrives(tmp_path:
     async def agent(call: Call) -> None:
         await call.write(pb.FromAgent(hello=pb.Hello()))
         await read.wait()
-        assert (await call.read()).SerializeToString() == LARGE  # type: ignore[union-attr]
+        assert await call.read() == LARGE
         assert await call.read() == LAST
         await call.done_writing()
 
