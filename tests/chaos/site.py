@@ -18,6 +18,7 @@ from tests.chaos.host import SimHost
 from tests.chaos.loop import Process, SimLoop
 from tests.chaos.operations import LABEL, Call, Operations
 from tests.chaos.replica import Gone, SimReplica
+from tests.chaos.skew import Wire
 from tests.chaos.wire import Channel, Connection, Pipe, Way
 
 
@@ -32,8 +33,10 @@ class Ways:
 class Site:
     """Everything of one history."""
 
-    def __init__(self, loop: SimLoop, dice: random.Random, directory: Path, *, hosts: int, replicas: int) -> None:
-        self.loop, self.dice, self.directory = loop, dice, directory
+    def __init__(
+        self, loop: SimLoop, dice: random.Random, directory: Path, *, hosts: int, replicas: int, wire: Wire
+    ) -> None:
+        self.loop, self.dice, self.directory, self.wire = loop, dice, directory, wire
         self.server = Server()
         self.names = [f"h{n}" for n in range(1, hosts + 1)]
         self.hosts = {
@@ -126,7 +129,9 @@ class Site:
             found = replica()
             if found is None or not found.serves:
                 return None
-            connection = Connection(Pipe(ways.up, self.dice), Pipe(ways.down, self.dice))
+            up = Pipe(ways.up, self.dice, change=self.wire.from_agent, extra=self.wire.extra)
+            down = Pipe(ways.down, self.dice, change=self.wire.to_agent, extra=self.wire.extra)
+            connection = Connection(up, down)
             connection.client = agent.process
             found.connect(connection, host)
             return connection
