@@ -96,7 +96,8 @@ def _lab(seeds: Iterator[int], until: float) -> int:
             print(
                 f"lab:{outcome.seed} {'gentle' if outcome.gentle else 'rough'}: {outcome.calls} calls, "
                 f"{outcome.acknowledged} acknowledged, {outcome.faults} faults, "
-                f"as it is to be after {outcome.settled:.1f} s, pings lost {lost} of {sent}",
+                f"as it is to be after {outcome.settled:.1f} s, pings lost {lost} of {sent}, connections broken "
+                f"{sum(stream['ended'] for stream in outcome.streams)}",
                 flush=True,
             )
             if outcome.wrong:
