@@ -22,7 +22,7 @@ log = structlog.get_logger()
 LOOK_EVERY = 1.0  # seconds between looks at what costs nothing
 UNDERLAY_EVERY = 30  # … in looks, at the underlay
 WARM_EVERY = 240.0  # seconds; OVS forgets an unused entry after 900
-WARM_RETRY = 5.0
+WARM_RETRY, LAST_WARM_RETRY = 0.2, 5.0  # … the first one and the longest: a vswitchd that starts is soon there
 FIRST_WARM = 1.0  # … that an Ack waits for VTEPs that have just appeared
 
 
@@ -138,17 +138,21 @@ class Reporter:
         """The way to every VTEP in scope stays resolved: when one appears, after vswitchd starts, and in time."""
         loop = asyncio.get_running_loop()
         done: tuple[frozenset[str], int] | None = None
-        due = 0.0
+        due, retry = 0.0, WARM_RETRY
         while True:
             self._changed.clear()
-            keeper, ovs = self._keep(), self._devices.ovsdb.facts()
+            keeper, ovs, pause = self._keep(), self._devices.ovsdb.facts(), LOOK_EVERY
             if keeper is not None and ovs.vswitchd_up:
                 vteps = self._vteps()
-                if (vteps, ovs.vswitchd_starts) != done or loop.time() >= due:
+                is_new = (vteps, ovs.vswitchd_starts) != done
+                if is_new or loop.time() >= due:
+                    retry = WARM_RETRY if is_new else min(2 * retry, LAST_WARM_RETRY)
                     done = vteps, ovs.vswitchd_starts
                     self._cold = await self._warm(keeper, vteps)
-                    due = loop.time() + (WARM_RETRY if self._cold else WARM_EVERY)
-            await self._told(LOOK_EVERY)
+                    due = loop.time() + (retry if self._cold else WARM_EVERY)
+                if self._cold:
+                    pause = min(LOOK_EVERY, due - loop.time())
+            await self._told(pause)
 
     async def _told(self, seconds: float) -> None:
         """Wait until resources or Open vSwitch change, at most so long."""

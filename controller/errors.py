@@ -133,6 +133,17 @@ class NotFound(ApiError):
         return info
 
 
+class DeletedSince(NotFound):
+    """NOT_FOUND: a request that is sent again was carried out, at `revision`; its object was deleted since (T7)."""
+
+    reason = "DELETED_SINCE"
+
+    def __init__(self, name: str, *, revision: int) -> None:
+        super().__init__(name)
+        self.text = f"{name} not found: the request was carried out at revision {revision}, and it was deleted since"
+        self.metadata["revision"] = str(revision)
+
+
 class AlreadyExists(ApiError):
     """ALREADY_EXISTS: the name is taken."""
 

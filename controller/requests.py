@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 from controller.draft import Draft
-from controller.errors import Ambiguous, invalid
+from controller.errors import Ambiguous, DeletedSince, invalid
 from controller.etcd import StoreError
 from controller.etcd.types import KeyValue
 from controller.events import Events
@@ -23,11 +23,15 @@ _FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Replay(Exception):
-    """The request was carried out before; `record` says what came of it."""
+    """The request was carried out before, at `revision`; `record` says what came of it."""
 
-    def __init__(self, record: store_pb2.RequestRecord) -> None:
+    def __init__(self, record: store_pb2.RequestRecord, *, revision: int) -> None:
         super().__init__(record.name)
-        self.record = record
+        self.record, self.revision = record, revision
+
+    def gone(self) -> DeletedSince:
+        """The answer where its object is no longer there: the caller must know that it was done all the same."""
+        return DeletedSince(self.record.name, revision=self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Ticket:
         if record.fingerprint != self.fingerprint:
             text = "was used for another request within the last 24 hours; choose another"
             return invalid("request_id", text, reason="REQUEST_ID_REUSED")
-        return Replay(record)
+        return Replay(record, revision=found.create_revision)  # written by the transaction itself, once
 
     def enter(self, draft: Draft) -> None:
         """Claim the id in the transaction, for the first object of the draft."""

@@ -13,14 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
-import grpc.aio
 import structlog
 
 from controller.admission import Admitted, Refusal
 from controller.etcd import LeaseNotFound, StoreError
 from controller.etcd.types import absent, put, value_is
+from controller.line import Line
 from controller.metrics import Metrics
 from controller.observing import Observing
 from controller.outbox import Outbox
@@ -62,14 +61,14 @@ class Session:
         metrics: Metrics,
         admitted: Admitted,
         hello: pb.Hello,
-        context: grpc.aio.ServicerContext[Any, Any],
+        line: Line,
         progressed: Callable[[], None],
         turns: Turns,
         denied: Callable[[str, pb.RuleReport], None],
     ) -> None:
         self.turns = turns
         self.store, self.resources, self.replica, self.metrics = store, resources, replica, metrics
-        self.admitted, self.hello, self.context = admitted, hello, context
+        self.admitted, self.hello, self._line = admitted, hello, line
         self.host_uid, self.name = admitted.host.uid, admitted.name
         self.key_value = admitted.session
         self.outbox = Outbox(resources, self.host_uid)
@@ -86,7 +85,6 @@ class Session:
         self._wake = asyncio.Event()
         self._over: SessionOver | None = None
         self._ended = asyncio.Event()
-        self._writing = asyncio.Lock()
         self._heard = time.monotonic()
         self._echo = (0, 0)  # the agent's clock in its last ping, ours when it came: Unix time in ns
         self._tombstones = asyncio.Event()
@@ -205,8 +203,7 @@ class Session:
 
     async def send(self, message: bytes) -> None:
         """Write one encoded ToAgent."""
-        async with self._writing:
-            await self.context.write(message)
+        await self._line.write(message)
 
     async def _end(self) -> None:
         await self._ended.wait()
@@ -267,9 +264,8 @@ class Session:
 
     async def _read(self) -> None:
         while True:
-            message = await self.context.read()
-            if not isinstance(message, pb.FromAgent):
-                raise SessionOver("closed by the agent")  # grpc.aio.EOF
+            if (message := await self._line.read()) is None:
+                raise SessionOver("closed by the agent")
             self._heard = time.monotonic()
             match message.WhichOneof("message"):
                 case "versions":

@@ -18,6 +18,7 @@ import structlog
 
 from controller.admission import Admission, Refusal
 from controller.etcd import StoreError
+from controller.line import Line
 from controller.metrics import Metrics
 from controller.replica import Replica
 from controller.resources import Resources
@@ -186,15 +187,22 @@ class Sessions:
     # ---- the service
 
     async def _connect(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        line = Line(context)
         try:
-            hello = await self._hello(context)
+            await self._serve(line, context)
+        finally:
+            line.close()
+
+    async def _serve(self, line: Line, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            hello = await self._hello(line)
             peer = self.identify(context)
-            session = await self._open(peer, hello, context)
+            session = await self._open(peer, hello, line)
         except Refusal as refusal:
-            await self._refuse(context, refusal)
+            await self._refuse(line, refusal)
             return
         except StoreError as error:
-            await self._refuse(context, Refusal("NotReady", f"the store does not answer: {error}"))
+            await self._refuse(line, Refusal("NotReady", f"the store does not answer: {error}"))
             return
         reason, told = "cancelled", None
         try:
@@ -208,20 +216,20 @@ class Sessions:
         finally:
             self._remove(session, reason)
         if told:
-            await self._refuse(context, told)
+            await self._refuse(line, told)
 
-    async def _hello(self, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Hello:
+    async def _hello(self, line: Line) -> pb.Hello:
         try:
             async with asyncio.timeout(_HELLO):
-                first = await context.read()
+                first = await line.read()
         except TimeoutError:
             raise Refusal("Protocol", "no Hello") from None
-        if not isinstance(first, pb.FromAgent) or first.WhichOneof("message") != "hello":
+        if first is None or first.WhichOneof("message") != "hello":
             raise Refusal("Protocol", "the first message is not Hello")
         hello: pb.Hello = first.hello
         return hello
 
-    async def _open(self, peer: Peer, hello: pb.Hello, context: grpc.aio.ServicerContext[Any, Any]) -> Session:
+    async def _open(self, peer: Peer, hello: pb.Hello, line: Line) -> Session:
         admitted = await self.admission.admit(peer.host, peer.issued, hello)
         if old := self.by_host.get(admitted.host.uid):
             old.end("replaced")
@@ -232,7 +240,7 @@ class Sessions:
             metrics=self.metrics,
             admitted=admitted,
             hello=hello,
-            context=context,
+            line=line,
             progressed=self.pulse,
             turns=self._turns,
             denied=self.denials.take,
@@ -276,15 +284,15 @@ class Sessions:
                 if not members:
                     del self._by_scope[scope]
 
-    async def _refuse(self, context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> None:
+    async def _refuse(self, line: Line, refusal: Refusal) -> None:
         self.metrics.refused.labels(refusal.reason).inc()
         log.info("session refused", reason=refusal.reason, text=refusal.text)
         message = pb.Refused(reason=refusal.reason, text=refusal.text, retry_after_ms=refusal.retry_after_ms)
-        await context.write(pb.ToAgent(refused=message).SerializeToString())
-        # The agent is to end the stream: if we did, while it is writing, gRPC would lose our words on its side.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE):
-                while isinstance(await context.read(), pb.FromAgent):
+                await line.write(pb.ToAgent(refused=message).SerializeToString())
+                # The agent is to end the stream: if we did, while it is writing, gRPC would lose our words on its side.
+                while await line.read() is not None:
                     pass
 
     def _spawn(self, work: Any) -> None:

@@ -17,6 +17,7 @@ import structlog
 
 from agent.connections import FLUSHED, Connection, as_v6
 from agent.drivers.base import DeviceUnavailable, Failure
+from agent.drivers.coming import Coming
 from agent.drivers.openflow_session import Encode, RefusedError, Session
 from agent.drivers.unixctl import unixctl
 from agent.drivers.vswitchd import control_socket
@@ -30,7 +31,6 @@ from agent.openflow.reply import ErrorReply
 log = structlog.get_logger()
 
 RUN_DIR = "/run/openvswitch"
-RECONNECT_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds; the last one repeats
 FIRST_PULSE, LAST_PULSE = 0.001, 0.05  # seconds
 BUNDLE_ATTEMPTS = 8  # refused so often, a batch goes message by message
 # Errors that may go away by themselves although the message stays the same: a port or group is not there yet.
@@ -117,13 +117,15 @@ class FlowDriver:
         attempt = 0
         while True:
             connections = self._facts.connections
-            try:
-                await self._serve()
-            except (DeviceUnavailable, ProtocolError, RefusedError) as error:
-                if attempt == 0:
-                    log.warning("the bridge is out of reach", socket=self._socket, error=str(error))
-            attempt = 0 if self._facts.connections > connections else attempt + 1
-            await asyncio.sleep(RECONNECT_DELAYS[min(attempt, len(RECONNECT_DELAYS) - 1)])
+            with Coming(self._socket) as coming:
+                try:
+                    await self._serve()
+                except (DeviceUnavailable, ProtocolError, RefusedError) as error:
+                    if attempt == 0:
+                        log.warning("the bridge is out of reach", socket=self._socket, error=str(error))
+                attempt = 0 if self._facts.connections > connections else attempt + 1
+                if await coming.wait(attempt):
+                    attempt = 0
 
     def facts(self) -> FlowFacts:
         """What is known now."""

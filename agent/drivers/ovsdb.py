@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from agent.drivers.base import DeviceUnavailable, Failure
+from agent.drivers.coming import Coming
 from agent.drivers.ovsdb_rows import Key, PortRow, Value, View, as_bridge, as_value, plan, reconfigure, view
 from agent.drivers.ovsdb_rpc import Json, Replica, Session, TransactionError
 from agent.drivers.vswitchd import OLDEST, VswitchdWatch
@@ -26,7 +27,6 @@ log = structlog.get_logger()
 DEFAULT_SOCKET = "unix:/run/openvswitch/db.sock"
 DEFAULT_RUN_DIR = "/run/openvswitch"
 APPLY_TIMEOUT = 10.0  # seconds for vswitchd to carry out a transaction; 500 ports take it 0.5 s
-RECONNECT_DELAYS = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds; the last one repeats
 CONFIGURATION = frozenset({("Open_vSwitch", "cur_cfg"), ("Open_vSwitch", "next_cfg")})
 ZONE_TABLES = frozenset({"Datapath", "CT_Zone", "CT_Timeout_Policy"})
 
@@ -331,13 +331,15 @@ class OvsdbDriver:
         attempt = 0
         while True:
             connections = self._connections
-            try:
-                await self._serve()
-            except (OSError, DeviceUnavailable, TransactionError) as error:
-                if attempt == 0:
-                    log.warning("ovsdb-server is out of reach", socket=self._path, error=str(error))
-            attempt = 0 if self._connections > connections else attempt + 1
-            await asyncio.sleep(RECONNECT_DELAYS[min(attempt, len(RECONNECT_DELAYS) - 1)])
+            with Coming(self._path) as coming:
+                try:
+                    await self._serve()
+                except (OSError, DeviceUnavailable, TransactionError) as error:
+                    if attempt == 0:
+                        log.warning("ovsdb-server is out of reach", socket=self._path, error=str(error))
+                attempt = 0 if self._connections > connections else attempt + 1
+                if await coming.wait(attempt):
+                    attempt = 0
 
     async def _serve(self) -> None:
         async with Session(self._path, on_update=self._on_update) as session:

@@ -14,6 +14,7 @@ from typing import Any
 from agent.drivers.base import DeviceUnavailable
 
 TIMEOUT = 10.0  # seconds; `revalidator/wait` takes up to 0.5
+_UNKNOWN = "is not a valid command"
 _WINDOW = 64  # commands on their way: the daemon takes ten of one connection at a time
 
 
@@ -22,7 +23,10 @@ class UnixctlError(Exception):
 
 
 async def unixctl(path: str, command: str, *args: str) -> str:
-    """Run `command` and return its output. Raises UnixctlError, or DeviceUnavailable if the daemon does not answer."""
+    """Run `command` and return its output. Raises UnixctlError, or DeviceUnavailable if the daemon does not answer.
+
+    One that is just starting answers before it knows its commands: that is no answer either.
+    """
     (answer,) = await unixctl_each(path, command, [args])
     if isinstance(answer, UnixctlError):
         raise answer
@@ -43,7 +47,7 @@ async def unixctl_each(path: str, command: str, arguments: Sequence[Sequence[str
                 for at in range(0, len(arguments), _WINDOW):
                     part = arguments[at : at + _WINDOW]
                     writer.write(b"".join(_request(command, words) for words in part))
-                    answers += [_verdict(await replies.next()) for _ in part]
+                    answers += [_verdict(command, await replies.next()) for _ in part]
                     limit.reschedule(asyncio.get_running_loop().time() + TIMEOUT)
             finally:
                 writer.transport.abort()
@@ -56,10 +60,13 @@ def _request(command: str, arguments: Sequence[str]) -> bytes:
     return json.dumps({"id": 0, "method": command, "params": list(arguments)}).encode()
 
 
-def _verdict(reply: dict[str, Any]) -> str | UnixctlError:
-    if reply.get("error") is not None:
-        return UnixctlError(str(reply["error"]).strip())
-    return str(reply["result"])
+def _verdict(command: str, reply: dict[str, Any]) -> str | UnixctlError:
+    error = reply.get("error")
+    if error is None:
+        return str(reply["result"])
+    if str(error).startswith(f'"{command}" {_UNKNOWN}'):
+        raise DeviceUnavailable(f"{command} is not known, or not known yet")
+    return UnixctlError(str(error).strip())
 
 
 class _Replies:

@@ -15,11 +15,11 @@ from pathlib import Path
 import structlog
 
 from agent.drivers.base import DeviceUnavailable
+from agent.drivers.coming import Coming
 from agent.drivers.unixctl import UnixctlError, unixctl
 
 log = structlog.get_logger()
 
-RETRY = 0.1  # seconds between looks while it is down
 OLDEST = (3, 1)
 """The oldest version that this agent works with: the one that all of it is tested on."""
 
@@ -47,12 +47,15 @@ class VswitchdWatch:
 
     async def run(self) -> None:
         """Watch for ever; cancel to stop."""
+        attempt = 0
         while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(control_socket(self._run_dir))
-            except (OSError, ValueError):
-                await asyncio.sleep(RETRY)
-                continue
+            with Coming(f"{self._run_dir}/ovs-vswitchd.") as coming:  # its pid file, its socket
+                try:
+                    reader, writer = await asyncio.open_unix_connection(control_socket(self._run_dir))
+                except (OSError, ValueError):
+                    attempt = 0 if await coming.wait(attempt) else attempt + 1
+                    continue
+            attempt = 0
             try:
                 if self._known:  # at a restart nobody waits for the answer
                     self._set(up=True)

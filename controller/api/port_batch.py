@@ -17,7 +17,7 @@ from controller.api.standard import Standard, copy_of, row_of
 from controller.caller import Caller, current_caller
 from controller.commit import Atomicity, Item, foremost
 from controller.draft import Chosen, Draft
-from controller.errors import ApiError, Invalid, NotFound, Violation, invalid
+from controller.errors import ApiError, Invalid, Violation, invalid
 from controller.etcd.types import KeyValue
 from controller.requests import Replay, Ticket, check_id
 from controller.rows import Intent
@@ -138,12 +138,13 @@ class Batch:
 
     async def _replayed(self, entry: Entry, replay: Replay) -> None:
         """Done by an earlier try of the same batch."""
-        rows = self.parts.store.world.ports.rows
-        if replay.record.name not in rows:
+        rows, record = self.parts.store.world.ports.rows, replay.record
+        row = rows.get(record.name)
+        if row is None or row.uid != record.uid:  # or this replica does not have it yet
             await self.parts.requests.catch_up()
-        row = rows.get(replay.record.name)
-        if row is None or row.uid != replay.record.uid:
-            entry.error = NotFound(replay.record.name)
+            row = rows.get(record.name)
+        if row is None or row.uid != record.uid:
+            entry.error = replay.gone()
             return
         entry.port = self.parts.presenter.message("port", row, current_caller())
 

@@ -187,7 +187,7 @@ class Standard(Reads[M]):
         await self.parts.requests.catch_up()
         row = getattr(self.world, f"{self.kind}s").rows.get(replay.record.name)
         if row is None or row.uid != replay.record.uid:
-            raise NotFound(replay.record.name)
+            raise replay.gone()
         return self.parts.presenter.message(self.kind, row, caller)
 
 

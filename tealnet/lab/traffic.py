@@ -54,9 +54,9 @@ class Workload:
             probe.wait()
         return probe.result
 
-    def running(self, word: str, *rest: str) -> AbstractContextManager[Running]:
-        """A long-running probe: ready at entry, ended at exit, its answer in `.result`."""
-        return probing(self.argv(word, *rest), f"{word} in {self.name}")
+    def running(self, word: str, *rest: str, ends: float = _START) -> AbstractContextManager[Running]:
+        """A long-running probe: ready at entry, ended at exit within `ends` seconds, its answer in `.result`."""
+        return probing(self.argv(word, *rest), f"{word} in {self.name}", ends=ends)
 
 
 def capture(host: Host, interface: str) -> AbstractContextManager[Running]:
@@ -71,7 +71,7 @@ def probe_argv(host: Host, word: str, *rest: str, netns: str = "") -> list[str]:
 
 
 @contextmanager
-def probing(argv: list[str], what: str) -> Iterator[Running]:
+def probing(argv: list[str], what: str, *, ends: float = _START) -> Iterator[Running]:
     """Any long-running probe by its command line: ready at entry, ended at exit."""
     process = subprocess.Popen(
         argv,
@@ -80,7 +80,7 @@ def probing(argv: list[str], what: str) -> Iterator[Running]:
         stderr=subprocess.PIPE,
         bufsize=0,  # so that what readline leaves is still there for communicate
     )
-    running = Running(process, what)
+    running = Running(process, what, ends=ends)
     try:
         running.ready()
         yield running
@@ -95,6 +95,7 @@ class Running:
     process: subprocess.Popen[bytes]
     what: str
     result: dict[str, Any] = field(default_factory=dict)
+    ends: float = _START  # seconds
 
     def ready(self) -> None:
         """Wait until it says so."""
@@ -112,7 +113,7 @@ class Running:
     def end(self) -> None:
         """Close its standard input, take the answer; it never outlives this."""
         try:
-            out, errors = self.process.communicate(input=b"", timeout=_START)
+            out, errors = self.process.communicate(input=b"", timeout=self.ends)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()

@@ -272,6 +272,7 @@ def main() -> None:
     word.add_argument("port", type=int)
     word.add_argument("--count", type=int, default=10)
     word.add_argument("--interval", type=float, default=0.05)
+    word.add_argument("--patience", type=float, default=twins.WAIT)
     word = words.add_parser("pairs")
     word.add_argument("first")
     word.add_argument("second")
@@ -315,7 +316,9 @@ def main() -> None:
     elif given.word == "ask":
         result = twins.ask(given.address, port=given.port, count=given.count, kind=given.kind)
     elif given.word == "hold":
-        result = twins.hold(given.address, port=given.port, count=given.count, interval=given.interval)
+        result = twins.hold(
+            given.address, port=given.port, count=given.count, interval=given.interval, patience=given.patience
+        )
     elif given.word == "pairs":
         result = twins.pairs(given.first, given.second, port=given.port)
     elif given.word == "load":

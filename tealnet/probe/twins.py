@@ -193,11 +193,11 @@ class _Held:
         self.sock.close()
 
 
-def hold(address: str, *, port: int, count: int, interval: float) -> dict[str, object]:
+def hold(address: str, *, port: int, count: int, interval: float, patience: float = WAIT) -> dict[str, object]:
     """Keep `count` connections open and ask on each of them once per `interval` seconds.
 
     The answer: words at the beginning; how many connections heard another word later; how many ended, and when (Unix
-    time); how many were silent at last, for two seconds after the last question.
+    time); how many were silent at last, for `patience` seconds after the last question.
     """
     all_ = [_Held(address, port) for _ in range(count)]
     print("ready", flush=True)
@@ -209,7 +209,7 @@ def hold(address: str, *, port: int, count: int, interval: float) -> dict[str, o
                 held.ask()
         while not closed and (left := began + interval - time.monotonic()) > 0:
             closed = _heard(all_, left, sys.stdin)
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + patience
     while any(held.unanswered for held in all_) and time.monotonic() < deadline:
         _heard(all_, deadline - time.monotonic())
     ends = [held.ended for held in all_ if held.ended]

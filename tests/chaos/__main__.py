@@ -57,7 +57,8 @@ def _simulation(first: int, *, until: float, most: int) -> int:
     times = sorted(verdict.settled for verdict in found)
     calls, done = sum(v.calls for v in found), sum(v.acknowledged for v in found)
     print(
-        f"simulation: {len(found)} histories in {time.monotonic() - began:.0f} s, {calls} calls, {done} acknowledged, "
+        f"simulation: seeds {first} to {first + len(found) - 1} in {time.monotonic() - began:.0f} s, "
+        f"{len(found)} histories, {calls} calls, {done} acknowledged, "
         f"{sum(v.lasted for v in found) / 3600:.1f} h of virtual time; as it is to be after the last fault: "
         f"p50 {times[len(times) // 2]:.2f}, p99 {times[int(len(times) * 0.99)]:.2f} s (virtual); {len(bad)} failed",
         flush=True,
@@ -96,7 +97,8 @@ def _lab(seeds: Iterator[int], until: float) -> int:
             print(
                 f"lab:{outcome.seed} {'gentle' if outcome.gentle else 'rough'}: {outcome.calls} calls, "
                 f"{outcome.acknowledged} acknowledged, {outcome.faults} faults, "
-                f"as it is to be after {outcome.settled:.1f} s, pings lost {lost} of {sent}",
+                f"as it is to be after {outcome.settled:.1f} s, pings lost {lost} of {sent}, connections broken "
+                f"{sum(stream['ended'] for stream in outcome.streams)}",
                 flush=True,
             )
             if outcome.wrong:

@@ -50,8 +50,10 @@ def one(rig: Rig, seed: int, empty: dict[str, Look]) -> Outcome:
 
 
 def _pinged(outcome: Outcome) -> list[str]:
-    """Of gentle faults packets notice nothing; ports that come and go may cost some (LINKS)."""
+    """Connections outlive all faults. Of gentle ones packets notice nothing; ports that come and go may cost some."""
     lines = [f"a calm workload got no answer at all: {p}" for p in outcome.pings if not p["received"]]
+    whole = {"changed": 0, "ended": 0, "silent": 0}
+    lines += [f"connections broke: {s}" for s in outcome.streams if {key: s[key] for key in whole} != whole]
     if outcome.gentle:
         most = LINKS * outcome.acknowledged
         lines += [f"more than {most} answers are missing: {p}" for p in outcome.pings if p["lost"] > most]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +11,11 @@ from typing import Any
 
 from tealnet import kinds
 from tealnet.client import ApiError, Client, Context
-from tealnet.lab.host import python_env
 from tealnet.lab.traffic import Workload
 from tealnet.lab.wait import wait_for
 from tealnet.v1 import network_pb2, port_pb2
 from tests.chaos.history import Done, violations
+from tests.chaos.lab_store import store_argv
 from tests.chaos.operations import LABEL
 from tests.chaos.rig import Rig
 from tests.lab.looks import look
@@ -74,10 +73,7 @@ def _intent(found: Any) -> Any:
 
 def _store(rig: Rig) -> list[str]:
     """Looked at from inside a controller's machine, by a process of its own."""
-    controller, tls = rig.lab.controller, "/etc/tealnet/etcd"
-    env = [f"{k}={v}" for k, v in python_env().items()]
-    words = [sys.executable, "-m", "tests.chaos.store_look", f"{tls}/ca.crt", f"{tls}/client.crt", f"{tls}/client.key"]
-    argv = [*controller.enter(), "env", *env, *words, *(member.endpoint for member in rig.lab.members)]
+    argv = store_argv(rig.lab, "tests.chaos.store_look")
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     if done.returncode:
         return [f"the store can't be looked at: {done.stderr[-500:]}"]

@@ -24,7 +24,9 @@ from tests.chaos.judge import judge, leftovers, unsettled
 from tests.chaos.operations import Operations
 from tests.chaos.replica import Gone
 from tests.chaos.site import Site
+from tests.chaos.skew import Skew, Wire
 
+SKEWS = (Skew.NONE, Skew.NONE, Skew.NONE, Skew.EARLIER, Skew.LATER)  # one of these
 STEPS = (30, 60, 60, 120)  # one of these; one step in three is a fault
 LOG = os.environ.get("CHAOS_LOG", "CRITICAL")  # what daemons say of a history that is run again
 SETTLES = 60.0  # virtual seconds until everything must be as it is to be after the last fault
@@ -51,7 +53,7 @@ def directory_of(pid: int) -> Path:
 
 
 @contextmanager
-def simulated(seed: int, *, hosts: int, replicas: int) -> Iterator[Site]:
+def simulated(seed: int, *, hosts: int, replicas: int, skew: Skew = Skew.NONE) -> Iterator[Site]:
     """A site; this operating-system process's clocks and chance are its own from now on, so one per process."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(LOG)))
     outbox.PART = 1024  # bytes: units of many parts, so that some break off half-way
@@ -60,7 +62,7 @@ def simulated(seed: int, *, hosts: int, replicas: int) -> Iterator[Site]:
     asyncio.set_event_loop(loop)
     directory = directory_of(os.getpid())
     try:
-        yield Site(loop, dice, directory, hosts=hosts, replicas=replicas)
+        yield Site(loop, dice, directory, hosts=hosts, replicas=replicas, wire=Wire(skew))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -68,8 +70,10 @@ def simulated(seed: int, *, hosts: int, replicas: int) -> Iterator[Site]:
 def run(seed: int) -> Verdict:
     """One history."""
     size = random.Random(f"size {seed}")
-    with simulated(seed, hosts=size.choice([2, 3, 3, 4]), replicas=size.choice([1, 2, 2, 3])) as site:
+    hosts, replicas, skew = size.choice([2, 3, 3, 4]), size.choice([1, 2, 2, 3]), size.choice(SKEWS)
+    with simulated(seed, hosts=hosts, replicas=replicas, skew=skew) as site:
         loop, verdict = site.loop, Verdict(seed, [])
+        site.note(f"{hosts} hosts, {replicas} replicas, versions on the other side: {skew.value}")
         try:
             loop.run_until_complete(_history(site, random.Random(f"history {seed}"), verdict))
         except loops.Deadlock:

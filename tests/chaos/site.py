@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controller.errors import AlreadyExists, Ambiguous, ApiError, NotFound
+from controller.errors import AlreadyExists, Ambiguous, ApiError, DeletedSince, NotFound
 from tealnet.v1 import host_pb2
 from tests.chaos.agent import SimAgent
 from tests.chaos.etcd import Server
@@ -18,6 +18,7 @@ from tests.chaos.host import SimHost
 from tests.chaos.loop import Process, SimLoop
 from tests.chaos.operations import LABEL, Call, Operations
 from tests.chaos.replica import Gone, SimReplica
+from tests.chaos.skew import Wire
 from tests.chaos.wire import Channel, Connection, Pipe, Way
 
 
@@ -32,8 +33,10 @@ class Ways:
 class Site:
     """Everything of one history."""
 
-    def __init__(self, loop: SimLoop, dice: random.Random, directory: Path, *, hosts: int, replicas: int) -> None:
-        self.loop, self.dice, self.directory = loop, dice, directory
+    def __init__(
+        self, loop: SimLoop, dice: random.Random, directory: Path, *, hosts: int, replicas: int, wire: Wire
+    ) -> None:
+        self.loop, self.dice, self.directory, self.wire = loop, dice, directory, wire
         self.server = Server()
         self.names = [f"h{n}" for n in range(1, hosts + 1)]
         self.hosts = {
@@ -126,7 +129,9 @@ class Site:
             found = replica()
             if found is None or not found.serves:
                 return None
-            connection = Connection(Pipe(ways.up, self.dice), Pipe(ways.down, self.dice))
+            up = Pipe(ways.up, self.dice, change=self.wire.from_agent, extra=self.wire.extra)
+            down = Pipe(ways.down, self.dice, change=self.wire.to_agent, extra=self.wire.extra)
+            connection = Connection(up, down)
             connection.client = agent.process
             found.connect(connection, host)
             return connection
@@ -237,8 +242,8 @@ class Client:
             self.site.bugs.append(f"INTERNAL from {done.call.method}: {done.call.request}")
         elif isinstance(error, NotFound) and done.call.act in ("read", "look") and first:
             done.result, done.value = "missing", GONE
-        elif isinstance(error, NotFound) and done.call.act == "create" and done.call.key in str(error):
-            done.result = "unknown"  # done, and deleted by another before it was looked for after a lost answer
+        elif isinstance(error, DeletedSince) and done.call.act in ("create", "update"):
+            done.result, done.revision = "ok", int(error.metadata["revision"])  # before its answer was lost
         elif isinstance(error, AlreadyExists) and done.call.act == "create" and first and done.call.key in str(error):
             done.result = "exists"
 

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from tealnet.agent.v1 import agent_pb2 as pb
 from tests.chaos.history import Done, violations
 from tests.chaos.operations import Call
+from tests.chaos.skew import UNKNOWN, Released, later
 
 KEY = "tenants/t1/ports/p1"
 
@@ -28,6 +30,14 @@ def test_promises_about_many_ports(name: str) -> None:
     done = run("tests.chaos.promises", name)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
+
+
+def test_messages_of_a_later_version_are_marked_all_over_and_those_of_an_earlier_one_are_not() -> None:
+    hello = pb.Hello(boot_id="b", lineage=pb.Lineage(number=1), scopes=[pb.ScopeDigest(scope="host", count=1)])
+    plain = pb.FromAgent(hello=hello).SerializeToString()
+    marked = later(plain, pb.FromAgent)
+    assert marked.count(UNKNOWN) == 4 and pb.FromAgent.FromString(marked).hello.lineage.number == 1
+    assert Released()(marked, pb.FromAgent) == plain
 
 
 # -- the checker of histories

@@ -37,10 +37,12 @@ def broken() -> grpc.aio.AioRpcError:
 
 
 class Pipe:
-    """Messages one way, as bytes, in order."""
+    """Messages one way, as bytes, in order. `change`: what becomes of each; `extra`: what now and then follows one."""
 
-    def __init__(self, way: Way, dice: random.Random) -> None:
-        self._way, self._dice = way, dice
+    def __init__(
+        self, way: Way, dice: random.Random, *, change: Callable[[bytes], bytes] = bytes, extra: bytes = b""
+    ) -> None:
+        self._way, self._dice, self._change, self._extra = way, dice, change, extra
         self._sent: deque[bytes | None] = deque()
         self._came: deque[bytes | None] = deque()
         self._event = asyncio.Event()
@@ -51,7 +53,9 @@ class Pipe:
         """Send; None is the end."""
         if self.is_over:
             return
-        self._sent.append(data)
+        self._sent.append(data if data is None else self._change(data))
+        if self._extra and data is not None and self._dice.random() < 0.1:
+            self._sent.append(self._extra)
         if not self._moving:
             self._moving = True
             running().outside(self._move())

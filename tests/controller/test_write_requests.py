@@ -8,7 +8,7 @@ from pathlib import Path
 from controller.caller import current_caller
 from controller.commit import Committer
 from controller.draft import Draft
-from controller.errors import Ambiguous, Invalid, NotFound, OutOfRange, Unavailable
+from controller.errors import Ambiguous, DeletedSince, Invalid, OutOfRange, Unavailable
 from controller.etcd import Etcd
 from controller.settings import Settings
 from controller.store import Store
@@ -40,7 +40,9 @@ async def test_a_request_that_comes_twice() -> None:
         delete = port_pb2.DeletePortRequest(name=first.name, request_id="two")
         await one.ports.DeletePort(delete, None)
         await two.ports.DeletePort(delete, None)
-        assert isinstance(await refusal(one.ports.CreatePort(request, None)), NotFound)
+        gone = await refusal(one.ports.CreatePort(request, None))
+        assert isinstance(gone, DeletedSince)  # not only that it is absent: it was made
+        assert gone.metadata == {"name": first.name, "revision": str(first.revision)}
         bad = create_port("r", "a/b")
         assert isinstance(await refusal(one.ports.CreatePort(bad, None)), Invalid)
 

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from agent.drivers.base import DeviceUnavailable
 from agent.drivers.ovsdb import OvsdbDriver
+from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.zone import ZoneDriver
 from agent.objects import Zone
 from tests.ovs.sandbox import DEADLINE, Sandbox, sandbox
@@ -47,6 +49,13 @@ async def zones_of(ovs: Sandbox) -> AsyncIterator[tuple[ZoneDriver, OvsdbDriver]
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_command_that_vswitchd_does_not_know_yet_is_no_answer(sandbox: Sandbox) -> None:
+    with pytest.raises(DeviceUnavailable, match="not known yet"):
+        await unixctl(sandbox.vswitchd_ctl(), "no/such", "word")
+    with pytest.raises(UnixctlError):  # but a refusal is one
+        await unixctl(sandbox.vswitchd_ctl(), "ofproto/trace")
 
 
 async def test_what_is_written_is_read_back_and_in_force(sandbox: Sandbox) -> None:
