@@ -6,7 +6,7 @@ import re
 import time
 from ipaddress import IPv4Address
 
-from bench.common import BenchError, say
+from bench.common import BenchError
 from tealnet.lab.host import Host
 from tealnet.lab.service import Service
 
@@ -33,10 +33,10 @@ def keep(host: Host) -> None:
 
 
 def fill(service: Service, wanted: int, *, hosts: int) -> None:
-    """At least so many on each of the first hosts, for as long as the lab stands.
+    """At least so many on each of the first hosts, until flows change that they have looked at.
 
     Each client sends to so many addresses of network web. All of it goes through conntrack and by the weights, so each
-    cached flow has to be translated anew with each flip; as nobody lives there it ends in a drop.
+    cached flow has to be looked at with each flip; as nobody lives there it ends in a drop.
     """
     for host, client in list(zip(service.lab.hosts, service.clients(), strict=True))[:hosts]:
         keep(host)
@@ -45,4 +45,3 @@ def fill(service: Service, wanted: int, *, hosts: int) -> None:
             if time.monotonic() > deadline:
                 raise BenchError(f"only {there} cached flows on {host.name}")
             client.probe("scatter", str(FIRST), str(wanted), "--rate", "4000")
-        say(f"{there} cached flows on {host.name}")

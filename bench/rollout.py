@@ -68,6 +68,7 @@ class Found:
     silent: int = 0
     late: int = 0
     told: list[float] = field(default_factory=list)  # ms of skew as hosts tell it, with `at_once`
+    cached: list[int] = field(default_factory=list)  # flows on the host that has fewest, before each flip
     numbers: Iterator[int] = field(default_factory=count)
     tasks: Path | None = None
     waits: dict[str, tuple[float, float]] = field(default_factory=dict)  # of the last block, see `Waits`
@@ -89,8 +90,6 @@ def run(report: Report, plan: Plan) -> None:
             service = Service(lab, client, tenant="shop")
             service.build()
             service.bring_up(GREEN)
-            if plan.megaflows:
-                fill(service, plan.megaflows, hosts=plan.filled)
             found = Found(tasks=neighbours.group / "tasks" if neighbours.group else None)
             with service.serving(BLUE), service.serving(GREEN), _held(service, found, color=BLUE):
                 _block(service, found, plan, flips=min(BLOCK, plan.flips))
@@ -98,7 +97,8 @@ def run(report: Report, plan: Plan) -> None:
                     while len(found.flips) < plan.flips:
                         _block(service, found, plan, flips=min(BLOCK, plan.flips - len(found.flips)))
                         _figures(report, found)
-                report.figures["megaflows"] = min(megaflows(host) for host in lab.hosts[: plan.filled])
+                if plan.megaflows:
+                    report.figures["megaflows"] = min(found.cached)
             _figures(report, found)
             report.put("neighbours_cores", neighbours.others())
     finally:
@@ -120,6 +120,10 @@ def _block(service: Service, found: Found, plan: Plan, *, flips: int) -> None:
         for _ in range(flips):
             (color,) = changes[-1].colors
             other = GREEN if color == BLUE else BLUE
+            if plan.megaflows:  # each flip ends those that look at colors
+                fill(service, plan.megaflows, hosts=plan.filled)
+                time.sleep(plan.pause)
+                found.cached.append(min(megaflows(host) for host in service.lab.hosts[: plan.filled]))
             if plan.at_once:
                 changes.append(_roll(service, found, other))
             else:
