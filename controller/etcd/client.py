@@ -197,9 +197,10 @@ class Etcd:
     async def compact(self, revision: int) -> None:
         """Forget what was before `revision`; reads and watches of older ones then raise Compacted.
 
+        Returns when it is gone from the disk: what is defragmented sooner takes it along.
         A revision that is compacted already is fine; one that the store has not reached raises HistoryLost.
         """
-        request = pb.CompactionRequest(revision=revision)
+        request = pb.CompactionRequest(revision=revision, physical=True)
         try:
             await self._caller.call(COMPACT, request, timeout=_UPKEEP)
         except StoreRefused as refusal:
