@@ -206,7 +206,7 @@ class Reconciler:
                 broken |= self._idents(layer, key)
         oldest = self.revision + 1
         for layer in self.layers.values():
-            for key in layer.pending():
+            for key in layer.pending() - self._kept(layer):
                 # What waits for something of its own port that failed is not late, it has failed with it.
                 has_failed = key in layer.troubles and (layer.name, key) not in unsure
                 if not has_failed and not self._idents(layer, key) <= broken:
@@ -234,9 +234,9 @@ class Reconciler:
         return narrowed
 
     def at_rest(self) -> bool:
-        """Nothing is to be done but what has failed."""
-        layers = self.layers.values()
-        return self._ready() and all(layer.usable() and layer.pending() <= layer.troubles.keys() for layer in layers)
+        """Nothing is to be done but what has failed, and what waits for that."""
+        applied = self.applied()
+        return applied is not None and applied.revision >= self.revision
 
     async def revalidated(self) -> None:
         """See `Watcher`."""
@@ -397,6 +397,10 @@ class Reconciler:
                 blocked |= self._idents(other, key)
         waiting = {key for key in layer.delta.to_delete if not self._idents(layer, key).isdisjoint(blocked)}
         return waiting | (layer.delta.to_delete & self._referred_to(layer))
+
+    def _kept(self, layer: Layer) -> set[Hashable]:
+        """What is to go, but for others that refer to it: those are pending themselves."""
+        return layer.delta.to_delete & self._referred_to(layer) if layer.delta.to_delete else set()
 
     def _referred_to(self, layer: Layer) -> set[Hashable]:
         find = self._in_use.get(layer.name)

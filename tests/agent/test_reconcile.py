@@ -751,3 +751,19 @@ async def _with_errors(history: list[list[LocalPort]], data: st.DataObject) -> N
         assert process.reconciler.applied() == Applied(process.revision, {})
         assert {name: set(content) for name, content in machine.everything().items()} == expected(ports)
         await process.finds_nothing_to_do()
+
+
+async def test_what_stays_for_the_sake_of_what_failed_is_not_late() -> None:
+    """A link that can't go to its new namespace keeps the old one: as with a spare whose port's name is taken."""
+    machine = Machine()
+    process = Process(machine)
+    assert await process.converge(port("a", where="old")) == Applied(1, {})
+    foreign = Failure("NetnsForeign", "somebody's")
+    machine.devices["netns"].plan_error("new", foreign)
+    assert await process.converge(port("a", where="new")) == Applied(2, {"localport/a": foreign})
+    assert "old" in machine.content("netns") and process.reconciler.at_rest()
+    machine.devices["netns"].plan_error("new", None)
+    process.now += 60
+    await process.steps()
+    assert process.reconciler.applied() == Applied(2, {})
+    assert "old" not in machine.content("netns")
