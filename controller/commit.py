@@ -252,7 +252,11 @@ class Committer:
             if stored is None or stored.uid != first.uid:
                 return await self.store.barrier()
             return None
-        return found.mod_revision if found and stored and stored.write_id == draft.write_id else None
+        if found is None or stored is None:
+            return None
+        if first.create_revision == 0 and stored.uid == first.uid:  # ours, whoever has changed it since
+            return found.create_revision
+        return found.mod_revision if stored.write_id == draft.write_id else None
 
     # ---- when it failed
 

@@ -16,6 +16,7 @@ from tests.chaos.operations import Call
 
 ANY = "?"  # an answer that says nothing of the state
 GONE = ""  # the object is absent
+AGAIN = 2  # times that a delete with all that an object holds may take what is made again meanwhile
 
 
 @dataclass
@@ -67,7 +68,7 @@ def _ops(history: Iterable[Done]) -> dict[str, list[_Op]]:
         found[call.key].append(op)
         if call.takes:
             for key in _taken(call, keys):
-                found[key].append(_delete(done, key, must=False))
+                found[key] += [_delete(done, key, must=False)] * AGAIN
     return found
 
 

@@ -101,6 +101,21 @@ async def test_an_answer_that_got_lost() -> None:
                 assert port.revision == site.one.store.world.ports.rows[port.name].mod_revision
                 assert len(await site.keys("k/u/ip")) == 2
                 relay.answers.clear()
+                create = asyncio.create_task(through.port("acme/q"))
+                name, ports = "tenants/acme/ports/q", site.one.store.world.ports.rows
+
+                async def is_known() -> bool:
+                    return name in ports
+
+                await eventually(is_known)
+                change = port_pb2.UpdatePortRequest(port=port_pb2.Port(name=name, labels={"a": "b"}))
+                change.update_mask.paths.append("labels")
+                changed = await site.one.ports.UpdatePort(change, None)
+                await relay.cut()
+                relay.answers.set()
+                assert (await create).uid == changed.uid, "another has changed it before its answer was looked for"
+                await site.one.delete_port(name)
+                relay.answers.clear()
                 delete = asyncio.create_task(through.delete_port(port.name))
 
                 async def is_gone() -> bool:
