@@ -44,7 +44,7 @@ class Tokens:
             await self.store.barrier()
         if (host := self.store.world.hosts.rows.get(name)) is None:
             raise NotFound(name)
-        token = secrets.token_urlsafe(24)
+        token = secrets.token_hex(24)  # nothing that a command line could take for an option
         row = store_pb2.JoinTokenRow(sha256=_digest(token)).SerializeToString()
         lease = await self.store.etcd.grant(life)
         await self.store.etcd.txn((), [put(self.store.keys.join_token(host.uid), row, lease)])
