@@ -168,21 +168,20 @@ class Host(Machine):
             raise LabError(f"{name} on {self.name} ended at once: see `teal lab logs {self.name} {name}`")
         return started
 
-    def agent_status(self) -> dict[str, Any]:
-        """What its agent says of itself. Raises OSError if it does not answer."""
+    def agent_http(self, path: str) -> str:
+        """What its agent says on its unix socket (`/status`, `/metrics`). Raises OSError if it does not answer."""
         holder = self.holder()
         with socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(5)
             peer.connect(f"/proc/{holder.pid if holder else 0}/root/run/tealnet/agent.sock")
-            peer.sendall(b"GET /status HTTP/1.0\r\n\r\n")
+            peer.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             data = b"".join(iter(lambda: peer.recv(1 << 16), b""))
-        found: dict[str, Any] = json.loads(data.partition(b"\r\n\r\n")[2])
-        return found
+        return data.partition(b"\r\n\r\n")[2].decode()
 
     def rests(self) -> bool:
         """Nothing is being done on it, nor will be by itself: no link changes. True where no agent answers."""
         try:
-            now = self.agent_status()
+            now = json.loads(self.agent_http("/status"))
         except (OSError, ValueError):
             return True
         return not now["spares"]["low"] and not any(layer["pending"] for layer in now["layers"].values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -267,23 +266,9 @@ def until(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
     return time.monotonic() - began
 
 
-def agent_http(host: Host, path: str) -> str:
-    """What the agent of a host says on its unix socket."""
-    holder = host.holder()
-    assert holder is not None
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(5)
-        peer.connect(f"/proc/{holder.pid}/root/run/tealnet/agent.sock")
-        peer.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-        data = b""
-        while part := peer.recv(1 << 16):
-            data += part
-    return data.partition(b"\r\n\r\n")[2].decode()
-
-
 def repairs(host: Host) -> dict[str, int]:
     """By layer: how many objects the agent found that somebody else had changed."""
-    found = re.findall(r'^tealnet_repairs_total\{layer="(\w+)"\} (\d+)', agent_http(host, "/metrics"), re.M)
+    found = re.findall(r'^tealnet_repairs_total\{layer="(\w+)"\} (\d+)', host.agent_http("/metrics"), re.M)
     return {layer: int(number) for layer, number in found}
 
 

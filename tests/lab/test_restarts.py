@@ -28,7 +28,6 @@ from tests.lab.stand import (
     UNKNOWN,
     Stand,
     Store,
-    agent_http,
     difference,
     expect_reached,
     pinging,
@@ -98,7 +97,7 @@ def site(module_site: Site) -> Iterator[Site]:
 def settled(host: Host) -> bool:
     """Its agent is up, has all that is wanted on its devices, and nothing left to do."""
     try:
-        now = json.loads(agent_http(host, "/status"))
+        now = json.loads(host.agent_http("/status"))
     except OSError:
         return False
     pending = any(layer["pending"] or layer["unavailable"] for layer in now["layers"].values())
@@ -110,7 +109,7 @@ def wait_settled(host: Host, *, seconds: float = SOON) -> None:
 
 
 def in_session(host: Host) -> bool:
-    return bool(json.loads(agent_http(host, "/status"))["session"]["server"])
+    return bool(json.loads(host.agent_http("/status"))["session"]["server"])
 
 
 def youngest_flow(host: Host) -> float:
@@ -173,7 +172,7 @@ def test_without_checkpoint_and_controller_nothing_is_touched(site: Site) -> Non
         path.write_bytes(b"nothing")
         lab.start("h1", "agent")
         wait_for(lambda: answers(site.h1), seconds=SOON, what="the agent answers")
-        assert not json.loads(agent_http(site.h1, "/status"))["in_sync"]
+        assert not json.loads(site.h1.agent_http("/status"))["in_sync"]
         site.unchanged()
         lab.start("controller", "controller")
         site.stand.host_becomes("h1", READY)
@@ -183,7 +182,7 @@ def test_without_checkpoint_and_controller_nothing_is_touched(site: Site) -> Non
 
 def answers(host: Host) -> bool:
     try:
-        return bool(agent_http(host, "/status"))
+        return bool(host.agent_http("/status"))
     except OSError:
         return False
 

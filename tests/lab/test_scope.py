@@ -10,7 +10,7 @@ import pytest
 from tealnet.lab import Host
 from tealnet.v1 import port_pb2
 from tests.lab.looks import look
-from tests.lab.stand import Stand, agent_http, difference, expect_reached, full, standing
+from tests.lab.stand import Stand, difference, expect_reached, full, standing
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 MANY = 40  # ports
@@ -50,7 +50,7 @@ def many(stand: Stand, tenant: str, host: str, count: int = MANY) -> None:
 
 def resources(host: Host) -> int:
     """How many resources its agent holds."""
-    found = re.search(r"^tealnet_resources (\d+)", agent_http(host, "/metrics"), re.M)
+    found = re.search(r"^tealnet_resources (\d+)", host.agent_http("/metrics"), re.M)
     assert found
     return int(found[1])
 
