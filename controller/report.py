@@ -132,6 +132,8 @@ class Report:
 
     def _placed(self, ack: pb.Ack) -> set[str]:
         """Take in on which devices ports are; returns those of which that is news."""
+        if not ack.devices and not ack.devices_whole:
+            return set()
         told = {said.port_uid: said.device for said in ack.devices if self._may_speak_of(_LOCALPORT + said.port_uid)}
         told = {uid: device for uid, device in told.items() if len(device) <= _LONGEST_DEVICE}
         before, self._devices = self._devices, told if ack.devices_whole else self._devices | told
