@@ -1,6 +1,7 @@
 """What policy does with real sockets, beside the truth table: open connections when their rule goes (CUT ends them at
 both ends at once, KEEP leaves them), errors about connections through a router, rules for one color, identities that
-come and go while an agent is stopped, and who is denied is in the logs without anybody having asked.
+come and go while an agent is stopped, a rule that can't be compiled, and who is denied is in the logs without anybody
+having asked.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import pytest
 from tealnet import kinds
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
+from tealnet.store.v1 import store_pb2
 from tealnet.v1 import port_pb2, security_pb2, split_pb2
-from tests.lab.stand import NETNS, NETNS_PATH, READY, SOON, Stand, full, standing
+from tests.lab.stand import ACTIVE, NETNS, NETNS_PATH, READY, SOON, Stand, Store, full, standing
 from tests.samples import LONG, samples
 
 TIMES = samples(40, many=10_000)  # groups that come and go
@@ -189,6 +191,46 @@ def test_a_rule_for_one_color(stand: Stand) -> None:
         stand.delete(f"acme/{color}")
     stand.client.delete(full("networks", "acme/app"))
     change(stand, "server", ingress=[HTTP])
+
+
+def test_a_rule_that_no_host_can_compile_closes_its_direction_of_its_ports_alone(stand: Stand) -> None:
+    """Such as a later release may have written: it is in the store, the API would have refused it."""
+    change(stand, "server", ingress=[HTTP], egress=[ANY])
+    key = "w/o/group/acme/odd"
+    body = security_pb2.SecurityGroup(ingress=[HTTP], egress=[ANY])
+    stand.client.create(kinds.GROUP, parent="tenants/acme", ident="odd", body=body)
+    join(stand, "db", "odd")
+    stand.sync()
+    far, near, db, pod = stand.workloads("acme/far", "acme/near", "acme/db", "acme/pod")
+    with ExitStack() as servers:
+        for one in (db, pod):
+            servers.enter_context(one.running("answer", PORT, one.name))
+        store = Store(stand)
+        good = store.get(key)
+        row = store_pb2.Stored.FromString(good)
+        poisoned = security_pb2.SecurityGroup.FromString(row.message)
+        poisoned.ingress.add(protocol="of-tomorrow")
+        row.message = poisoned.SerializeToString()
+        store.put({key: row.SerializeToString()})
+
+        def conditions(port: str) -> list[tuple[str, str]]:
+            return [(found.type, found.text) for found in stand.state(port).conditions]
+
+        wait_for(lambda: bool(conditions("acme/db")), seconds=SOON, what="a condition of db")
+        ((kind, text),) = conditions("acme/db")
+        assert kind == "PolicyFailed" and "odd/ingress[1]" in text, text
+        assert words(far, db.v4) == words(near, db.v6) == {"(TimeoutError)": 1}
+        assert words(far, pod.v4) == words(near, pod.v6) == {pod.name: 1}
+        assert words(db, pod.v4) == words(db, pod.v6) == {pod.name: 1}  # its other direction is as it was
+        assert [conditions(f"acme/{one}") for one in ("far", "near", "pod")] == [[], [], []]
+        assert stand.state("acme/db").state == ACTIVE
+        store.put({key: good})
+        wait_for(lambda: not conditions("acme/db"), seconds=SOON, what="db has no condition")
+        stand.sync()
+        assert words(far, db.v4) == {db.name: 1}
+    join(stand, "db", "server")
+    stand.client.delete(full("securityGroups", "acme/odd"))
+    stand.sync()
 
 
 @pytest.mark.long
