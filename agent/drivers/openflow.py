@@ -19,7 +19,7 @@ from agent.connections import FLUSHED, Connection, as_v6
 from agent.drivers.base import DeviceUnavailable, Failure
 from agent.drivers.coming import Coming
 from agent.drivers.openflow_session import Encode, RefusedError, Session
-from agent.drivers.unixctl import unixctl
+from agent.drivers.unixctl import UnixctlError, unixctl_each
 from agent.drivers.vswitchd import control_socket
 from agent.openflow import message as of
 from agent.openflow import reply
@@ -372,17 +372,14 @@ class FlowDriver:
         # A bundle is answered before vswitchd tells its revalidators, which it does in the next turn of its main loop.
         # It takes new connections once in a turn: who is answered and then calls anew is heard in a later one.
         await self._vswitchd("version")
-        # The first round to end may have begun before that; the second one has not.
-        for _ in range(2):
-            await self._round()
-
-    async def _round(self) -> None:
-        """Until the revalidators have ended a round. They rest between two, unless flows change: so change one."""
-        ended = asyncio.create_task(self._vswitchd("revalidator/wait"))
+        # The first round to end may have begun before that; the second one has not. Both on one connection: the second
+        # wait is heard when the first one has been answered.
+        ended = asyncio.create_task(self._vswitchd("revalidator/wait", times=2))
         pause = FIRST_PULSE
         try:
             while not ended.done():
                 await asyncio.wait({ended}, timeout=pause)
+                # They rest between two rounds, unless flows change: so one is changed.
                 if not ended.done() and self._pulse is not None and self._has_pulse:
                     await self._each([partial(of.flow_add, flow=self._pulse)])
                 pause = min(2 * pause, LAST_PULSE)
@@ -390,12 +387,15 @@ class FlowDriver:
         finally:
             ended.cancel()
 
-    async def _vswitchd(self, command: str, *args: str) -> str:
+    async def _vswitchd(self, command: str, *, times: int = 1) -> None:
+        """Run a command so often, each time after it has been answered."""
         try:
             path = control_socket(self._run_dir)
         except (OSError, ValueError) as error:
             raise DeviceUnavailable(f"ovs-vswitchd is down: {error}") from error
-        return await unixctl(path, command, *args)
+        for answer in await unixctl_each(path, command, [()] * times):
+            if isinstance(answer, UnixctlError):
+                raise answer
 
 
 def _take_groups(out: dict[Key, Value], payload: bytes) -> None:

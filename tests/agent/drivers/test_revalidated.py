@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ class MainLoop:
         self._server.listen(16)
         self._server.setblocking(False)
         self._clients: list[socket.socket] = []
+        self._heard: dict[socket.socket, str] = {}  # what has come from each, and nobody has looked at yet
         self._waiting: list[socket.socket] = []
         self._ended = self._seen = 0  # rounds of the revalidators
         self.must_tell = False  # a bundle has been committed
@@ -49,15 +51,16 @@ class MainLoop:
         except BlockingIOError:
             pass
         for client in self._clients:
-            try:
-                data = client.recv(1000)
-            except BlockingIOError:
-                continue
-            if data and json.loads(data)["method"] == "revalidator/wait":
-                self._seen = self._ended
-                self._waiting.append(client)
-            elif data:
-                client.sendall(b'{"id":0,"result":"3.1","error":null}')
+            with suppress(BlockingIOError):
+                self._heard[client] = self._heard.get(client, "") + client.recv(1000).decode()
+            while self._heard.get(client) and client not in self._waiting:
+                request, end = json.JSONDecoder().raw_decode(self._heard[client])
+                self._heard[client] = self._heard[client][end:]
+                if request["method"] == "revalidator/wait":
+                    self._seen = self._ended
+                    self._waiting.append(client)
+                else:
+                    client.sendall(b'{"id":0,"result":"3.1","error":null}')
 
     def close(self) -> None:
         for each in (self._server, *self._clients):
