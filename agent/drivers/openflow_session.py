@@ -137,8 +137,8 @@ class Session:
         with_bundle = (lambda xid, encode=encode: of.bundle_add(encode(xid), bundle=bundle) for encode in encoders)
         batch = _Batch(range(first, commit_xid))
         try:
-            await self._batch(batch, opening, with_bundle)
-            answer = await self._reply(commit_xid, commit)
+            rest = await self._batch(batch, opening, with_bundle)
+            answer = await self._reply(commit_xid, rest + commit)
             committed = reply.parse_bundle_control(answer.body) == of.Bundle.COMMITTED
         except RefusedError as error:
             log.info("bundle refused", error=str(error))
@@ -153,8 +153,8 @@ class Session:
         last = first + len(encoders)
         batch = _Batch(range(first, last))
         try:
-            await self._batch(batch, b"", encoders)
-            await self._reply(last, of.barrier(last))
+            rest = await self._batch(batch, b"", encoders)
+            await self._reply(last, rest + of.barrier(last))
         finally:
             self._batches.remove(batch)
         return Outcome(True, {xid - first: why for xid, why in batch.refused.items()})
@@ -169,7 +169,8 @@ class Session:
         self._xid += count
         return first
 
-    async def _batch(self, batch: _Batch, opening: bytes, encoders: Iterable[Encode]) -> None:
+    async def _batch(self, batch: _Batch, opening: bytes, encoders: Iterable[Encode]) -> bytes:
+        """Send all but the last piece, which is returned: sent with what ends the batch it wakes the switch once."""
         self._batches.append(batch)
         chunk = bytearray(opening)
         xid = batch.xids.start + (1 if opening else 0)
@@ -183,7 +184,7 @@ class Session:
                 await self._send(bytes(chunk))
                 await asyncio.sleep(0)
                 chunk.clear()
-        await self._send(bytes(chunk))
+        return bytes(chunk)
 
     async def _send(self, data: bytes) -> None:
         self._check()
