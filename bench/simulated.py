@@ -1,19 +1,23 @@
 """A host without devices: in session, takes every unit and says at once that it is applied.
 
 Ports of other hosts cost ours flows and messages, whatever they are made of; so a thousand of them need no namespaces.
+All of a process share one event loop in a thread: what they cost the processors is measured with what is looked at.
 """
 
 from __future__ import annotations
 
-import queue
+import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import grpc
+import grpc.aio
 
 from tealnet import kinds
 from tealnet.agent.v1 import agent_pb2 as pb
@@ -23,6 +27,7 @@ from tealnet.core.pki import Ca
 from tealnet.lab import Lab
 from tealnet.v1 import host_pb2
 
+T = TypeVar("T")
 _PING = 0.4  # seconds; the controller waits 1.5
 _FEATURES = ("colors", "security")
 
@@ -35,53 +40,70 @@ class SimulatedHost:
         self.name = name
         self.vtep = vtep
         leaf = Ca.load(Path(lab.context["ca"]).parent).issue(f"host/{name}")
-        ca = Path(lab.context["ca"]).read_bytes()
-        self._channel = grpc.secure_channel(
+        self._credentials = grpc.ssl_channel_credentials(
+            Path(lab.context["ca"]).read_bytes(), leaf.key_pem, leaf.cert_pem
+        )
+        _do(self._begin(lab))
+
+    def close(self) -> None:
+        """End the session."""
+        _do(self._end())
+
+    async def _begin(self, lab: Lab) -> None:
+        self._channel = grpc.aio.secure_channel(
             lab.context["server"].split(",")[0],
-            grpc.ssl_channel_credentials(ca, leaf.key_pem, leaf.cert_pem),
+            self._credentials,
             [
                 ("grpc.ssl_target_name_override", lab.context["server_name"]),
                 ("grpc.max_receive_message_length", 16 << 20),
                 ("grpc.use_local_subchannel_pool", 1),
             ],
         )
-        self._say: queue.SimpleQueue[pb.FromAgent | None] = queue.SimpleQueue()
-        self._over = threading.Event()
-        self._call = agent_pb2_grpc.AgentServiceStub(self._channel).Connect(self._messages())
-        self._say.put(pb.FromAgent(hello=self._hello()))
-        self._threads = [threading.Thread(target=job, daemon=True) for job in (self._hear, self._ping)]
-        for thread in self._threads:
-            thread.start()
+        self._call = agent_pb2_grpc.AgentServiceStub(self._channel).Connect()
+        self._order = asyncio.Lock()
+        await self._say(pb.FromAgent(hello=self._hello()))
+        self._tasks = [asyncio.create_task(job()) for job in (self._hear, self._ping)]
 
-    def close(self) -> None:
-        """End the session."""
-        self._over.set()
-        self._say.put(None)
+    async def _end(self) -> None:
         self._call.cancel()
-        for thread in self._threads:
-            thread.join(5)
-        self._channel.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._channel.close(None)
 
     def _hello(self) -> pb.Hello:
         return pb.Hello(
             instance_uid=uuid4().hex, boot_id=str(uuid4()), agent_version="0", features=_FEATURES, vtep=self.vtep
         )
 
-    def _messages(self) -> Iterator[pb.FromAgent]:
-        while (message := self._say.get()) is not None:
-            yield message
+    async def _say(self, *messages: pb.FromAgent) -> None:
+        async with self._order:
+            for message in messages:
+                await self._call.write(message)
 
-    def _hear(self) -> None:
+    async def _hear(self) -> None:
         with suppress(grpc.RpcError):
-            for message in self._call:
+            async for message in self._call:
                 update = message.update
                 if message.WhichOneof("message") == "update" and update.last:
-                    self._say.put(pb.FromAgent(taken=pb.Taken(unit=update.unit)))
                     ack = pb.Ack(revision=update.revision, applied_at=time.time_ns())
-                    self._say.put(pb.FromAgent(ack=ack))
+                    await self._say(pb.FromAgent(taken=pb.Taken(unit=update.unit)), pb.FromAgent(ack=ack))
 
-    def _ping(self) -> None:
+    async def _ping(self) -> None:
         number = 0
-        while not self._over.wait(_PING):
-            number += 1
-            self._say.put(pb.FromAgent(ping=pb.Ping(number=number, sent_at=time.time_ns())))
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):
+            while True:
+                await asyncio.sleep(_PING)
+                number += 1
+                await self._say(pb.FromAgent(ping=pb.Ping(number=number, sent_at=time.time_ns())))
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="simulated-hosts", daemon=True).start()
+    return loop
+
+
+def _do(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(work, _loop()).result(30)
