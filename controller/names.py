@@ -48,7 +48,7 @@ def kind_of(name: str) -> str:
     if len(parts) == 5 and parts[4] == SPLIT:
         return "split" if kind_of(network_of(name)) == "network" else ""
     owned = len(parts) == 4
-    if len(parts) not in (2, 4) or not all(NAME.fullmatch(part) for part in parts[1::2]):
+    if not (owned or len(parts) == 2) or not NAME.fullmatch(parts[1]) or (owned and not NAME.fullmatch(parts[3])):
         return ""
     kind = _KINDS.get(parts[-2], "")
     return kind if kind and (kind in OWNED) == owned and (not owned or parts[0] == "tenants") else ""

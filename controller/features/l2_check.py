@@ -30,6 +30,7 @@ _SHORTEST_ALLOWED = {4: 8, 6: 16}
 _LONGEST_QUARANTINE = 30 * 86_400
 
 _DOMAIN = re.compile(r"(?=.{1,253}$)[A-Za-z0-9][A-Za-z0-9-]{0,62}(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*\.?")
+_KINDS = frozenset(common_pb2.AttachmentKind.values())
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # IFNAMSIZ is 16 with its end
 _PATH = re.compile(r"(/[A-Za-z0-9._@+=,-]+)+")
 _AGENTS_NAMESPACE = re.compile(r"/(var/)?run/netns/[^/.]+\.[^/]+")
@@ -199,11 +200,13 @@ def port_fields(message: port_pb2.Port, found: Violations) -> None:
             found.add("mac", f"{ROUTER_MAC} is the routers' own")
     if len(message.addresses) > MOST_ADDRESSES:
         found.add("addresses", f"at most {MOST_ADDRESSES}")
-    else:
+    elif message.addresses:
         parsed = [fields.address(text, f"addresses[{i}]", found) for i, text in enumerate(message.addresses)]
         message.addresses[:] = [str(address) for address in parsed if address]
-    _allowed(message, found)
-    _attachment_fields(message.attachment, found)
+    if message.allowed_addresses:
+        _allowed(message, found)
+    if message.HasField("attachment"):
+        _attachment_fields(message.attachment, found)
 
 
 def _allowed(message: port_pb2.Port, found: Violations) -> None:
@@ -226,7 +229,7 @@ def _allowed(message: port_pb2.Port, found: Violations) -> None:
 
 
 def _attachment_fields(attachment: port_pb2.Attachment, found: Violations) -> None:
-    if attachment.kind not in common_pb2.AttachmentKind.values():
+    if attachment.kind not in _KINDS:
         found.add("attachment.kind", f"{attachment.kind} is not known")
     if attachment.namespace and not fields.NAME.fullmatch(attachment.namespace):
         found.add("attachment.namespace", f"{attachment.namespace[:80]!r} is not a name: {fields.NAME_HELP}")
