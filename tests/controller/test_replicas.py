@@ -304,8 +304,7 @@ async def test_an_identity_that_is_used_again_waits_again(single: Pair) -> None:
     now = [0.0]
     idle = Idle(store, clock=lambda: now[0])
     store.subscribe(idle.follow)
-    await single.write(make.identity(7001, "tenants/acme"), make.identity(7002, "tenants/acme", NET))
-    left = store.revision
+    left = await single.write(make.identity(7001, "tenants/acme"), make.identity(7002, "tenants/acme", NET))
     assert idle.expired(left) == {}  # a host may be at that very revision
     assert idle.expired(left + 1) == {7002: left}  # there is no such group: nobody will have it again
     now[0] = KEPT
