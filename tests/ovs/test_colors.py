@@ -106,7 +106,7 @@ def test_a_connection_keeps_the_color_it_got_by_weight(
 
 
 @pytest.mark.parametrize("end", [v4, v6])
-def test_an_attempt_that_nobody_has_answered_gets_its_color_anew(a: ColorWire, end: Callable[[object], Address]) -> None:
+def test_an_unanswered_attempt_gets_its_color_anew(a: ColorWire, end: Callable[[object], Address]) -> None:
     """Clients give a port out again, and who is asked in vain for a broken color asks again."""
     client, server = end(OPS1), end(BLUE7)
     syn, answer = tcp(client, server, PORTS, SYN), tcp(server, client, BACK, SYN | ACK)
