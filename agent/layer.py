@@ -76,6 +76,10 @@ class Layer:
         """Keys that are not as wanted, or not known to be."""
         return self.delta.to_write | self.delta.to_delete | self.under_way
 
+    def has(self, key: Hashable) -> bool:
+        """Something of this key is there, is to be, or is just being made or taken away."""
+        return key in self.delta.actual or key in self.delta.desired or key in self.under_way
+
     def leaving(self) -> set[Hashable]:
         """Keys that are to go. A value that is just being written may be there yet: its key goes after that."""
         return self.delta.to_delete | (self.under_way - self.delta.desired.keys())

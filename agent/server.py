@@ -68,6 +68,7 @@ class Agent:
             self.inputs,
             size=settings.spares,
             there=lambda layer: self.desired.deltas[layer].actual,
+            has=lambda layer, key: self.reconciler.layers[layer].has(key),
             at_rest=lambda: self.reconciler.at_rest(),
             made=self._filled,
         )

@@ -81,6 +81,7 @@ class SimAgent:
             self.inputs,
             size=2,
             there=lambda layer: self.desired.deltas[layer].actual,
+            has=lambda layer, key: self.reconciler.layers[layer].has(key),
             at_rest=lambda: self.reconciler.at_rest(),
             made=self._filled,
         )
