@@ -27,9 +27,17 @@ PING_EVERY = 0.5  # seconds
 SILENCE = 1.5  # seconds without a word = the other side is dead
 CONNECT_TIMEOUT = 1.5
 WELCOME_TIMEOUT = 8.0  # a replica may have to wait for its own tables first
-FIRST_BACKOFF, LAST_BACKOFF = 0.2, 5.0  # seconds, with full jitter; the very first retry is at once
+FIRST_BACKOFF, LAST_BACKOFF = 0.2, 2.0  # seconds, with full jitter; the very first retry is at once
 STEADY = 1.0  # a session that lived this long was a good one
 MAX_MESSAGE = 16 << 20
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1000),  # the one before is not kept without (grpcio 1.85.1)
+    ("grpc.http2.max_pings_without_data", 0),
+)
+"""Until a session is accepted nobody has to say anything for WELCOME_TIMEOUT, but the transport answers pings: who is
+stopped then, or cut off, is left within two seconds."""
 
 
 class SessionOver(Exception):
@@ -282,6 +290,7 @@ class Stream:
             # A connection of its own for each try: the shared pool would impose its own pauses.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
+            *KEEPALIVE,
         ]
         if files.server_name:
             options.append(("grpc.ssl_target_name_override", files.server_name))

@@ -155,6 +155,36 @@ async def test_silence_ends_a_session(rig: Rig) -> None:
         await until(lambda: len(memory.sessions) == 2)
 
 
+async def test_who_falls_silent_before_a_session_is_accepted_is_left_soon(rig: Rig, tmp_path: Path) -> None:
+    """Its process is stopped, or it is cut off: it would be waited for as long as a replica may wait for its tables."""
+    welcomed = asyncio.Event()  # never: nothing passes from the moment on at which the connection stands
+    way = f"{tmp_path}/way.sock"
+    targets = [f"unix:{way}", rig.targets[1]]
+
+    async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 16):
+            if rig.guest.hellos:
+                await welcomed.wait()
+            sink.write(data)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        other, back = await asyncio.open_unix_connection(rig.targets[0].removeprefix("unix:"))
+        await asyncio.gather(carry(reader, back), carry(other, writer))
+
+    way_server = await asyncio.start_unix_server(connected, way)
+    first, second = rig.server(0), rig.server(1)
+    await first.start()
+    async with rig.agent(*targets) as memory:
+        await until(lambda: rig.guest.hellos)
+        begin = asyncio.get_running_loop().time()
+        await second.start()
+        await until(lambda: memory.sessions == [targets[1]], 5)
+        assert asyncio.get_running_loop().time() - begin < 4
+    await first.stop()
+    await second.stop()
+    way_server.close()
+
+
 async def test_a_unit_is_taken_whole_even_if_its_session_ends(rig: Rig) -> None:
     async with rig.server(0) as server, rig.agent(rig.targets[0]) as memory:
         await until(lambda: memory.taken == 1)
@@ -171,6 +201,13 @@ async def test_a_unit_is_taken_whole_even_if_its_session_ends(rig: Rig) -> None:
         # The next session's Hello is of after the unit, not of before or in between.
         assert rig.guest.hellos[-1].revision == server.revision
         assert [scope.count for scope in rig.guest.hellos[-1].scopes] == [1]
+
+
+def test_nobody_waits_long_for_a_controller_that_is_back(rig: Rig) -> None:
+    """However long it was away: a host is as it is to be five seconds after the last fault."""
+    memory = Memory()
+    stream = Stream(memory, servers=rig.targets, credentials=rig.credentials)
+    assert max(stream._backoff(failures) for failures in range(2000)) <= 2.0
 
 
 async def test_a_refusal_sets_the_pace(rig: Rig) -> None:
