@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.resources import Resources
-from agent.stream import Credentials, Outbox, SessionOver, Stream, Unit
+from agent.stream import Outbox, SessionOver, Stream, Unit
+from agent.trust import Credentials
 from tealnet.agent.v1 import agent_pb2 as pb
-from tealnet.core.pki import Ca
+from tealnet.core import crl
+from tealnet.core.pki import Ca, load_certificate
 from tests.fakes.agent_server import SERVER_NAME, FakeServer, Guest, save_host
 from tests.fakes.controller import hostpeer, uid
 
@@ -78,6 +82,12 @@ class Rig:
         self.credentials = Credentials(
             directory / "ca.crt", directory / "host.crt", directory / "host.key", SERVER_NAME
         )
+
+    def revoke(self, *servers: FakeServer) -> None:
+        """These certificates are on the list, which from the first call on agents look at."""
+        serials = [load_certificate(server.leaf.cert_pem, "leaf").serial_number for server in servers]
+        file, _ = crl.revoke(self.credentials.ca.parent, self.ca, serials)
+        self.credentials = replace(self.credentials, crl=file)
 
     def server(self, index: int, ca: Ca | None = None) -> FakeServer:
         server = FakeServer(ca or self.ca, self.targets[index])
@@ -227,6 +237,66 @@ async def test_a_server_of_another_ca_gets_no_word(rig: Rig) -> None:
     async with rig.server(0, Ca.create("tealnet.example")), rig.agent(rig.targets[0]) as memory:
         await until(lambda: memory.problems)
         assert rig.guest.hellos == []
+
+
+async def test_a_server_whose_certificate_is_revoked_gets_no_word(rig: Rig) -> None:
+    first, second = rig.server(0), rig.server(1)
+    rig.revoke(first)
+    async with first, rig.agent() as memory:
+        await until(lambda: memory.problems.count("Distrusted") > 1)
+        assert rig.guest.hellos == []
+        async with second:
+            await until(lambda: memory.sessions)
+            assert set(memory.sessions) == {rig.targets[1]} and len(rig.guest.hellos) == 1
+            rig.guest.world = {"host": dict([hostpeer(2)])}
+            second.publish()
+            await second.until(lambda: rig.guest.taken, "a session as any other")
+
+
+async def test_a_server_whose_certificate_is_revoked_meanwhile_is_left_for_another(rig: Rig) -> None:
+    first, second = rig.server(0), rig.server(1)
+    rig.revoke()
+    async with first, rig.agent() as memory:
+        await until(lambda: memory.sessions)
+        async with second:
+            rig.revoke(first)
+            await until(lambda: memory.sessions[-1] == rig.targets[1], 5)
+            assert "Distrusted" in memory.problems
+
+
+async def test_who_shows_one_certificate_and_then_another_gets_no_word(rig: Rig, tmp_path: Path) -> None:
+    """It has a revoked one, and lets the first handshake through to a server that is trusted."""
+    good, bad = rig.server(0), rig.server(1)
+    rig.revoke(bad)
+    turn, way = [0], f"{tmp_path}/way.sock"
+
+    async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                sink.write(data)
+        sink.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target, turn[0] = rig.targets[turn[0] % 2], turn[0] + 1
+        other, back = await asyncio.open_unix_connection(target.removeprefix("unix:"))
+        await asyncio.gather(carry(reader, back), carry(other, writer))
+
+    between = await asyncio.start_unix_server(connected, way)
+    async with good, bad, rig.agent(f"unix:{way}") as memory:
+        await until(lambda: "Unreachable" in memory.problems and turn[0] > 3)
+        assert rig.guest.hellos == [] and not memory.sessions
+    between.close()
+
+
+async def test_without_the_list_that_is_named_there_is_no_session(rig: Rig) -> None:
+    rig.revoke()
+    assert rig.credentials.crl is not None
+    hidden = rig.credentials.crl.rename(rig.credentials.crl.with_suffix(".hidden"))
+    async with rig.server(0), rig.agent(rig.targets[0]) as memory:
+        await until(lambda: "Credentials" in memory.problems)
+        assert rig.guest.hellos == []
+        hidden.rename(rig.credentials.crl)
+        await until(lambda: memory.sessions)
 
 
 async def test_missing_certificates_are_a_problem_until_they_are_there(rig: Rig) -> None:
