@@ -69,6 +69,7 @@ class Layer:
         self._stale_keys: set[Hashable] = set()  # … or only these
         self._looks = 0  # failed in a row
         self._look_due = 0.0
+        self._is_back = False
 
     # -- what is to be done
 
@@ -119,7 +120,12 @@ class Layer:
         return self.was_read and not self.unavailable
 
     def reread(self, keys: Collection[Hashable] | None = None) -> None:
-        """Something may have changed on the device; with `keys`, only these."""
+        """Something may have changed on the device; with `keys`, only these.
+
+        One that was out of reach may be back: it is looked at now, not when that is due.
+        """
+        if keys is None:
+            self._look_due = 0.0
         if keys is None or self._reads_some is None:
             self._stale = True
         else:
@@ -136,6 +142,11 @@ class Layer:
         for trouble in self.troubles.values():
             if trouble.failure.retriable:
                 trouble.due = now
+
+    def take_back(self) -> bool:
+        """Has the device come back into reach since the last call?"""
+        back, self._is_back = self._is_back, False
+        return back
 
     def forgive(self) -> None:
         """A resync: try everything again, also what is not said to be worth it."""
@@ -163,6 +174,7 @@ class Layer:
             return
         if self.unavailable:
             log.info("device is back", layer=self.name)
+            self._is_back = True
         self.unavailable, self._looks = "", 0
         if self.was_read:
             self._count_repairs(actual)

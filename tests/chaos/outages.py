@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tealnet.client import ApiError
@@ -24,6 +24,7 @@ from tests.chaos.settling import Settling, distribution, logs, settle
 
 SECONDS = 20.0
 PORTS = 4  # of each host, that are exchanged meanwhile
+_CALL = 3.0  # seconds of a call meanwhile
 _BEFORE = 1.0  # seconds before its end from which on logs are shown
 
 
@@ -97,9 +98,10 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(OUTAGES)}; all if none is given")
     given = parser.parse_args()
     found: list[Settling] = []
+    there: list[str] = []
     with rig("outages") as place, _tenant(place):
         for number, name in enumerate((given.names or list(OUTAGES)) * given.rounds):
-            found.append(_one(place, OUTAGES[name], seconds=given.seconds, number=number))
+            found.append(_one(place, OUTAGES[name], there, seconds=given.seconds, number=number))
             last = found[-1]
             print(
                 f"{name}: as it is to be {last.seconds:.2f} s after its end "
@@ -112,11 +114,11 @@ def main() -> int:
     return 1 if any(one.is_ours for one in found) else 0
 
 
-def _one(place: Rig, outage: Outage, *, seconds: float, number: int) -> Settling:
+def _one(place: Rig, outage: Outage, there: list[str], *, seconds: float, number: int) -> Settling:
     until = time.monotonic() + seconds
     outage.begin(place.lab)
     try:
-        _exchange(place, number=number)
+        _exchange(place, there, number=number)
         time.sleep(max(until - time.monotonic(), 0))
     finally:
         outage.end(place.lab)
@@ -140,15 +142,22 @@ def _tenant(place: Rig) -> Iterator[None]:
     place.stand.client.delete("tenants/busy", force=True)
 
 
-def _exchange(place: Rig, *, number: int) -> None:
-    """As far as it can be done at all: the ports of the outage before go, others come."""
-    for host in place.lab.hosts:
-        for index in range(PORTS):
-            if number:
-                with suppress(ApiError):
-                    place.stand.delete(f"busy/p{number - 1}-{host.name}-{index}")
-            with suppress(ApiError):
+def _exchange(place: Rig, there: list[str], *, number: int) -> None:
+    """As far as it can be done at all: others come, and the ports of the outages before go."""
+    client, patience = place.stand.client, place.stand.client.timeout
+    client.timeout = _CALL
+    try:
+        for host in place.lab.hosts:
+            for index in range(PORTS):
                 place.stand.port(f"busy/p{number}-{host.name}-{index}", "net", host.name)
+                there.append(f"busy/p{number}-{host.name}-{index}")
+        for name in there[: -PORTS * len(place.lab.hosts)]:
+            place.stand.delete(name)
+            there.remove(name)
+    except ApiError:
+        pass  # nobody takes writes now
+    finally:
+        client.timeout = patience
 
 
 if __name__ == "__main__":
