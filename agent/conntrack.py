@@ -141,6 +141,8 @@ def _policy_from() -> Iterator[Flow]:
     pinned = act.move(MARK, Reg.COLOR)
     yield _flow(stage, 90, pinned + on, ct_state=known, metadata=NO_COLOR)
     yield _flow(stage, 80, on, ct_state=known)
+    # An attempt that nobody has answered gets its color anew: a client's port may have been given out again.
+    yield from _tcp(stage, 79, new, ct_state="+trk+new", metadata=NO_COLOR, tcp_flags=SYN)
     # Conntrack calls a connection new until it is answered: the kernel's any, Open vSwitch's own those of UDP and ICMP.
     for color in range(1, COLORS + 1):
         again: dict[str, Value] = {"ct_mark": (color, 0xFF), "metadata": NO_COLOR}

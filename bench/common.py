@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 RESULTS = Path(__file__).with_name("results")
-_GROUP = Path("/sys/fs/cgroup/cpuacct")
+_ACCOUNT, _SHARE = Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup/cpu")
+_SHARES = 20480  # of a processor; any other session has 1,024
 Number = int | float
 
 
@@ -172,26 +173,43 @@ def bounded(seconds: int) -> Iterator[None]:
 
 
 class Neighbours:
-    """CPU time that others use, told apart by a cpuacct group (cgroups v1) of our own; without one nothing is known."""
+    """CPU time that others use, told apart by a cpuacct group (cgroups v1) of our own; without one nothing is known.
+
+    There is a cpu group, too, if there can be: within it threads compete as threads. Else each daemon of the lab is a
+    session and so an autogroup (sched(7)) that waits whole slices for the others, however little it has to do.
+    """
 
     def __init__(self) -> None:
-        self.group: Path | None = _GROUP / f"tealnet-bench-{os.getpid()}"
+        name = f"tealnet-bench-{os.getpid()}"
+        self.group = self._join(_ACCOUNT / name)
+        self._share = self._join(_SHARE / name) if _SHARE.resolve() != _ACCOUNT.resolve() else None
+        for group in filter(None, (self._share or self.group,)):
+            with contextlib.suppress(OSError):
+                (group / "cpu.shares").write_text(str(_SHARES))
+
+    @staticmethod
+    def _join(group: Path) -> Path | None:
         try:
-            self.group.mkdir()
-            (self.group / "tasks").write_text(str(os.getpid()))
+            group.mkdir()
+            (group / "tasks").write_text(str(os.getpid()))
         except OSError:
-            self.group = None
+            return None
+        return group
 
     def close(self) -> None:
-        """Leave and remove the group; what we started must have ended."""
-        if self.group is None:
-            return
+        """Leave and remove the groups; what we started must have ended."""
+        for group in filter(None, (self.group, self._share)):
+            self._leave(group)
+        self.group = self._share = None
+
+    @staticmethod
+    def _leave(group: Path) -> None:
         with contextlib.suppress(OSError):
             for task in os.listdir("/proc/self/task"):
-                (_GROUP / "tasks").write_text(task)
+                (group.parent / "tasks").write_text(task)
         for _ in range(50):
             try:
-                self.group.rmdir()
+                group.rmdir()
             except FileNotFoundError:
                 return
             except OSError:

@@ -14,6 +14,7 @@ import yaml
 
 import agent.settings
 import controller.settings
+from tealnet.lab.host import VSWITCHD_ENV
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
@@ -61,3 +62,11 @@ def test_systemd_takes_the_unit(unit: Path, tmp_path: Path) -> None:
 
 def test_the_agent_works_in_the_machines_own_mount_namespace() -> None:
     assert not OWN_MOUNTS.search((DEPLOY / "tealnet-agent.service").read_text())
+
+
+def test_the_lab_gives_vswitchd_what_the_drop_in_does() -> None:
+    told = (DEPLOY / "ovs-vswitchd.conf").read_text()
+    assert [line for line in told.splitlines() if line and not line.startswith("#")] == [
+        "[Service]",
+        *(f"Environment={name}={value}" for name, value in VSWITCHD_ENV.items()),
+    ]

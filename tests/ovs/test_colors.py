@@ -105,6 +105,21 @@ def test_a_connection_keeps_the_color_it_got_by_weight(
     assert on_wire(a.send("ops1", LATER[kind](client, server, 2))) == [(WEB_GREEN, C)]
 
 
+@pytest.mark.parametrize("end", [v4, v6])
+def test_an_attempt_that_nobody_has_answered_gets_its_color_anew(a: ColorWire, end: Callable[[object], Address]) -> None:
+    """Clients give a port out again, and who is asked in vain for a broken color asks again."""
+    client, server = end(OPS1), end(BLUE7)
+    syn, answer = tcp(client, server, PORTS, SYN), tcp(server, client, BACK, SYN | ACK)
+    assert on_wire(a.send("ops1", syn)) == [(WEB_BLUE, B)]
+    a.split(WEB, 0, 100)
+    assert on_wire(a.send("ops1", syn)) == [(WEB_GREEN, C)]
+    assert a.marks(ZONE["ops1"]) == [GREEN]
+    assert a.arrive(2, WEB_BLUE, BLUE7, answer) == {}, "too late"
+    assert len(a.arrive(3, WEB_GREEN, GREEN7, answer)["ops1"]) == 1
+    a.split(WEB, 100, 0)
+    assert on_wire(a.send("ops1", tcp(client, server, PORTS, ACK))) == [(WEB_GREEN, C)], "answered: it stays"
+
+
 def test_the_wrong_twin_cannot_answer(a: ColorWire) -> None:
     client, server = v4(OPS1), v4(BLUE7)
     a.send("ops1", tcp(client, server, PORTS, SYN))

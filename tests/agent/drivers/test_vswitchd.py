@@ -6,12 +6,38 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from agent.drivers import vswitchd
 from agent.drivers.vswitchd import VswitchdWatch
+
+LISTENS = """
+import os, pathlib, socket, sys, threading
+
+def serve(peer):
+    if peer.recv(100):
+        peer.sendall(b'{"id": 0, "result": "ovs-vswitchd (Open vSwitch) 3.1.0"}')
+        peer.recv(100)
+    print("closed", flush=True)
+
+run = pathlib.Path(sys.argv[1])
+held = socket.socket(socket.AF_UNIX)
+held.bind(f"{run}/ovs-vswitchd.{os.getpid()}.ctl")
+held.listen()
+(run / "ovs-vswitchd.pid").write_text(f"{os.getpid()}")
+while True:
+    threading.Thread(target=serve, args=held.accept()[:1], daemon=True).start()
+"""
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is played here has no number, as if it were in another pid namespace: a connection is held."""
+    monkeypatch.setattr(vswitchd, "_process", lambda _: None)
 
 
 class Played:
@@ -64,6 +90,7 @@ async def next_change(changed: asyncio.Event) -> None:
     changed.clear()
 
 
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(
     ("version", "old"),
     [("3.1.0", ""), ("3.2.90", ""), ("10.0.1", ""), ("unknown", ""), ("2.17.9", "2.17.9"), ("3.0.7-x", "3.0.7-x")],
@@ -86,6 +113,7 @@ async def test_one_that_is_too_old_counts_as_down(tmp_path: Path, version: str, 
         assert (watch.starts, watch.too_old) == (1, "")
 
 
+@pytest.mark.usefixtures("elsewhere")
 async def test_a_restart_is_not_held_up_by_the_question(tmp_path: Path) -> None:
     played = Played(tmp_path)
     played.answers.set()
@@ -100,3 +128,29 @@ async def test_a_restart_is_not_held_up_by_the_question(tmp_path: Path) -> None:
         await next_change(changed)
         assert (watch.up, watch.starts) == (True, 2)
         played.answers.set()
+
+
+async def test_the_end_of_a_process_is_seen_without_a_connection(tmp_path: Path) -> None:
+    changed = asyncio.Event()
+    watch = VswitchdWatch(str(tmp_path), on_change=changed.set)
+    task = asyncio.create_task(watch.run())
+    try:
+        for starts in (1, 2):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", LISTENS, str(tmp_path), stdout=asyncio.subprocess.PIPE
+            )
+            try:
+                await next_change(changed)
+                assert (watch.up, watch.starts) == (True, starts)
+                assert process.stdout is not None
+                async with asyncio.timeout(10):  # the watch's connection, and that of the question
+                    assert [await process.stdout.readline() for _ in range(2)] == [b"closed\n"] * 2
+                assert watch.up
+            finally:
+                process.kill()
+                await process.wait()
+            await next_change(changed)
+            assert not watch.up
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
