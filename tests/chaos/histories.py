@@ -11,7 +11,7 @@ from tealnet.lab.wait import wait_for
 from tests.chaos.lab_judge import judge
 from tests.chaos.operations import Operations
 from tests.chaos.rig import Outcome, Rig, accept, drive, traffic
-from tests.chaos.settling import BUSY, PROMISE, settle
+from tests.chaos.settling import BUSY, logs, settle
 from tests.lab.looks import Look, look
 from tests.lab.stand import LINKS, difference
 
@@ -32,7 +32,7 @@ def histories(rig: Rig, seeds: Iterator[int], *, until: float) -> Iterator[Outco
 
 def one(rig: Rig, seed: int, empty: dict[str, Look]) -> Outcome:
     """A history, its judgement, and the way back to where it began."""
-    outcome = Outcome(seed, gentle=seed % 2 == 0)
+    outcome, began = Outcome(seed, gentle=seed % 2 == 0), time.monotonic()
     try:
         with traffic(rig, outcome):
             history, operations, faults = drive(rig, seed, outcome, steps=STEPS)
@@ -46,6 +46,7 @@ def one(rig: Rig, seed: int, empty: dict[str, Look]) -> Outcome:
             outcome.wrong += _cleared(rig, operations, empty)
     except Exception as error:  # also of the lab itself: it is told with what happened before
         outcome.wrong.append(f"{type(error).__name__}: {error}")
+        outcome.trace += ["", *logs([*rig.lab.controllers, *rig.lab.hosts], since=began)]
     return outcome
 
 
@@ -54,8 +55,8 @@ def _late(outcome: Outcome) -> list[str]:
     found = outcome.settling
     if not found.is_ours:
         return []
-    why = f"as it is to be only after {found.seconds:.1f} s instead of {PROMISE:g}, and processors were short for only "
-    return [f"{why}{found.pressure:.0%} of it, less than {BUSY:.0%}", *found.lines()]
+    why = f"as it is to be only after {found.seconds:.1f} s instead of {found.promise:g}"
+    return [f"{why}, and processors were short for less than {BUSY:.0%}: {found.pressure:.0%}", *found.lines()]
 
 
 def _pinged(outcome: Outcome) -> list[str]:

@@ -36,7 +36,7 @@ from tests.chaos.history import GONE, Done
 from tests.chaos.lab_faults import LabFaults
 from tests.chaos.lab_store import SmallDisk
 from tests.chaos.operations import LABEL, Call, Operations
-from tests.chaos.settling import Settling, logs, settle
+from tests.chaos.settling import VSWITCHD, Settling, logs, settle
 from tests.lab.stand import READY, Stand, standing
 
 HOSTS, CONTROLLERS, MEMBERS = 3, 2, 3
@@ -221,6 +221,8 @@ def drive(rig: Rig, seed: int, outcome: Outcome, *, steps: int) -> tuple[list[Do
             outcome.trace += logs([*rig.lab.controllers, *rig.lab.hosts], since=healed - BEFORE)
             outcome.trace += [f"{host.name}: {host.agent_http('/status')}" for host in rig.lab.hosts]
             raise
+        if faults.ovsdb_away:
+            outcome.settling.promise += VSWITCHD
         say(f"SETTLED after {outcome.settling.seconds:.2f} s")
         if outcome.settling.is_late:
             outcome.trace += outcome.settling.lines()
