@@ -98,8 +98,8 @@ def _lab(seeds: Iterator[int], until: float) -> int:
             print(
                 f"lab:{outcome.seed} {'gentle' if outcome.gentle else 'rough'}: {outcome.calls} calls, "
                 f"{outcome.acknowledged} acknowledged, {outcome.faults} faults, "
-                f"as it is to be after {outcome.settling.seconds:.1f} s (short of processors for "
-                f"{outcome.settling.pressure:.0%}), pings lost {lost} of {sent}, connections broken "
+                f"as it is to be after {outcome.settling.seconds:.1f} s (others took "
+                f"{outcome.settling.others:.0%} of the processors), pings lost {lost} of {sent}, connections broken "
                 f"{sum(stream['ended'] for stream in outcome.streams)}",
                 flush=True,
             )

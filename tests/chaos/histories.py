@@ -56,7 +56,7 @@ def _late(outcome: Outcome) -> list[str]:
     if not found.is_ours:
         return []
     why = f"as it is to be only after {found.seconds:.1f} s instead of {found.promise:g}"
-    return [f"{why}, and processors were short for less than {BUSY:.0%}: {found.pressure:.0%}", *found.lines()]
+    return [f"{why}, and others took less than {BUSY:.0%} of the processors: {found.others:.0%}", *found.lines()]
 
 
 def _pinged(outcome: Outcome) -> list[str]:

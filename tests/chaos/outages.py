@@ -2,7 +2,7 @@
 
 Histories are made of faults of some seconds. Whoever waits longer the longer something is away (back-offs, retries,
 TCP) is found out by these: meanwhile ports come and go, and after the end all is to be as it is to be within the
-promise of `settling`. Exit code 1 if it is not although there were processors for it.
+promise of `settling`. Exit code 1 if it is not although others took few of the processors.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main() -> int:
                 last.promise += VSWITCHD
             print(
                 f"{name}: as it is to be {last.seconds:.2f} s after its end "
-                f"(short of processors for {last.pressure:.0%})",
+                f"(others took {last.others:.0%} of the processors)",
                 flush=True,
             )
             if last.is_late:

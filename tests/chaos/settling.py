@@ -1,12 +1,13 @@
 """How long a lab takes to be as it is to be after the last fault, what it waited for meanwhile, and whose time it was.
 
-The promise is that of a machine which has processors for it. How short they were is told by the kernel: the share of
-the time in which somebody was ready to run and had to wait (pressure stall information, /proc/pressure/cpu).
+The promise is that of a machine which has its processors for itself. How much of them others took meanwhile is added up
+from /proc: whatever is neither in a machine of the lab nor a child of this process. What the lab itself takes is ours.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tealnet.client import ApiError
 from tealnet.lab.errors import LabError
+from tealnet.lab.process import below
 from tealnet.lab.wait import wait_for
 
 if TYPE_CHECKING:
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 
 PROMISE = 5.0  # seconds after the last fault
 VSWITCHD = 8.0  # … more where an ovsdb-server was away: so long vswitchd may wait before it looks for it again
-BUSY = 0.5  # share of the time that somebody waited for a processor, from which on a late one is not held against us
+BUSY = 0.25  # share of the processors that others took, from which on a late one is not held against us
 LONGEST = 60.0  # seconds until it counts as never
-_PRESSURE = Path("/proc/pressure/cpu")
+_TICKS = os.sysconf("SC_CLK_TCK")
 _LINES = 400  # of logs that are shown
 
 
@@ -37,7 +39,7 @@ class Settling:
 
     seconds: float = 0.0
     waited: list[tuple[float, str]] = field(default_factory=list)  # from when on it was this that was missing
-    pressure: float = 0.0  # see the module
+    others: float = 0.0  # share of the processors; see the module
     promise: float = PROMISE
 
     @property
@@ -47,8 +49,8 @@ class Settling:
 
     @property
     def is_ours(self) -> bool:
-        """… and there were processors for it."""
-        return self.is_late and self.pressure < BUSY
+        """… and it was not for others."""
+        return self.is_late and self.others < BUSY
 
     def lines(self) -> list[str]:
         """What was missing, for how long."""
@@ -65,7 +67,7 @@ def settle(rig: Rig, *, since: float | None = None) -> Settling:
     """
     began = time.monotonic()
     since = began if since is None else since
-    found, stalled = Settling(), _stalled()
+    found, taken = Settling(), _taken_by_others(rig)
 
     def so() -> bool:
         missing = _missing(rig)
@@ -79,7 +81,9 @@ def settle(rig: Rig, *, since: float | None = None) -> Settling:
         raise AssertionError("\n".join([str(error), *found.lines()])) from None
     ended = time.monotonic()
     found.seconds = ended - since
-    found.pressure = (_stalled() - stalled) / max(ended - began, 0.001)
+    now = _taken_by_others(rig)
+    seconds = sum(max(used - taken.get(process, 0.0), 0.0) for process, used in now.items())
+    found.others = seconds / max(ended - began, 0.001) / (os.cpu_count() or 1)
     return found
 
 
@@ -99,13 +103,26 @@ def _missing(rig: Rig) -> str:
     return "; ".join([*behind, *failed, *away]) or str(answer)
 
 
-def _stalled() -> float:
-    """Seconds since boot in which somebody had to wait for a processor."""
+def _taken_by_others(rig: Rig) -> dict[tuple[int, int], float]:
+    """By process (id, start): seconds of a processor that it has had so far. Who comes and goes in between is missed."""
+    machines: list[Machine] = [*rig.lab.controllers, *rig.lab.members, *rig.lab.hosts]
+    inside = {process for machine in machines for name in machine.processes if (process := machine.process(name))}
+    spaces = {_pid_space(process.pid) for process in inside} - {_pid_space(os.getpid())}
+    own = {os.getpid(), *below(os.getpid())}
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in own and _pid_space(int(entry.name)) not in spaces:
+            with suppress(OSError):
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                found[int(entry.name), int(fields[19])] = sum(map(int, fields[11:13])) / _TICKS
+    return found
+
+
+def _pid_space(pid: int) -> str:
     try:
-        text = _PRESSURE.read_text()
-    except OSError:  # a kernel that does not tell: then it is always ours
-        return 0.0
-    return int(text.split("total=")[1].split()[0]) / 1e6
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
 
 
 def logs(machines: Sequence[Machine], *, since: float) -> list[str]:
@@ -146,5 +163,5 @@ def distribution(found: Sequence[Settling], *, say: Callable[[str], None]) -> No
     say(
         f"as it is to be after the last fault, of {len(times)} histories: least {times[0]:.2f}, "
         f"p50 {times[len(times) // 2]:.2f}, p90 {times[int(len(times) * 0.9)]:.2f}, most {times[-1]:.2f} s; "
-        f"later than promised: {len(late)}, of these with processors to spare: {sum(o.is_ours for o in late)}"
+        f"later than promised: {len(late)}, of these not for others: {sum(o.is_ours for o in late)}"
     )
