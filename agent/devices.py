@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from os.path import basename, exists
 from typing import Any
 
 import structlog
@@ -44,6 +44,9 @@ log = structlog.get_logger()
 
 # Milliseconds. An Ack of anything that was removed waits for the revalidators, which at rest look that seldom.
 REVALIDATE_WITHIN = "100"
+# Threads that look through what is cached after a change, on `netdev`: one for each processor, up to so many. By itself
+# Open vSwitch takes a quarter: the rest is for upcalls, which `netdev` without PMD threads does in its main loop.
+REVALIDATORS = 4
 # Open vSwitch's own devices, one for each type of datapath.
 OVS_DEVICES = frozenset({"ovs-netdev", "ovs-system"})
 KERNEL_MODULE = "/sys/module/openvswitch"
@@ -68,14 +71,14 @@ def link_stands(wanted: Any, there: Any) -> bool:
 def namespaces_in_use(actual: Mapping[str, Actual]) -> set[Hashable]:
     """Names of our namespaces that links of ours are in."""
     places = [link.netns for link in actual["link"].values() if isinstance(link, Link)]
-    return {basename(netns.path) for netns in places if netns.kind is NetnsKind.OURS}
+    return {os.path.basename(netns.path) for netns in places if netns.kind is NetnsKind.OURS}
 
 
 def find_datapath(setting: str) -> str:
     """The datapath to use: for `auto` the kernel's where its module is loaded, else the userspace one."""
     if setting != "auto":
         return setting
-    return "system" if exists(KERNEL_MODULE) else "netdev"
+    return "system" if os.path.exists(KERNEL_MODULE) else "netdev"
 
 
 class Devices:
@@ -233,6 +236,9 @@ class Devices:
     async def _set_defaults(self) -> None:
         with suppress(DeviceUnavailable):  # it comes back, and so do we
             await self.ovsdb.default("max-revalidator", REVALIDATE_WITHIN)
+            processors = os.cpu_count() or 1
+            if self._plug is not None and processors // 4 + 1 < (wanted := min(processors, REVALIDATORS)):
+                await self.ovsdb.default("n-revalidator-threads", str(wanted))
 
     async def _follow_flows(self, reconciler: Reconciler) -> None:
         last = None

@@ -63,7 +63,8 @@ class Observer:
         self._counted: dict[str, Counted] = {}  # by network uid
         self._at = 0
         self._wake = asyncio.Event()
-        epochs.on_applied.append(self._wake.set)
+        self._news = False  # of epochs: others wait for it, while counting may take long
+        epochs.on_applied.append(self.kick)
 
     def want(self, wanted: pb.Observe | None) -> None:
         """Report this from now on; None: nobody listens."""
@@ -76,7 +77,8 @@ class Observer:
         self._wake.set()
 
     def kick(self) -> None:
-        """Something may be held that was not, or the reverse."""
+        """Something may be held that was not, or in force."""
+        self._news = True
         self._wake.set()
 
     async def run(self) -> None:
@@ -85,9 +87,12 @@ class Observer:
         due = 0.0
         while True:
             self._wake.clear()
+            news, self._news = self._news, False
             wanted = self._wanted
             if wanted is not None:
                 if loop.time() >= due:
+                    if news and self._at:
+                        self._say(wanted)
                     began = loop.time()
                     await self._count()
                     took = loop.time() - began

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ class Observing:
     """Of one session. `want` says what to ask; `heard` takes a report."""
 
     def __init__(self) -> None:
+        self.on_held: Callable[[], None] = lambda: None  # called when weights are held until their instant
         self.wake = asyncio.Event()  # something new is to be asked
         self.last = pb.Observed()  # nothing has been heard: number 0
         self.epochs: dict[str, deque[Epoch]] = {}  # by network uid, oldest first
@@ -110,9 +112,12 @@ class Observing:
     def _note_epochs(self, network: pb.NetworkObserved) -> None:
         """The last few, so that who reads once a second misses none."""
         known = self.epochs.setdefault(network.network_uid.hex(), deque(maxlen=_EPOCHS))
+        held = 0
         if known and not known[-1].applied_at:
-            known.pop()  # it is said anew whether it is held still
+            held = known.pop().epoch  # it is said anew whether it is held still
         if network.epoch and (not known or known[-1].epoch != network.epoch):
             known.append(Epoch(network.epoch, network.applied_at, network.late))
         if network.armed_epoch:
             known.append(Epoch(network.armed_epoch, 0, False))
+            if network.armed_epoch != held:
+                self.on_held()

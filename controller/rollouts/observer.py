@@ -33,6 +33,7 @@ from tealnet.v1 import rollout_pb2
 log = structlog.get_logger()
 
 _EVERY = 1.0  # seconds
+_LEAST = 0.1  # … when a host holds a step until its instant: that is decided on half of the lead before
 LINGER = 5.0  # seconds that hosts are asked after the end: what they say of it comes later than their Acks
 _NEEDED = "colors"  # the feature of agents that can answer
 _PROBING = frozenset({State.VERIFYING, State.SHIFTING, State.DRAINING, State.CONFIRMING, State.PAUSED})
@@ -71,6 +72,7 @@ class Observer:
         self._watched: dict[str, _Watched] = {}  # by rollout uid
         self._leaving: set[str] = set()  # rollouts whose row is to go
         self._counters: dict[str, Counters] = {}  # by host uid
+        self._held = False
         self._wake = asyncio.Event()
         store.subscribe(self._follow)
 
@@ -83,9 +85,16 @@ class Observer:
         if any(change.table == "rollouts" for change in changes):
             self._wake.set()
 
+    def _on_held(self) -> None:
+        self._held = True
+        self._wake.set()
+
+    def _pause(self) -> float:
+        return _LEAST if self._held else _EVERY
+
     async def run(self) -> None:
-        """Ask at once when a rollout has moved; collect and write once a second."""
-        due = 0.0
+        """Ask at once when a rollout has moved; collect and write once a second, and soon when a step is held."""
+        last = -_EVERY
         while True:
             self._wake.clear()
             self._choose()
@@ -94,12 +103,12 @@ class Observer:
                 self._counters.clear()
                 await self._wake.wait()
                 continue
-            if (now := time.monotonic()) >= due:
-                due = now + _EVERY
+            if (now := time.monotonic()) >= last + self._pause():
+                last, self._held = now, False
                 self._collect()
                 await self._write()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(due - time.monotonic()):
+                async with asyncio.timeout(last + self._pause() - time.monotonic()):
                     await self._wake.wait()
 
     def _choose(self) -> None:
@@ -143,6 +152,7 @@ class Observer:
             observe.networks.extend(sorted(map(bytes.fromhex, networks)))
             for watched in concerned:
                 observe.probes.extend(self._messages(watched))
+            session.observing.on_held = self._on_held
             session.observing.want(observe, {watched.row.uid: watched.row.spec.run.serial for watched in concerned})
 
     def _is_past(self, watched: _Watched) -> bool:

@@ -183,7 +183,11 @@ def test_observing() -> None:
     assert again.number == asked.number + 1
     observing.heard(report(asked.number, epoch=5, applied_at=50))
     assert observing.serials == {"r": 1}
-    observing.heard(report(again.number, epoch=5, applied_at=50, armed=6))
+    told: list[int] = []
+    observing.on_held = lambda: told.append(observing.epochs["ab" * 16][-1].epoch)
+    for _ in range(2):
+        observing.heard(report(again.number, epoch=5, applied_at=50, armed=6))
+    assert told == [6], "once"
     assert observing.serials == {"r": 2}
     assert [tuple(e) for e in observing.epochs["ab" * 16]] == [(5, 50, False), (6, 0, False)]
     observing.heard(report(again.number, epoch=6, applied_at=60))
