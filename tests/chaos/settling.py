@@ -104,7 +104,7 @@ def _missing(rig: Rig) -> str:
 
 
 def _taken_by_others(rig: Rig) -> dict[tuple[int, int], float]:
-    """By process (id, start): seconds of a processor that it has had so far. Who comes and goes in between is missed."""
+    """By process (id, start): seconds of a processor that it has had. Who comes and goes in between is missed."""
     machines: list[Machine] = [*rig.lab.controllers, *rig.lab.members, *rig.lab.hosts]
     inside = {process for machine in machines for name in machine.processes if (process := machine.process(name))}
     spaces = {_pid_space(process.pid) for process in inside} - {_pid_space(os.getpid())}
