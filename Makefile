@@ -24,8 +24,9 @@ test-long: setup ## the tests that take samples, with many of them (root, an hou
 chaos: setup ## random operations and faults for MINUTES=12, judged (root); SEED=sim:N or SEED=lab:N runs one again
 	@$(PYTHON_ENV) -m tests.chaos --minutes $(or $(MINUTES),12) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
-chaos-long: setup ## the same for HOURS=2, and the soak (root)
+chaos-long: setup ## the same for HOURS=2, the soak, and long outages (root)
 	@$(PYTHON_ENV) -m tests.chaos.soak
+	@$(PYTHON_ENV) -m tests.chaos.outages
 	@$(PYTHON_ENV) -m tests.chaos.promises all
 	@$(PYTHON_ENV) -m tests.chaos.herd
 	@$(PYTHON_ENV) -m tests.chaos --minutes $$(( $(or $(HOURS),2) * 60 ))

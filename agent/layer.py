@@ -69,12 +69,17 @@ class Layer:
         self._stale_keys: set[Hashable] = set()  # … or only these
         self._looks = 0  # failed in a row
         self._look_due = 0.0
+        self._is_back = False
 
     # -- what is to be done
 
     def pending(self) -> set[Hashable]:
         """Keys that are not as wanted, or not known to be."""
         return self.delta.to_write | self.delta.to_delete | self.under_way
+
+    def has(self, key: Hashable) -> bool:
+        """Something of this key is there, is to be, or is just being made or taken away."""
+        return key in self.delta.actual or key in self.delta.desired or key in self.under_way
 
     def leaving(self) -> set[Hashable]:
         """Keys that are to go. A value that is just being written may be there yet: its key goes after that."""
@@ -115,7 +120,12 @@ class Layer:
         return self.was_read and not self.unavailable
 
     def reread(self, keys: Collection[Hashable] | None = None) -> None:
-        """Something may have changed on the device; with `keys`, only these."""
+        """Something may have changed on the device; with `keys`, only these.
+
+        One that was out of reach may be back: it is looked at now, not when that is due.
+        """
+        if keys is None:
+            self._look_due = 0.0
         if keys is None or self._reads_some is None:
             self._stale = True
         else:
@@ -132,6 +142,11 @@ class Layer:
         for trouble in self.troubles.values():
             if trouble.failure.retriable:
                 trouble.due = now
+
+    def take_back(self) -> bool:
+        """Has the device come back into reach since the last call?"""
+        back, self._is_back = self._is_back, False
+        return back
 
     def forgive(self) -> None:
         """A resync: try everything again, also what is not said to be worth it."""
@@ -159,6 +174,7 @@ class Layer:
             return
         if self.unavailable:
             log.info("device is back", layer=self.name)
+            self._is_back = True
         self.unavailable, self._looks = "", 0
         if self.was_read:
             self._count_repairs(actual)

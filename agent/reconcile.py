@@ -267,6 +267,7 @@ class Reconciler:
     async def devices_step(self) -> None:
         """Everything but flows, once: read back, create left to right, delete right to left."""
         await look_at_all(self._devices)
+        self._retry_if_back(*self._devices)
         if not self._devices_passed:  # what a former process left is fact before anything is derived from its absence
             for layer in self._devices:
                 self._observe(layer)
@@ -278,6 +279,13 @@ class Reconciler:
                 self._devices_passed = True
                 self._wake["flow"].set()
             await self._delete_devices()
+
+    def _retry_if_back(self, *looked: Layer) -> None:
+        """What has failed may have failed because one of these was out of reach, and waits ever longer meanwhile."""
+        if any([layer.take_back() for layer in looked]):
+            for layer in self.layers.values():
+                layer.retry_now()
+            self.kick()
 
     async def _create(self, layer: Layer) -> None:
         if layer.must_look():  # a link has been made again just now
@@ -291,6 +299,7 @@ class Reconciler:
             return  # facts are not whole yet: ports would be taken for closed
         looked = self._flow.must_look()
         await look_at_all([self._flow])
+        self._retry_if_back(self._flow)
         if looked:
             self._wake["devices"].set()  # devices go only when it is known that no flow of theirs is left
         self._flow.note(self.revision)

@@ -40,9 +40,10 @@ from agent.report import Reporter
 from agent.resources import Resources
 from agent.settings import Settings, SettingsError
 from agent.spares import Spares
-from agent.stream import Credentials, Stream
+from agent.stream import Stream
 from agent.tally import Tally
 from agent.tell import RuleTeller
+from agent.trust import Credentials
 from tealnet.core.tables import Graph
 
 log = structlog.get_logger()
@@ -68,6 +69,7 @@ class Agent:
             self.inputs,
             size=settings.spares,
             there=lambda layer: self.desired.deltas[layer].actual,
+            has=lambda layer, key: self.reconciler.layers[layer].has(key),
             at_rest=lambda: self.reconciler.at_rest(),
             made=self._filled,
         )
@@ -114,7 +116,8 @@ class Agent:
             self.inputs, packets=lambda: self.devices.flow.counts(Feature.BASE), usage=self.devices.usage
         )
         self.reporter = Reporter(self.core, self.reconciler, self.devices, self.inputs, self.tally)
-        credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name)
+        revoked = Path(settings.crl) if settings.crl else None
+        credentials = Credentials(settings.ca, settings.cert, settings.key, settings.server_name, revoked)
         self.stream = Stream(self.core, servers=settings.servers, credentials=credentials)
         self.core.sender = self.stream
         self.devices.flow.on_port = self._plugged

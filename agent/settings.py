@@ -31,6 +31,7 @@ class Settings:
     ca: Path = Path("/etc/tealnet/ca.crt")
     cert: Path = Path("/etc/tealnet/host.crt")
     key: Path = Path("/etc/tealnet/host.key")
+    crl: str = ""  # PEM file with the revocation lists of that CA; read again when it changes
     vtep: str = ""  # address of this host's end of tunnels; default: the one packets to the controllers come from
     uplink: str = ""  # the underlay NIC; for documentation and checks, the agent never changes it
     underlay_bridge: str = "br-underlay"  # netdev: the OVS bridge that carries the VTEP

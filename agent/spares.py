@@ -28,7 +28,9 @@ Actual = Mapping[Hashable, Any]
 
 
 class Spares:
-    """`there(layer)` says what is on devices, `at_rest()` whether nothing is under way; `made()` hears of new rows."""
+    """`there(layer)` says what is on devices, `has(layer, key)` whether a key is there, is to be or is under way,
+    `at_rest()` whether nothing is; `made()` hears of new rows.
+    """
 
     def __init__(
         self,
@@ -36,11 +38,12 @@ class Spares:
         *,
         size: int,
         there: Callable[[str], Actual],
+        has: Callable[[str, Hashable], bool] = lambda layer, key: False,
         at_rest: Callable[[], bool] = lambda: False,
         made: Callable[[], None] = lambda: None,
     ) -> None:
         self._inputs, self._size = inputs, size
-        self._there, self._at_rest, self._made = there, at_rest, made
+        self._there, self._has, self._at_rest, self._made = there, has, at_rest, made
         self._mtu = 0  # of the last port that asked, or of any
         self._wake = asyncio.Event()
 
@@ -66,13 +69,13 @@ class Spares:
         return bool(device)
 
     def _has_place(self, port: LocalPort) -> bool:
-        """It shares a namespace, or something of it is there already."""
+        """It shares a namespace, or something of it is there already, or will be: one that is wanted is made as such.
+
+        That is so of a port that came before it was known which numbers are free, and of one that takes the name of
+        another which has just gone.
+        """
         beside = self._inputs.localports_of_namespace.keys((port.kind, port.tenant, port.where))
-        return (
-            len(beside) > 1
-            or names.namespace(port) in self._there("netns")
-            or names.device(port) in self._there("link")
-        )
+        return len(beside) > 1 or self._has("netns", names.namespace(port)) or self._has("link", names.device(port))
 
     def _ready(self, mtu: int) -> Iterator[str]:
         """Those that are as they are to be, in all layers."""

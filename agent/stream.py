@@ -11,13 +11,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Never, Protocol
 
 import grpc
 import structlog
 
 from agent.clock import Clock, Offset
+from agent.trust import Credentials, Distrusted, Trust
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import agent_pb2_grpc
 
@@ -27,9 +27,17 @@ PING_EVERY = 0.5  # seconds
 SILENCE = 1.5  # seconds without a word = the other side is dead
 CONNECT_TIMEOUT = 1.5
 WELCOME_TIMEOUT = 8.0  # a replica may have to wait for its own tables first
-FIRST_BACKOFF, LAST_BACKOFF = 0.2, 5.0  # seconds, with full jitter; the very first retry is at once
+FIRST_BACKOFF, LAST_BACKOFF = 0.2, 2.0  # seconds, with full jitter; the very first retry is at once
 STEADY = 1.0  # a session that lived this long was a good one
 MAX_MESSAGE = 16 << 20
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1000),  # the one before is not kept without (grpcio 1.85.1)
+    ("grpc.http2.max_pings_without_data", 0),
+)
+"""Until a session is accepted nobody has to say anything for WELCOME_TIMEOUT, but the transport answers pings: who is
+stopped then, or cut off, is left within two seconds."""
 
 
 class SessionOver(Exception):
@@ -161,16 +169,6 @@ class Outbox:
         return self._waiting.pop(next(iter(self._waiting)))
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """PEM files of the mutual TLS; read again at each connection, so that renewed ones are used."""
-
-    ca: Path
-    cert: Path
-    key: Path
-    server_name: str = ""  # to check the certificate against, if not the address itself
-
-
 class Stream:
     """Stays in session with one of `servers` ("host:port") for ever."""
 
@@ -178,6 +176,7 @@ class Stream:
         self._core = core
         self._servers = list(servers)
         self._credentials = credentials
+        self._trust = Trust(credentials)
         self._outbox: Outbox | None = None  # of the running session, once it is accepted
         self._accepted = 0.0  # when the last session was, monotonic
         self._clock = Clock()
@@ -216,14 +215,18 @@ class Stream:
         """One session from beginning to end; returns why it ended."""
         helpers: list[asyncio.Task[None]] = []
         try:
-            async with self._channel(server) as channel:
+            async with await self._channel(server) as channel:
                 await self._session(channel, helpers, server=server)
         except SessionOver as over:
             return over
+        except Distrusted as error:
+            return SessionOver("Distrusted", str(error))
         except grpc.aio.AioRpcError as error:
             return SessionOver("Unreachable", f"{server}: {error.code().name}: {error.details()}")
         except TimeoutError:
             return SessionOver("Silent", f"{server} does not answer in time")
+        except ConnectionError as error:
+            return SessionOver("Unreachable", str(error))
         except OSError as error:
             return SessionOver("Credentials", str(error))
         finally:
@@ -246,6 +249,8 @@ class Stream:
                 message = await call.read()
             if not isinstance(message, pb.ToAgent):  # grpc.aio.EOF
                 raise SessionOver("Closed", f"{server} closed the session")
+            if self._trust.is_gone():
+                raise SessionOver("Distrusted", f"the certificate of {server} is on the revocation list")
             await self._handle(conversation.receive(message), outbox, server=server)
 
     async def _handle(
@@ -272,16 +277,17 @@ class Stream:
         elif item is not None:
             outbox.put(f"versions {item.scope}", pb.FromAgent(versions=self._core.versions(item.scope)))
 
-    def _channel(self, server: str) -> grpc.aio.Channel:
+    async def _channel(self, server: str) -> grpc.aio.Channel:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            roots = await self._trust.roots(server)
         files = self._credentials
-        credentials = grpc.ssl_channel_credentials(
-            files.ca.read_bytes(), files.key.read_bytes(), files.cert.read_bytes()
-        )
+        credentials = grpc.ssl_channel_credentials(roots, files.key.read_bytes(), files.cert.read_bytes())
         options: list[tuple[str, int | str]] = [
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             # A connection of its own for each try: the shared pool would impose its own pauses.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 100),
+            *KEEPALIVE,
         ]
         if files.server_name:
             options.append(("grpc.ssl_target_name_override", files.server_name))

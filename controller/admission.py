@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -109,15 +110,20 @@ class Admission:
             now = await store.etcd.revision()
             if now < hello.revision:
                 return f"the host has seen revision {hello.revision}, the store is at {now}"
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    await store.passed(hello.revision)
-            except TimeoutError:
-                raise Refusal("NotReady", "this replica lags behind what the host has seen") from None
+            await self._in_time(store.passed(hello.revision))
         number = hello.lineage.number
+        if number > store.lineage[0]:  # a replica ahead of this one has welcomed the host, and had nothing new for it
+            await self._in_time(store.barrier())
         if number and store.world.lineages.rows.get(number) != hello.lineage.id:
             return f"the store does not know lineage {number} ({hello.lineage.id})"
         return ""
+
+    async def _in_time(self, caught_up: Awaitable[object]) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await caught_up
+        except TimeoutError:
+            raise Refusal("NotReady", "this replica lags behind what the host has seen") from None
 
     # ---- tunnel address
 

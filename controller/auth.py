@@ -18,11 +18,11 @@ import grpc.aio
 from controller.caller import PATIENCE, Caller, current_caller, set_caller
 from controller.errors import NotFound, PermissionDenied, Unauthenticated
 from controller.names import kind_of, tenant_of
-from controller.revoked import RevocationList
 from controller.store import Store
 from tealnet.core.crl import Revoked, key_of
 from tealnet.core.identity import Identity, IdentityError, Kind, parse_identity
 from tealnet.core.pki import SKEW, PkiError, is_strong, load_certificate, uri_names
+from tealnet.core.revoked import RevocationList
 
 if TYPE_CHECKING:
     Interceptor = grpc.aio.ServerInterceptor[Any, Any]

@@ -49,7 +49,6 @@ from controller.metrics import Metrics
 from controller.policy_reports import PolicyReports
 from controller.questions import Questions
 from controller.replica import Replica
-from controller.revoked import RevocationList
 from controller.rollouts.leader import Tools
 from controller.rollouts.observer import Observer
 from controller.sessions import SERVICE, Sessions
@@ -60,6 +59,7 @@ from controller.sync import Sync
 from controller.tls import Certificates, host_of
 from controller.watch import Watches
 from tealnet.core.pki import Ca
+from tealnet.core.revoked import RevocationList
 from tealnet.v1 import admin_pb2_grpc, security_pb2_grpc, system_pb2, system_pb2_grpc
 
 log = structlog.get_logger()

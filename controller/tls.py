@@ -15,10 +15,10 @@ import structlog
 from controller.admission import Refusal
 from controller.auth import party_of
 from controller.errors import Unauthenticated
-from controller.revoked import RevocationList
 from controller.sessions import Peer
 from controller.settings import Settings
 from tealnet.core.identity import Kind
+from tealnet.core.revoked import RevocationList
 
 log = structlog.get_logger()
 

@@ -279,7 +279,9 @@ class Kernel:
         """Ask for the ids of all namespaces we can name; paths we were told win over names in the directory."""
         self._by_nsid = {nsid: entry for nsid, entry in self._by_nsid.items() if self._still(entry)}
         told = (ref.path for ref in self.placed.values() if ref.path)
-        self.learn(*dict.fromkeys((*(self.path(name) for name in self.names()), *told)))
+        # The last one wins. One with two names (see `rename`) is no spare any more: those begin with a dot.
+        found = sorted(self.names(), key=lambda name: not name.startswith("."))
+        self.learn(*dict.fromkeys((*(self.path(name) for name in found), *told)))
 
 
 def mark(name: str) -> str:

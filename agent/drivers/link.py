@@ -133,6 +133,10 @@ class LinkDriver:
     def _write_pair(self, kernel: Kernel, want: Link) -> None:
         pair = find_pair(kernel, want.device)
         if pair is not None and pair.workload is not None and not want.is_made_anew(_value(pair)):
+            if pair.netns is None or not kernel.same(pair.netns.path, want.netns.path):
+                # A spare, and its port has another namespace already. It is made there once nobody holds this one.
+                kernel.host.check(rtnetlink.delete_link(pair.host.index))
+                raise PlacementRefused("NotApplied", f"{want.device} led to another namespace", retriable=True)
             with kernel.enter(want.netns.path) as inside:
                 _repair(inside, pair.workload, want)
                 self._offload(want)

@@ -28,11 +28,11 @@ from controller.commit import Committer
 from controller.events import Events
 from controller.intents.base import Context
 from controller.requests import Requests
-from controller.revoked import RevocationList
 from controller.settings import Settings
 from controller.status import Status
 from controller.store import Store
 from tealnet.core.pki import Ca
+from tealnet.core.revoked import RevocationList
 from tealnet.v1 import (
     host_pb2_grpc,
     network_pb2_grpc,

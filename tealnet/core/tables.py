@@ -25,6 +25,10 @@ class Source:
         self.readers: dict[Hashable, set[Cell]] = {}
         self.followers: list[Derived[Any, Any]] = []  # derived tables that share my keys
 
+    def has(self, key: Hashable) -> bool:
+        """Whether there is anything of this key."""
+        raise NotImplementedError
+
     def announce(self, key: Hashable) -> None:
         """Tell who follows me and who has read `key` that it is not what it was."""
         for derived in self.followers:
@@ -42,6 +46,10 @@ class Table(Source, Generic[K, V]):
         self.rows: dict[K, V] = {}
         self.indexes: list[Index[V]] = []
         self.changed: set[K] | None = None
+
+    def has(self, key: Hashable) -> bool:
+        """Whether there is such a row."""
+        return key in self.rows
 
     def watch_changes(self) -> None:
         """From now on note the keys that change, for `take_changes`."""
@@ -89,6 +97,10 @@ class Index(Source, Generic[V]):
         self.rows, self.keys_of = rows, keys_of
         self.buckets: dict[Hashable, dict[Hashable, None]] = {}
 
+    def has(self, key: Hashable) -> bool:
+        """Whether there is a row that has this property."""
+        return key in self.buckets
+
     def keys(self, value: Hashable) -> list[Any]:
         """The keys of the rows that have this property, for code outside derived tables."""
         return list(self.buckets.get(value, ()))
@@ -112,7 +124,7 @@ class Derived(Table[K, V]):
 
     def __init__(self, graph: Graph, over: Source, compute: Callable[[Read, K], V | None]) -> None:
         super().__init__(graph)
-        self.compute = compute
+        self.over, self.compute = over, compute
         self.dirty: set[K] = set()
         self.noted: dict[K, list[tuple[Source, Hashable]]] = {}
         self.errors: dict[K, Exception] = {}  # rows that could not be computed: absent, and reported
@@ -134,6 +146,8 @@ class Derived(Table[K, V]):
             self.errors[key] = error
         if read.noted:
             self.noted[key] = read.noted
+        if row is None and key not in self.errors and not self.over.has(key):
+            self.forget(key)  # most never come again; if this one does, `over` says so
         self.put(key, row)
 
     def steps(self) -> Iterator[None]:
@@ -225,6 +239,10 @@ class Graph:
         while any(derived.dirty for derived in self._derived):
             for derived in self._derived:
                 yield from derived.steps()
+
+    def noted(self) -> list[int]:
+        """By derived table: how many keys have noted what they read. No more than there are keys, whatever has gone."""
+        return [len(derived.noted) for derived in self._derived]
 
     def errors(self) -> list[tuple[Hashable, Exception]]:
         """Every row that could not be computed."""

@@ -539,6 +539,28 @@ async def test_what_takes_the_place_of_another_waits_until_that_is_gone() -> Non
     assert machine.content("link").keys() == {"tn-b"}
 
 
+@pytest.mark.parametrize("away", ["ovsdb", "flow"])
+async def test_when_a_device_is_back_it_is_looked_at_and_what_failed_is_tried_again_at_once(away: str) -> None:
+    """The longer it was away, the longer the waits have become: nobody waits for their ends."""
+    machine = Machine()
+    process = Process(machine)
+    await process.converge(port("b", where="two"))
+    machine.devices["address"].plan_error("tn-a", BROKEN)
+    process.want(port("a", where="one"), port("b", where="two"))
+    machine.devices[away].unavailable = True
+    for _ in range(12):
+        process.reconciler.reread(away)
+        process.now += LAST_RETRY
+        await process.steps(2)
+    assert process.reconciler.layers[away].unavailable
+    machine.devices["address"].plan_error("tn-a", None)
+    machine.devices[away].unavailable = False
+    process.reconciler.reread(away)  # it says itself that it is connected again
+    await process.steps()
+    assert process.reconciler.applied() == Applied(2, {})
+    await process.finds_nothing_to_do()
+
+
 async def test_what_somebody_adds_in_our_name_goes() -> None:
     machine = Machine()
     process = Process(machine)

@@ -15,10 +15,13 @@ from agent import names
 from agent.facts import Facts
 from agent.features.spares import spare_link
 from agent.inputs import THIS, Inputs, This
+from agent.layer import Layer
 from agent.objects import Guard, Link, Marks, Namespace, OvsPort
 from agent.spares import Spares
+from tealnet.core.delta import Delta
 from tealnet.core.rows.stream import Attach, LocalPort, Segment
 from tealnet.core.tables import Graph
+from tests.fakes.device import DictDevice
 
 MTU, SIZE = 1430, 4
 HERE = This("h" * 32, 1, ip_address("192.0.2.1"), "netdev", "br-int", "vxlan0", 1, 4789)
@@ -46,9 +49,15 @@ class Host:
     def __init__(self, *, size: int = SIZE) -> None:
         self.inputs = Inputs(Graph())
         self.there: dict[str, dict[Any, Any]] = {"netns": {}, "link": {}, "guard": {}, "ovsdb": {}}
+        self.coming: dict[str, set[Any]] = {"netns": set(), "link": set()}
         self.rests = True
         self.spares = Spares(
-            self.inputs, size=size, there=self.there.__getitem__, at_rest=lambda: self.rests, made=self.made
+            self.inputs,
+            size=size,
+            there=self.there.__getitem__,
+            has=lambda layer, key: key in self.there[layer] or key in self.coming[layer],
+            at_rest=lambda: self.rests,
+            made=self.made,
         )
         self.facts = Facts(self.inputs, ovs=self.ovs, flush=self.nothing, revalidate=self.done, spares=self.spares)
         self.inputs.this.put(THIS, HERE)
@@ -138,7 +147,12 @@ def _own(host: Host) -> None:
     host.there["link"][names.device(port(2))] = spare_link(names.device(port(2)), mtu=MTU)
 
 
-@pytest.mark.parametrize("change", [_unplugged, _unguarded, _harmed, _there, _own])
+def _coming(host: Host) -> None:
+    """It was wanted, or another port of its name, before it could choose: it will not be the spare's."""
+    host.coming["netns"].add("acme.w2")
+
+
+@pytest.mark.parametrize("change", [_unplugged, _unguarded, _harmed, _there, _own, _coming])
 async def test_only_one_that_is_ready_and_only_for_a_port_that_has_nothing(change: Callable[[Host], None]) -> None:
     host = Host()
     await host.filled(port(1))
@@ -147,6 +161,17 @@ async def test_only_one_that_is_ready_and_only_for_a_port_that_has_nothing(chang
     host.want(port(1), port(2))
     assert not host.inputs.taken.rows
     assert port(2).uid in host.inputs.issued.rows
+
+
+def test_what_is_wanted_or_under_way_is_something_of_its_own() -> None:
+    """Where a namespace comes from is no difference in what it is: a spare chosen later would not become it."""
+    layer = Layer("netns", DictDevice("netns"), Delta(), clock=lambda: 0.0)
+    assert not layer.has("acme.w2")
+    layer.delta.want("acme.w2", Namespace("acme.w2"))
+    assert layer.has("acme.w2")
+    layer.under_way.add("acme.w2")
+    layer.delta.want("acme.w2", None)
+    assert layer.has("acme.w2")
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.resources import Resources
-from agent.stream import Credentials, Outbox, SessionOver, Stream, Unit
+from agent.stream import Outbox, SessionOver, Stream, Unit
+from agent.trust import Credentials
 from tealnet.agent.v1 import agent_pb2 as pb
-from tealnet.core.pki import Ca
+from tealnet.core import crl
+from tealnet.core.pki import Ca, load_certificate
 from tests.fakes.agent_server import SERVER_NAME, FakeServer, Guest, save_host
 from tests.fakes.controller import hostpeer, uid
 
@@ -78,6 +82,12 @@ class Rig:
         self.credentials = Credentials(
             directory / "ca.crt", directory / "host.crt", directory / "host.key", SERVER_NAME
         )
+
+    def revoke(self, *servers: FakeServer) -> None:
+        """These certificates are on the list, which from the first call on agents look at."""
+        serials = [load_certificate(server.leaf.cert_pem, "leaf").serial_number for server in servers]
+        file, _ = crl.revoke(self.credentials.ca.parent, self.ca, serials)
+        self.credentials = replace(self.credentials, crl=file)
 
     def server(self, index: int, ca: Ca | None = None) -> FakeServer:
         server = FakeServer(ca or self.ca, self.targets[index])
@@ -155,6 +165,36 @@ async def test_silence_ends_a_session(rig: Rig) -> None:
         await until(lambda: len(memory.sessions) == 2)
 
 
+async def test_who_falls_silent_before_a_session_is_accepted_is_left_soon(rig: Rig, tmp_path: Path) -> None:
+    """Its process is stopped, or it is cut off: it would be waited for as long as a replica may wait for its tables."""
+    welcomed = asyncio.Event()  # never: nothing passes from the moment on at which the connection stands
+    way = f"{tmp_path}/way.sock"
+    targets = [f"unix:{way}", rig.targets[1]]
+
+    async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 16):
+            if rig.guest.hellos:
+                await welcomed.wait()
+            sink.write(data)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        other, back = await asyncio.open_unix_connection(rig.targets[0].removeprefix("unix:"))
+        await asyncio.gather(carry(reader, back), carry(other, writer))
+
+    way_server = await asyncio.start_unix_server(connected, way)
+    first, second = rig.server(0), rig.server(1)
+    await first.start()
+    async with rig.agent(*targets) as memory:
+        await until(lambda: rig.guest.hellos)
+        begin = asyncio.get_running_loop().time()
+        await second.start()
+        await until(lambda: memory.sessions == [targets[1]], 5)
+        assert asyncio.get_running_loop().time() - begin < 4
+    await first.stop()
+    await second.stop()
+    way_server.close()
+
+
 async def test_a_unit_is_taken_whole_even_if_its_session_ends(rig: Rig) -> None:
     async with rig.server(0) as server, rig.agent(rig.targets[0]) as memory:
         await until(lambda: memory.taken == 1)
@@ -171,6 +211,13 @@ async def test_a_unit_is_taken_whole_even_if_its_session_ends(rig: Rig) -> None:
         # The next session's Hello is of after the unit, not of before or in between.
         assert rig.guest.hellos[-1].revision == server.revision
         assert [scope.count for scope in rig.guest.hellos[-1].scopes] == [1]
+
+
+def test_nobody_waits_long_for_a_controller_that_is_back(rig: Rig) -> None:
+    """However long it was away: a host is as it is to be five seconds after the last fault."""
+    memory = Memory()
+    stream = Stream(memory, servers=rig.targets, credentials=rig.credentials)
+    assert max(stream._backoff(failures) for failures in range(2000)) <= 2.0
 
 
 async def test_a_refusal_sets_the_pace(rig: Rig) -> None:
@@ -190,6 +237,66 @@ async def test_a_server_of_another_ca_gets_no_word(rig: Rig) -> None:
     async with rig.server(0, Ca.create("tealnet.example")), rig.agent(rig.targets[0]) as memory:
         await until(lambda: memory.problems)
         assert rig.guest.hellos == []
+
+
+async def test_a_server_whose_certificate_is_revoked_gets_no_word(rig: Rig) -> None:
+    first, second = rig.server(0), rig.server(1)
+    rig.revoke(first)
+    async with first, rig.agent() as memory:
+        await until(lambda: memory.problems.count("Distrusted") > 1)
+        assert rig.guest.hellos == []
+        async with second:
+            await until(lambda: memory.sessions)
+            assert set(memory.sessions) == {rig.targets[1]} and len(rig.guest.hellos) == 1
+            rig.guest.world = {"host": dict([hostpeer(2)])}
+            second.publish()
+            await second.until(lambda: rig.guest.taken, "a session as any other")
+
+
+async def test_a_server_whose_certificate_is_revoked_meanwhile_is_left_for_another(rig: Rig) -> None:
+    first, second = rig.server(0), rig.server(1)
+    rig.revoke()
+    async with first, rig.agent() as memory:
+        await until(lambda: memory.sessions)
+        async with second:
+            rig.revoke(first)
+            await until(lambda: memory.sessions[-1] == rig.targets[1], 5)
+            assert "Distrusted" in memory.problems
+
+
+async def test_who_shows_one_certificate_and_then_another_gets_no_word(rig: Rig, tmp_path: Path) -> None:
+    """It has a revoked one, and lets the first handshake through to a server that is trusted."""
+    good, bad = rig.server(0), rig.server(1)
+    rig.revoke(bad)
+    turn, way = [0], f"{tmp_path}/way.sock"
+
+    async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                sink.write(data)
+        sink.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target, turn[0] = rig.targets[turn[0] % 2], turn[0] + 1
+        other, back = await asyncio.open_unix_connection(target.removeprefix("unix:"))
+        await asyncio.gather(carry(reader, back), carry(other, writer))
+
+    between = await asyncio.start_unix_server(connected, way)
+    async with good, bad, rig.agent(f"unix:{way}") as memory:
+        await until(lambda: "Unreachable" in memory.problems and turn[0] > 3)
+        assert rig.guest.hellos == [] and not memory.sessions
+    between.close()
+
+
+async def test_without_the_list_that_is_named_there_is_no_session(rig: Rig) -> None:
+    rig.revoke()
+    assert rig.credentials.crl is not None
+    hidden = rig.credentials.crl.rename(rig.credentials.crl.with_suffix(".hidden"))
+    async with rig.server(0), rig.agent(rig.targets[0]) as memory:
+        await until(lambda: "Credentials" in memory.problems)
+        assert rig.guest.hellos == []
+        hidden.rename(rig.credentials.crl)
+        await until(lambda: memory.sessions)
 
 
 async def test_missing_certificates_are_a_problem_until_they_are_there(rig: Rig) -> None:

@@ -87,17 +87,19 @@ def _show(verdict: Verdict) -> None:
 def _lab(seeds: Iterator[int], until: float) -> int:
     from tests.chaos.histories import histories
     from tests.chaos.rig import rig
+    from tests.chaos.settling import distribution
 
     bad, settled = 0, []
     with rig("chaos") as stand:
         for outcome in histories(stand, seeds, until=until):
-            settled.append(outcome.settled)
+            settled.append(outcome.settling)
             lost = "/".join(str(ping["lost"]) for ping in outcome.pings)
             sent = "/".join(str(ping["sent"]) for ping in outcome.pings)
             print(
                 f"lab:{outcome.seed} {'gentle' if outcome.gentle else 'rough'}: {outcome.calls} calls, "
                 f"{outcome.acknowledged} acknowledged, {outcome.faults} faults, "
-                f"as it is to be after {outcome.settled:.1f} s, pings lost {lost} of {sent}, connections broken "
+                f"as it is to be after {outcome.settling.seconds:.1f} s (others took "
+                f"{outcome.settling.others:.0%} of the processors), pings lost {lost} of {sent}, connections broken "
                 f"{sum(stream['ended'] for stream in outcome.streams)}",
                 flush=True,
             )
@@ -108,6 +110,9 @@ def _lab(seeds: Iterator[int], until: float) -> int:
                 for line in outcome.wrong:
                     print(f"  {line}")
                 sys.stdout.flush()
+            elif outcome.settling.is_late:
+                print("\n".join(outcome.trace), flush=True)
+    distribution(settled, say=print)
     return bad
 
 

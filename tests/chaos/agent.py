@@ -25,7 +25,8 @@ from agent.policy.cut import PolicyCutter
 from agent.reconcile import Reconciler
 from agent.resources import Resources
 from agent.spares import Spares
-from agent.stream import Credentials, Stream
+from agent.stream import Stream
+from agent.trust import Credentials
 from tealnet.core.tables import Graph
 from tests.chaos.host import SimHost
 from tests.chaos.loop import Process, running
@@ -63,7 +64,7 @@ class SimStream(Stream):
         super().__init__(core, servers=servers, credentials=Credentials(nowhere, nowhere, nowhere))
         self._dial = dial
 
-    def _channel(self, server: str) -> Any:
+    async def _channel(self, server: str) -> Any:
         return self._dial(server)
 
 
@@ -81,6 +82,7 @@ class SimAgent:
             self.inputs,
             size=2,
             there=lambda layer: self.desired.deltas[layer].actual,
+            has=lambda layer, key: self.reconciler.layers[layer].has(key),
             at_rest=lambda: self.reconciler.at_rest(),
             made=self._filled,
         )

@@ -10,12 +10,12 @@ from tealnet.client import ApiError
 from tealnet.lab.wait import wait_for
 from tests.chaos.lab_judge import judge
 from tests.chaos.operations import Operations
-from tests.chaos.rig import Outcome, Rig, accept, drive, settle, traffic
+from tests.chaos.rig import Outcome, Rig, accept, drive, traffic
+from tests.chaos.settling import BUSY, logs, settle
 from tests.lab.looks import Look, look
 from tests.lab.stand import LINKS, difference
 
 STEPS = 36  # of which one in three is a fault
-SETTLES = 60.0  # seconds: the promise is five, of a machine that does nothing else
 ROLLOUTS = 90.0  # seconds until rollouts that nobody holds up are over
 _OVER = ("STATE_SUCCEEDED", "STATE_ROLLED_BACK")
 
@@ -32,21 +32,31 @@ def histories(rig: Rig, seeds: Iterator[int], *, until: float) -> Iterator[Outco
 
 def one(rig: Rig, seed: int, empty: dict[str, Look]) -> Outcome:
     """A history, its judgement, and the way back to where it began."""
-    outcome = Outcome(seed, gentle=seed % 2 == 0)
+    outcome, began = Outcome(seed, gentle=seed % 2 == 0), time.monotonic()
     try:
         with traffic(rig, outcome):
             history, operations, faults = drive(rig, seed, outcome, steps=STEPS)
-            outcome.settled = settle(rig, seconds=SETTLES)
         accept(rig, faults)
         _rollouts_end(rig)
-        settle(rig, seconds=SETTLES)
+        settle(rig)  # what was asked before the last fault may have been answered after it
+        outcome.wrong += _late(outcome)
         outcome.wrong += judge(rig, history)
         outcome.wrong += _pinged(outcome)
         if not outcome.wrong:
             outcome.wrong += _cleared(rig, operations, empty)
     except Exception as error:  # also of the lab itself: it is told with what happened before
         outcome.wrong.append(f"{type(error).__name__}: {error}")
+        outcome.trace += ["", *logs([*rig.lab.controllers, *rig.lab.hosts], since=began)]
     return outcome
+
+
+def _late(outcome: Outcome) -> list[str]:
+    """The promise of the time after the last fault; whether it is held against us is told by `settling`."""
+    found = outcome.settling
+    if not found.is_ours:
+        return []
+    why = f"as it is to be only after {found.seconds:.1f} s instead of {found.promise:g}"
+    return [f"{why}, and others took less than {BUSY:.0%} of the processors: {found.others:.0%}", *found.lines()]
 
 
 def _pinged(outcome: Outcome) -> list[str]:

@@ -106,6 +106,8 @@ async def _replica(replica: SimReplica, fresh: Store, resources: Resources) -> l
         for scope in resources.scopes_of(host.uid):
             mine, right = own.scope(scope).chunks, resources.scope(scope).chunks
             lines += [f"{scope}: {k} differs" for k in mine.keys() | right.keys() if mine.get(k) != right.get(k)]
+    if (noted := controller.store.world.graph.noted()) != fresh.world.graph.noted():
+        lines.append(f"remembers what derived rows have read of {noted} keys, not of {fresh.world.graph.noted()}")
     if controller.metrics.mismatches._value.get():
         lines.append("digests did not match")
     return lines
@@ -157,6 +159,8 @@ def _devices(agent: SimAgent) -> Iterator[str]:
                 yield f"{layer} {place}: is {found.get(place)}, is to be {wanted.get(place)}"
     if failures := desired.failures():
         yield f"failures: {failures}"
+    if (noted := agent.inputs.graph.noted()[: len(graph.noted())]) != graph.noted():  # others use its graph after that
+        yield f"remembers what derived rows have read of {noted} keys by table, a new one would of {graph.noted()}"
 
 
 def _intent(agent: SimAgent, fresh: Store, host_uid: str) -> Iterator[str]:

@@ -62,6 +62,7 @@ class LabFaults:
         self.rig, self.lab, self.dice, self.say, self.gentle = rig, rig.lab, dice, say, gentle
         self.live: list[Fault] = []
         self.set_back: set[str] = set()
+        self.ovsdb_away = False  # for a while, of any host
         self._down: set[tuple[str, str]] = set()
         self._old: dict[str, bytes] = {}
         self._calm = {rig.stand.state(name).device for name in rig.ports}
@@ -122,6 +123,12 @@ class LabFaults:
         name = self.dice.choice(_CENTRAL)
         return name, name.rstrip("123")
 
+    def _runs(self, name: str, what: str) -> bool:
+        """Whether it is there to be harmed: an agent that is started on a full disk ends, until systemd tries again."""
+        machines = {one.name: one for one in (*self.lab.controllers, *self.lab.members, *self.lab.hosts)}
+        process = machines[name].process(what)
+        return process is not None and process.alive()
+
     def _take(self, name: str, what: str) -> bool:
         """One thing at a time for one process."""
         if (name, what) in self._down:
@@ -130,9 +137,10 @@ class LabFaults:
         return True
 
     def _kill(self, name: str, what: str) -> str:
-        if not self._take(name, what):
+        if not self._runs(name, what) or not self._take(name, what):
             return ""
         self.lab.kill(name, what)
+        self.ovsdb_away |= what == "ovsdb-server"
 
         def again() -> None:
             self.lab.start(name, what)
@@ -141,7 +149,7 @@ class LabFaults:
         return self._later(f"kill {what} of {name}", again)
 
     def _freeze(self, name: str, what: str) -> str:
-        if not self._take(name, what):
+        if not self._runs(name, what) or not self._take(name, what):
             return ""
         self.lab.stop(name, what)
 
@@ -154,7 +162,7 @@ class LabFaults:
     def _stutter(self) -> str:
         """A slow agent: it runs a fifth of the time."""
         name = self._host()
-        if not self._take(name, "agent"):
+        if not self._runs(name, "agent") or not self._take(name, "agent"):
             return ""
         process, over = self.lab.host(name).process("agent"), threading.Event()
         assert process is not None
@@ -190,7 +198,7 @@ class LabFaults:
     def _spoil_checkpoint(self) -> str:
         name = self._host()
         path = self.lab.host(name).disk("/var/lib/tealnet") / "checkpoint"
-        if not path.exists() or not self._take(name, "agent"):
+        if not path.exists() or not self._runs(name, "agent") or not self._take(name, "agent"):
             return ""
         self.lab.kill(name, "agent")
         data = path.read_bytes()

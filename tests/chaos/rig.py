@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ from tealnet import kinds
 from tealnet.client import ApiError, Client
 from tealnet.lab import Host, Lab, api
 from tealnet.lab.controller import Controller
-from tealnet.lab.errors import LabError
 from tealnet.lab.etcd import Member
 from tealnet.lab.traffic import Running, Workload
 from tealnet.lab.wait import wait_for
@@ -37,6 +36,7 @@ from tests.chaos.history import GONE, Done
 from tests.chaos.lab_faults import LabFaults
 from tests.chaos.lab_store import SmallDisk
 from tests.chaos.operations import LABEL, Call, Operations
+from tests.chaos.settling import VSWITCHD, Settling, logs, settle
 from tests.lab.stand import READY, Stand, standing
 
 HOSTS, CONTROLLERS, MEMBERS = 3, 2, 3
@@ -52,6 +52,7 @@ _STUBS = {
     "group": security_pb2_grpc.SecurityGroupServiceStub,
 }
 STREAMS = 5  # connections between two calm workloads
+BEFORE = 3.0  # seconds before the end of the last fault, from which on logs are shown of who took long
 PATIENCE = 15.0  # seconds of a call
 SETTLED = 30.0  # seconds until what was started is up
 TCP = 30.0  # seconds for an answer on a connection after the last fault: TCP waits ever longer
@@ -162,7 +163,7 @@ class Outcome:
     seed: int
     gentle: bool
     wrong: list[str] = field(default_factory=list)
-    settled: float = 0.0  # seconds from the last fault on until every host says that it has everything
+    settling: Settling = field(default_factory=Settling)
     calls: int = 0
     acknowledged: int = 0
     faults: int = 0
@@ -172,7 +173,7 @@ class Outcome:
 
 
 def drive(rig: Rig, seed: int, outcome: Outcome, *, steps: int) -> tuple[list[Done], Operations, LabFaults]:
-    """Operations by two clients and faults, two to one; all healed at the end."""
+    """Operations by two clients and faults, two to one; all healed at the end, and waited for."""
     dice = random.Random(f"lab {seed}")
     began = time.monotonic()
 
@@ -213,6 +214,19 @@ def drive(rig: Rig, seed: int, outcome: Outcome, *, steps: int) -> tuple[list[Do
             time.sleep(dice.choice([0, 0.01, 0.1, 0.5]) * dice.random())
     finally:
         faults.heal()
+        healed = time.monotonic()
+        try:
+            outcome.settling = settle(rig, since=healed)
+        except AssertionError:
+            outcome.trace += logs([*rig.lab.controllers, *rig.lab.hosts], since=healed - BEFORE)
+            outcome.trace += [f"{host.name}: {host.agent_http('/status')}" for host in rig.lab.hosts]
+            raise
+        if faults.ovsdb_away:
+            outcome.settling.promise += VSWITCHD
+        say(f"SETTLED after {outcome.settling.seconds:.2f} s")
+        if outcome.settling.is_late:
+            outcome.trace += outcome.settling.lines()
+            outcome.trace += logs([*rig.lab.controllers, *rig.lab.hosts], since=healed - BEFORE)
         for thread in busy.values():
             thread.join(PATIENCE + 5)
         for client in clients:
@@ -237,28 +251,6 @@ def traffic(rig: Rig, outcome: Outcome) -> Iterator[None]:
         yield
     outcome.pings = [ping.result for ping in pings]
     outcome.streams = [stream.result for stream in streams]
-
-
-def settle(rig: Rig, *, seconds: float) -> float:
-    """Wait until all is up and every host has everything; returns how long it took."""
-    began = time.monotonic()
-    rest = [""]
-
-    def so() -> bool:
-        rest[0] = rig.whole()
-        if rest[0]:
-            return False
-        with suppress(ApiError):
-            answer = rig.stand.client.sync(timeout=1.0)
-            rest[0] = str(answer)
-            return bool(answer.complete)
-        return False
-
-    try:
-        wait_for(so, seconds=seconds, what="all is as it is to be", every=0.02)
-    except LabError as error:
-        raise AssertionError(f"{error}: {rest[0]}") from None
-    return time.monotonic() - began
 
 
 def accept(rig: Rig, faults: LabFaults) -> None:

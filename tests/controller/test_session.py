@@ -255,6 +255,26 @@ async def test_foreign_history(place: Site, write: Writer) -> None:
         await until(lambda: status.host("hosts/h1").state == host_pb2.Host.STATE_READY)
 
 
+async def test_a_replica_that_lags_takes_no_host_for_one_of_another_history(
+    place: Site, write: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica has welcomed it with the newest lineage, and then had nothing to tell: its revision is old."""
+    store, agent = place.controller.store, one()
+    number, newest = store.lineage[0] + 1, secrets.token_hex(16)
+    await write(put(store.keys.lineage(number), store_pb2.LineageRow(id=newest).SerializeToString()))
+    store.world.lineages.put(number, None)  # … which this one has not heard of
+    barrier = store.barrier
+
+    async def caught_up() -> int:
+        store.world.lineages.put(number, newest)
+        return await barrier()
+
+    monkeypatch.setattr(store, "barrier", caught_up)
+    agent.cluster_uid, agent.lineage = store.keys.cluster_uid, pb.Lineage(number=number, id=newest)
+    async with agent.connected(place):
+        assert agent.refused is None and agent.welcome is not None
+
+
 async def test_a_second_instance_is_refused_while_the_first_lives(place: Site, write: Writer) -> None:
     twin = FakeAgent("h1", "192.0.2.1", instance="another")
     async with one().connected(place) as agent:

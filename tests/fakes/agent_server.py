@@ -50,6 +50,7 @@ class FakeServer(agent_pb2_grpc.AgentServiceServicer):
         self.refuse: pb.Refused | None = None
         self.revision = 1000
         self._ca, self._target = ca, target
+        self.leaf = ca.issue("controller", dns=(SERVER_NAME,))
         self._changed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
@@ -63,7 +64,7 @@ class FakeServer(agent_pb2_grpc.AgentServiceServicer):
         await self.stop()
 
     async def start(self) -> None:
-        leaf = self._ca.issue("controller", dns=(SERVER_NAME,))
+        leaf = self.leaf
         credentials = grpc.ssl_server_credentials(
             [(leaf.key_pem, leaf.cert_pem)], root_certificates=self._ca.cert_pem, require_client_auth=True
         )

@@ -17,7 +17,7 @@ from controller.api import Errors
 from controller.audit import AuditLog
 from controller.auth import RULES, Auth
 from controller.caller import current_caller
-from controller.revoked import RevocationList
+from tealnet.core.revoked import RevocationList
 from tests.controller.running import Site
 from tests.security.authorising import (
     ACME,

@@ -19,9 +19,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from controller.revoked import stamp_of
 from tealnet.core import crl
 from tealnet.core.pki import Ca, Leaf, PkiError, load_certificate
+from tealnet.core.revoked import stamp_of
 from tealnet.v1 import host_pb2, host_pb2_grpc, system_pb2, system_pb2_grpc, tenant_pb2, tenant_pb2_grpc
 from tests.controller.running import FakeAgent, Site, prepare, running, site, until
 from tests.security.certificates import BAD_ADMIN, BAD_HOST, Plan, end_of, leaf, uris

@@ -203,3 +203,43 @@ async def test_a_spare_that_is_gone_is_no_loss(stack: Any, sh: Shell) -> None:
     stack.deltas["address"].want(spare, replace(port.addressing, device=spare))
     await stack.settle()
     assert f"{spare}@" in sh("ip link")
+
+
+async def _spare(stack: Any) -> str:
+    """One that waits for its port; returns its device."""
+    spare = names.spare_device()
+    stack.deltas["netns"].want(names.spare_namespace(spare), Namespace(names.spare_namespace(spare)))
+    stack.deltas["link"].want(spare, spare_link(spare, mtu=1430))
+    stack.deltas["guard"].want(spare, Guard(spare))
+    await stack.settle()
+    return spare
+
+
+async def test_a_spare_of_a_port_that_has_a_namespace_already(stack: Any, sh: Shell) -> None:
+    """It was made while the port chose the spare: what waits elsewhere can't be moved there, and is made anew."""
+    spare, port = await _spare(stack), stack.workload(7)
+    stack.deltas["netns"].want(port.name, Namespace(port.name))
+    await stack.settle()
+    waiting = names.spare_namespace(spare)
+    stack.deltas["netns"].want(waiting, None)
+    stack.deltas["netns"].want(port.name, Namespace(port.name, spare=waiting))
+    wanted = Link(spare, port.netns, "eth0", port.link.mac, 1430, Marks.POOL, spare=names.spare_netns(spare))
+    stack.deltas["link"].want(spare, wanted)
+    stack.deltas["address"].want(spare, replace(port.addressing, device=spare))
+    failures = await stack.step()
+    assert failures[f"link/{spare}"].reason == "NotApplied" and failures[f"link/{spare}"].retriable
+    await stack.look()
+    assert spare not in stack.deltas["link"].actual, "so that it is released by Open vSwitch before it is made again"
+    await stack.settle()
+    assert port.link.mac in sh(f"ip -n {port.name} link show eth0")
+    assert sh("ls -A /run/netns").split() == [port.name]
+
+
+async def test_a_namespace_with_two_names_is_the_ports(stack: Any, stack_factory: Any) -> None:
+    """An agent was killed between giving a spare's namespace the port's name and taking the old one from it."""
+    for number in range(1, 9):  # in whichever order the directory tells names
+        spare, port = await _spare(stack), stack.workload(number)
+        named = {port.name: Namespace(port.name, spare=names.spare_namespace(spare))}
+        assert await stack.drivers["netns"].apply(named, ()) == {}
+        found = await stack_factory().drivers["link"].read()
+        assert found[spare].netns == port.netns

@@ -1,8 +1,8 @@
 """The site's revocation list: read again when its file changes, within a second.
 
-gRPC for Python checks no list at the handshake, so every call and every open stream is checked here. A list that can't
-be used (garbage, of another authority) changes nothing: the one before goes on, and the log says so. Without any the
-controller does not start.
+gRPC for Python checks no list at the handshake, so controllers check every call and every open stream, and agents their
+controller before they speak to it. A list that can't be used (garbage, of another authority) changes nothing: the one
+before goes on, and the log says so. Without any a controller does not start and an agent opens no session.
 """
 
 from __future__ import annotations
