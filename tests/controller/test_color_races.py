@@ -148,7 +148,7 @@ async def test_weights_of_two_networks_from_two_sides() -> None:
             for number in range(1, 60):
                 both = [f"acme/{ident} {color}={number}" for ident in ("web", "db")]
                 answer = await outcome(replica.weights(*both, force=True))
-                # Who loses eight times in a row is told so (A5).
+                # Who loses again and again is told so (A5).
                 assert not isinstance(answer, ApiError) or isinstance(answer, Aborted), answer
 
         torn: list[Any] = []
