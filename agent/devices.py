@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
+from os import cpu_count
+from os.path import basename, exists
 from typing import Any
 
 import structlog
@@ -71,14 +72,21 @@ def link_stands(wanted: Any, there: Any) -> bool:
 def namespaces_in_use(actual: Mapping[str, Actual]) -> set[Hashable]:
     """Names of our namespaces that links of ours are in."""
     places = [link.netns for link in actual["link"].values() if isinstance(link, Link)]
-    return {os.path.basename(netns.path) for netns in places if netns.kind is NetnsKind.OURS}
+    return {basename(netns.path) for netns in places if netns.kind is NetnsKind.OURS}
 
 
 def find_datapath(setting: str) -> str:
     """The datapath to use: for `auto` the kernel's where its module is loaded, else the userspace one."""
     if setting != "auto":
         return setting
-    return "system" if os.path.exists(KERNEL_MODULE) else "netdev"
+    return "system" if exists(KERNEL_MODULE) else "netdev"
+
+
+def revalidators() -> int:
+    """How many `netdev` is to have on this machine; 0: as many as Open vSwitch takes by itself."""
+    processors = cpu_count() or 1
+    wanted = min(processors, REVALIDATORS)
+    return wanted if processors // 4 + 1 < wanted else 0
 
 
 class Devices:
@@ -236,8 +244,7 @@ class Devices:
     async def _set_defaults(self) -> None:
         with suppress(DeviceUnavailable):  # it comes back, and so do we
             await self.ovsdb.default("max-revalidator", REVALIDATE_WITHIN)
-            processors = os.cpu_count() or 1
-            if self._plug is not None and processors // 4 + 1 < (wanted := min(processors, REVALIDATORS)):
+            if self._plug is not None and (wanted := revalidators()):
                 await self.ovsdb.default("n-revalidator-threads", str(wanted))
 
     async def _follow_flows(self, reconciler: Reconciler) -> None:

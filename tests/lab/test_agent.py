@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.devices import REVALIDATORS
+from agent.devices import revalidators
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.pki import Ca
 from tealnet.lab import host as lab_host
@@ -176,8 +175,7 @@ async def test_from_nothing_to_a_ping(rig: Rig) -> None:
             await server.until(lambda guest=guest: guest.facts and guest.facts.underlay_mtu, "facts")  # type: ignore[misc]
             assert guest.facts is not None and guest.facts.ovs_version
             assert (guest.facts.datapath, guest.facts.underlay_mtu) == ("netdev", 1500)
-            processors = os.cpu_count() or 1
-            if processors // 4 + 1 < (each := min(processors, REVALIDATORS)):  # else Open vSwitch's own number will do
+            if each := revalidators():
                 caches = await run(host, "ovs-appctl", "upcall/show")
                 assert len(re.findall(r"^\s+\d+: \(keys \d+\)", caches, re.M)) == each, caches
 
