@@ -25,13 +25,17 @@ from agent.inputs import THIS, Inputs, This
 from agent.reconcile import Applied, Reconciler
 from agent.resources import FEATURES, Origin, Resources
 from agent.stream import SessionOver, Unit
+from agent.uncached import Uncached
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.digest import version as version_of
+from tealnet.core.rows.colors import weights_key
 from tealnet.core.rows.stream import Row
 
 log = structlog.get_logger()
 
 AWAKE = 0.005  # seconds before an instant from which on nobody sleeps
 WRITE_AGAIN = 1.0  # seconds until a checkpoint that could not be written is tried again
+WEIGHTS = weights_key("")
 LOOK_AGAIN = 1.0  # seconds: the clock may be set while something is held
 
 
@@ -101,6 +105,7 @@ class Core:
         self.server = ""  # in session with
         self.problem: SessionOver | None = None
         self.mismatches = 0  # digests that did not match; a bug if not 0
+        self.uncached = Uncached(inputs, reconciler)
         self._inputs, self._reconciler, self._issue = inputs, reconciler, issue
         self._facts = pb.Facts()
         self._ack: pb.Ack | None = None
@@ -113,6 +118,7 @@ class Core:
     def progressed(self) -> None:
         """More may be true than was said."""
         self._progress.set()
+        self.uncached.kick()
         self.on_progress()
 
     # -- beginning
@@ -121,6 +127,7 @@ class Core:
         """Start from the checkpoint: it is what was wanted last, whether a controller answers or not."""
         records = self.checkpoint.load()
         self._put(self.resources.load(records))
+        self._hold()
         self._whole = self.resources.complete
         if records:
             resources = self.resources
@@ -195,6 +202,7 @@ class Core:
     async def take(self, unit: Unit) -> pb.Taken:
         """See `agent.stream.Core`. In the checkpoint before anything is changed by it, on disk before any Ack of it."""
         began = time.monotonic()
+        await self.uncached.prepare(self._changing(unit))
         armed = dict(self.resources.armed)
         merged = self.resources.merge(unit.parts)
         if merged.mismatched:
@@ -203,6 +211,7 @@ class Core:
         written = asyncio.create_task(self.checkpoint.write(merged.record, snapshot=self.resources.snapshot))
         await asyncio.sleep(0)  # it is written while the rest is derived
         self._put(merged.rows)
+        self._hold()
         if self._ack is not None and self._ack.revision >= self.resources.revision:
             self._ack = None  # sent again, or another history: what was said says nothing about this unit
         self._issue()
@@ -280,6 +289,21 @@ class Core:
             self.on_want_rules(None)
         self.server, self.problem = server, problem
 
+    def _changing(self, unit: Unit) -> set[str]:
+        """Networks whose weights change by a unit, by uid."""
+        upserts = (resource for part in unit.parts for scope in part.scopes for resource in scope.upserts)
+        return {
+            resource.key.removeprefix(WEIGHTS)
+            for resource in upserts
+            if resource.key.startswith(WEIGHTS) and self.resources.version(resource.key) != version_of(resource.body)
+        }
+
+    def _hold(self) -> None:
+        """What is armed changes at an instant, which is no time to look through cached flows."""
+        held = self.resources.armed
+        self.uncached.hold(key.removeprefix(WEIGHTS) for key in held)
+        self.uncached.forget(held=held)
+
     def _put(self, rows: Mapping[str, Row | None]) -> None:
         for key, row in rows.items():
             self._inputs.put(key, row)
@@ -306,8 +330,8 @@ class Core:
             await self._progress.wait()
             self._progress.clear()
             applied = self._reconciler.applied()
-            if applied is None or (self._ack is not None and applied.revision < self._ack.revision):
-                continue  # at work on something that was said to be done or to have failed: say nothing until it is so
+            if applied is None or applied.revision < (self._ack.revision if self._ack is not None else 1):
+                continue  # at work on what was said to be done or to have failed, or on the first of all: no word of it
             failures = self.failures(applied)  # before anything is waited for: what changes meanwhile has its own turn
             if self._reconciler.take_narrowed():
                 began = time.monotonic()

@@ -54,6 +54,7 @@ class Inputs:
         self.guarded: Table[str, bool] = graph.table()  # by device: the guard is confirmed in place
         self.spares: Table[str, int] = graph.table()  # by device: links of nobody, kept ready; their MTU
         self.taken: Table[str, str] = graph.table()  # by port uid: the device, of a port that has taken a spare
+        self.uncached: Table[str, Weights] = graph.table()  # by network uid: weights about to end (agent/uncached.py)
         self.this: Table[str, This] = graph.table()  # one row, key THIS
         self._by_kind: dict[str, Table[str, Any]] = {
             "endpoint": self.endpoints,

@@ -103,6 +103,7 @@ class Agent:
             issue=self.facts.issue,
         )
         self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
+        self.epochs.on_applied.append(lambda: self.core.uncached.applied(self.epochs.in_force))
         closing = Closing(self.inputs, self.devices, self.devices)
         self.cutter = Cutter(self.inputs, self.epochs, closing)
         self.policy_cutter = PolicyCutter(

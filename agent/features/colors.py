@@ -94,7 +94,8 @@ def declare(graph: Graph, inputs: Inputs) -> list[Wants]:
     def weight_flows(read: Read, uid: str) -> Pairs | None:
         weights = read.get(inputs.weights, uid)
         found = read.get(networks, weights.network_number) if weights else None
-        return _weights(weights, found) if weights and found else None
+        alone = read.get(inputs.uncached, uid) is not None
+        return _weights(weights, found, alone=alone) if weights and found else None
 
     def base(read: Read, key: str) -> Pairs | None:
         return _pairs(_shared()) if read.get(inputs.this, THIS) else None
@@ -208,8 +209,8 @@ def _adopt(network: Network, prefix: Prefix) -> Iterator[Flow]:
     )
 
 
-def _weights(weights: Weights, network: Network) -> Pairs:
-    """New connections of senders without a color."""
+def _weights(weights: Weights, network: Network, *, alone: bool) -> Pairs:
+    """New connections of senders without a color; each of them `alone`: no cached flow serves two."""
     shares = dict(zip((c.color for c in weights.colors), slots([c.weight for c in weights.colors]), strict=True))
     shares = {color: share for color, share in shares.items() if share}
     if not shares:
@@ -224,9 +225,11 @@ def _weights(weights: Weights, network: Network) -> Pairs:
         group = group_of(network.number, shares)
         out.append((group.key, group))
         pick = act.group(group.group_id)
+    # The only slot of a hash is always the same, but who makes the hash looks at the ports.
+    look = act.multipath("symmetric_l3l4+udp", slots=1, into="reg12[0..7]") if alone else b""
     for prefix in network.prefixes:
         none = _of(network, prefix) | {"metadata": _in_color(network, 0)}
-        flows.append(_flow(Stage.COLOR, 75, flags + pick, **none | {"reg13": new}))
+        flows.append(_flow(Stage.COLOR, 75, flags + look + pick, **none | {"reg13": new}))
         # Only the first fragment has ports to hash: all of them go by the source, or a datagram would be torn.
         whole: dict[str, Value] = {"nw_frag": "yes", "ip" if prefix.version == 4 else "ipv6": True}
         flows.append(_flow(Stage.COLOR, 76, flags + slot, **none | {"reg13": new} | whole))

@@ -20,7 +20,8 @@ NXAST_CT, NXAST_CLONE, NXAST_CT_CLEAR, NXAST_CHECK_PKT_LARGER = 35, 42, 43, 49
 IN_PORT, IN_PORT_16, CONTROLLER = 0xFFFFFFF8, 0xFFF8, 0xFFFFFFFD
 CT_COMMIT, CT_FORCE = 1, 2
 NO_TABLE = 0xFF
-HASHES = {"nw_src": 4}  # NX_HASH_FIELDS_*: what a hash is of; nw_src: the source address, v4 or v6
+# NX_HASH_FIELDS_*: what a hash is of. nw_src: the source address; symmetric_l3l4+udp: both addresses and ports.
+HASHES = {"symmetric_l3l4+udp": 3, "nw_src": 4}
 
 PLAIN = Struct("!HHI")  # type, length, a number
 OUTPUT = Struct("!HHIH6x")  # …, port, max_len

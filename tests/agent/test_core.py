@@ -4,153 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.checkpoint import Checkpoint
-from agent.core import Condition, Core, Local
-from agent.desired import LAYERS, Desired
-from agent.devices import flow_place
+from agent.core import Condition
+from agent.desired import LAYERS
 from agent.drivers.base import Failure
-from agent.facts import Facts
-from agent.features import FEATURES
-from agent.inputs import Inputs
-from agent.reconcile import Applied, Reconciler
-from agent.resources import Resources
-from agent.stream import SessionOver, Unit
+from agent.reconcile import Applied
+from agent.stream import SessionOver
 from tealnet.agent.v1 import agent_pb2 as pb
-from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import version
-from tealnet.core.tables import Graph
-from tests.fakes.controller import HOST_UID, FakeController, endpoint, hostpeer, localport, segment, uid
+from tests.agent.core_rig import WELCOME, Agent, dict_devices, running, until
+from tests.fakes.controller import FakeController, endpoint, hostpeer, localport, segment, uid
 from tests.fakes.device import DictDevice
 
-LOCAL = Local(
-    instance_uid="i" * 32,
-    boot_id="boot",
-    vtep="192.0.2.1",
-    datapath="netdev",
-    bridge="br-int",
-    tunnel="vxlan0",
-    tunnel_ofport=1,
-    tunnel_port=4789,
-)
-WELCOME = pb.Welcome(
-    cluster_uid="c" * 32,
-    lineage=pb.Lineage(number=1, id="first"),
-    host_uid=HOST_UID,
-    host_number=1,
-    vtep="192.0.2.1",
-)
 PORT = localport(1)
 WORLD = {"host": dict([PORT, hostpeer(2)]), "domain/700": dict([segment(), endpoint(1)])}
 
 
-class Ovs:
-    ofports: dict[str, int] = {}  # noqa: RUF012 (a view, never changed)
-    used_ofports: frozenset[int] = frozenset()
-
-
-@dataclass
-class Said:
-    """The sender: what was told to the controller, last first word wins by name."""
-
-    messages: list[tuple[str, pb.FromAgent]] = field(default_factory=list)
-
-    def send(self, name: str, message: pb.FromAgent) -> None:
-        self.messages.append((name, message))
-
-    @property
-    def acks(self) -> list[pb.Ack]:
-        return [message.ack for name, message in self.messages if name == "ack"]
-
-
-class SlowDisk(Checkpoint):
-    """Written is not on the disk before `gate` is set."""
-
-    def __init__(self, path: Path, gate: asyncio.Event) -> None:
-        super().__init__(path)
-        self.gate = gate
-
-    async def write(self, record: pbc.Checkpoint, *, snapshot: Callable[[], pbc.Checkpoint]) -> None:
-        await super().write(record, snapshot=snapshot)
-        self._syncing = asyncio.create_task(self._late(self._syncing))
-
-    async def _late(self, syncing: asyncio.Task[None] | None) -> None:
-        await self.gate.wait()
-        if syncing is not None:
-            await syncing
-
-
-class Agent:
-    """Everything but the stream and the drivers."""
-
-    def __init__(self, path: Path, devices: dict[str, DictDevice]) -> None:
-        self.disk = asyncio.Event()
-        self.disk.set()
-        graph = Graph()
-        self.inputs = Inputs(graph)
-        self.devices, self.said, self.gate = devices, Said(), asyncio.Event()
-        self.gate.set()
-        facts = Facts(self.inputs, ovs=Ovs, flush=self._nothing, revalidate=self._revalidate)
-        wants = [want for room in FEATURES for want in room.declare(graph, self.inputs)]
-        self.reconciler = Reconciler(
-            graph=graph,
-            desired=Desired(wants, {"flow": flow_place}),
-            drivers=devices,
-            watcher=facts,
-            ready=lambda: self.core.ready(),
-            clock=asyncio.get_running_loop().time,
-        )
-        self.core = Core(
-            local=LOCAL,
-            resources=Resources(),
-            checkpoint=SlowDisk(path, self.disk),
-            inputs=self.inputs,
-            reconciler=self.reconciler,
-            issue=facts.issue,
-        )
-        self.core.sender = self.said
-        self.core.restore()
-
-    async def _nothing(self, zones: Collection[int]) -> None:
-        pass
-
-    async def _revalidate(self) -> None:
-        await self.gate.wait()
-
-    async def take(self, parts: list[pb.Update]) -> pb.Taken:
-        return await self.core.take(Unit(parts[0].unit, parts))
-
-
 @pytest.fixture
 def devices() -> dict[str, DictDevice]:
-    return {layer: DictDevice(layer) for layer in LAYERS}
-
-
-@asynccontextmanager
-async def running(path: Path, devices: dict[str, DictDevice]) -> AsyncIterator[Agent]:
-    agent = Agent(path, devices)
-    tasks = [asyncio.create_task(agent.reconciler.run()), asyncio.create_task(agent.core.acknowledge())]
-    try:
-        yield agent
-    finally:
-        for task in tasks:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*tasks)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.001)
+    return dict_devices()
 
 
 async def test_from_welcome_to_ack_and_over_a_restart(tmp_path: Path, devices: dict[str, DictDevice]) -> None:
@@ -172,6 +49,30 @@ async def test_from_welcome_to_ack_and_over_a_restart(tmp_path: Path, devices: d
         assert {scope.scope for scope in hello.scopes} == set(WORLD)
         await until(lambda: agent.said.acks)
         assert {layer: dict(device.content) for layer, device in devices.items()} == before
+
+
+async def test_nothing_is_acknowledged_before_the_first_unit_is_applied(
+    tmp_path: Path, devices: dict[str, DictDevice]
+) -> None:
+    """What the agent wants by itself is older than any unit; an Ack of revision -1 has been said of that."""
+    controller, gate, apply = FakeController(), asyncio.Event(), devices["flow"].apply
+
+    async def late(*what: Any) -> Any:
+        await gate.wait()
+        return await apply(*what)
+
+    devices["flow"].apply = late  # type: ignore[method-assign]
+    async with running(tmp_path / "checkpoint", devices) as agent:
+        await agent.core.greeted(WELCOME)
+        await agent.take(controller.unit(WORLD))
+        await until(lambda: agent.reconciler.layers["flow"].under_way)
+        for _ in range(20):
+            agent.core.progressed()
+            await asyncio.sleep(0)
+        assert not agent.said.acks
+        gate.set()
+        await until(lambda: agent.said.acks)
+        assert {ack.revision for ack in agent.said.acks} == {controller.revision}
 
 
 async def test_an_ack_waits_for_the_disk_and_devices_do_not(tmp_path: Path, devices: dict[str, DictDevice]) -> None:

@@ -116,6 +116,7 @@ class SimAgent:
             issue=self.facts.issue,
         )
         self.epochs = Epochs(self.inputs, self.desired, self.reconciler, late=self.core.resources.late)
+        self.epochs.on_applied.append(lambda: self.core.uncached.applied(self.epochs.in_force))
         closing = Closing(self.inputs, host, host)
         self.cutter = Cutter(self.inputs, self.epochs, closing)
         self.policy_cutter = PolicyCutter(

@@ -99,6 +99,19 @@ def test_few_cached_flows_whatever_the_number_of_connections(a: ColorWire) -> No
     assert cached(95, 5) < 20 + 2 * SLOTS
 
 
+@pytest.mark.parametrize("affinity", Affinity)
+def test_while_a_network_is_uncached_no_two_connections_share_a_cached_flow(a: ColorWire, affinity: Affinity) -> None:
+    """What makes several networks change color at one instant (agent/uncached.py)."""
+    a.inputs.weights.put(WEB_UID, weights(WEB, 100, 0, affinity=affinity))
+    for before, at_least, at_most in ((weights(WEB, 0, 100), 300, 320), (None, 1, 20)):
+        a.inputs.uncached.put(WEB_UID, before)
+        a.load()
+        a.forget()
+        a.ovs.appctl("dpctl/del-flows")
+        assert opened(a, range(1, 301)) == {BLUE: 300}
+        assert at_least <= len(a.ovs.appctl("dpctl/dump-flows").splitlines()) <= at_most
+
+
 def test_a_source_keeps_its_color(a: ColorWire) -> None:
     a.inputs.weights.put(WEB_UID, weights(WEB, 50, 50, affinity=Affinity.SOURCE))
     a.load()

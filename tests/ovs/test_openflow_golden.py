@@ -255,6 +255,10 @@ GOLDEN: list[tuple[Flow, str]] = [
         "actions=multipath(nw_src,0,modulo_n,256,0,NXM_NX_REG12[0..7]),resubmit(,37)",
     ),
     (
+        flow(35, 76, b"", act.multipath("symmetric_l3l4+udp", slots=256, into="reg12[0..7]"), act.group(5)),
+        "table=35,priority=76 actions=multipath(symmetric_l3l4+udp,0,modulo_n,256,0,NXM_NX_REG12[0..7]),group:5",
+    ),
+    (
         flow(70, 2, match(udp6=True, udp_dst=(0x1000, 0xF000)), act.conjunction(5, 1, 3), act.conjunction(6, 2, 2)),
         "table=70,priority=2,udp6,udp_dst=0x1000/0xf000 actions=conjunction(5,1/3),conjunction(6,2/2)",
     ),
