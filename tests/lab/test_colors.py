@@ -23,6 +23,7 @@ from tests.lab.stand import SOON, Stand, expect_out_of_reach, expect_reached, fu
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
 PORT = "8000"
+NOBODY = "10.1.64.0"  # from here on in network web: each address is a cached flow
 WEB, DB = ("10.1.0.5", "fd01::5"), ("10.2.0.5", "fd02::5")  # the same for blue and green
 COLORS = ("blue", "green")
 
@@ -46,7 +47,7 @@ def stand(module_stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     module_stand.router("acme/main")
     module_stand.network("acme/ops", "10.0.0.0/24", "fd00::/64", router="main")
     for network, number in (("web", 1), ("db", 2)):
-        module_stand.network(f"acme/{network}", f"10.{number}.0.0/24", f"fd0{number}::/64", router="main")
+        module_stand.network(f"acme/{network}", f"10.{number}.0.0/16", f"fd0{number}::/64", router="main")
         module_stand.change(f"acme/{network}", colors=COLORS)
     for color, host in zip(COLORS, ("h2", "h3"), strict=True):
         module_stand.port(f"acme/web-{color}", "web", host, color=color, addresses=WEB)
@@ -160,13 +161,17 @@ def test_weights_move_new_connections_and_no_open_one(stand: Stand) -> None:
 
 
 def test_two_networks_change_color_in_one_step(stand: Stand) -> None:
-    """Who opens web, then db, meets no mixed pair in a color, and without one never the new color, then the old."""
+    """Who opens web, then db, meets no mixed pair in a color, and without one never the new color, then the old.
+
+    However long the switch takes to look through what it has cached.
+    """
     both, changes = [full("networks", f"acme/{name}") for name in ("web", "db")], [initial("blue")]
     shared = stand.workloads("acme/ops-1", "acme/ops-2")
     colored = stand.workloads("acme/client-blue", "acme/client-green")
     with serving(stand, "web-blue", "web-green", "db-blue", "db-green"), ExitStack() as stack:
         running = [stack.enter_context(one.running("pairs", WEB[0], DB[0], PORT)) for one in (*shared, *colored)]
-        for color in COLORS[::-1] * 5:
+        for color in COLORS[::-1] * 3:
+            shared[0].probe("scatter", NOBODY, "3000", "--rate", "4000")
             changes.append(flip(stand.client, {network: {color: 1} for network in both}))
             for client in shared:
                 expect_all(client, DB[1], f"db-{color}")
