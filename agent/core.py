@@ -28,12 +28,14 @@ from agent.stream import SessionOver, Unit
 from agent.uncached import Uncached
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.digest import version as version_of
-from tealnet.core.rows.colors import weights_key
-from tealnet.core.rows.stream import Row
+from tealnet.core.rows.colors import Weights, weights_key
+from tealnet.core.rows.parse import BadResource
+from tealnet.core.rows.stream import Row, decode
 
 log = structlog.get_logger()
 
-AWAKE = 0.005  # seconds before an instant from which on nobody sleeps
+EARLY = 0.3  # seconds before an instant at which several networks change are prepared for it
+AWAKE = 0.005  # … from which on nobody sleeps
 WRITE_AGAIN = 1.0  # seconds until a checkpoint that could not be written is tried again
 WEIGHTS = weights_key("")
 LOOK_AGAIN = 1.0  # seconds: the clock may be set while something is held
@@ -127,7 +129,6 @@ class Core:
         """Start from the checkpoint: it is what was wanted last, whether a controller answers or not."""
         records = self.checkpoint.load()
         self._put(self.resources.load(records))
-        self._hold()
         self._whole = self.resources.complete
         if records:
             resources = self.resources
@@ -211,7 +212,7 @@ class Core:
         written = asyncio.create_task(self.checkpoint.write(merged.record, snapshot=self.resources.snapshot))
         await asyncio.sleep(0)  # it is written while the rest is derived
         self._put(merged.rows)
-        self._hold()
+        self.uncached.forget(held=self.resources.armed)
         if self._ack is not None and self._ack.revision >= self.resources.revision:
             self._ack = None  # sent again, or another history: what was said says nothing about this unit
         self._issue()
@@ -230,13 +231,21 @@ class Core:
 
     async def switch(self) -> None:
         """Apply what is held when its instant has come; for ever."""
+        prepared = 0
         while True:
             self._armed.clear()
-            left = (min(self.resources.armed.values(), default=math.inf) - self.resources.clock.now()) / 1e9
-            if left > AWAKE:
+            armed = self.resources.armed
+            instant = min(armed.values(), default=math.inf)
+            left = (instant - self.resources.clock.now()) / 1e9
+            rest = left - (AWAKE if instant == prepared else EARLY)
+            if rest > 0:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(None if left == math.inf else min(left - AWAKE, LOOK_AGAIN)):
+                    async with asyncio.timeout(None if rest == math.inf else min(rest, LOOK_AGAIN)):
                         await self._armed.wait()
+            elif instant != prepared:
+                prepared = int(instant)
+                due = {key.removeprefix(WEIGHTS) for key, at in armed.items() if at == instant}
+                await self.uncached.prepare(due, within=left)
             elif left > 0:
                 await asyncio.sleep(0)  # a timer may be late by some milliseconds, all hosts switch at one instant
             else:
@@ -290,19 +299,15 @@ class Core:
         self.server, self.problem = server, problem
 
     def _changing(self, unit: Unit) -> set[str]:
-        """Networks whose weights change by a unit, by uid."""
-        upserts = (resource for part in unit.parts for scope in part.scopes for resource in scope.upserts)
-        return {
-            resource.key.removeprefix(WEIGHTS)
-            for resource in upserts
-            if resource.key.startswith(WEIGHTS) and self.resources.version(resource.key) != version_of(resource.body)
-        }
-
-    def _hold(self) -> None:
-        """What is armed changes at an instant, which is no time to look through cached flows."""
-        held = self.resources.armed
-        self.uncached.hold(key.removeprefix(WEIGHTS) for key in held)
-        self.uncached.forget(held=held)
+        """Networks whose weights change by a unit as soon as it is taken, by uid."""
+        out = set()
+        for resource in (resource for part in unit.parts for scope in part.scopes for resource in scope.upserts):
+            if resource.key.startswith(WEIGHTS) and self.resources.version(resource.key) != version_of(resource.body):
+                with suppress(BadResource):
+                    row = decode(resource.key, resource.body)
+                    if isinstance(row, Weights) and row.apply_at <= self.resources.clock.now():
+                        out.add(row.network_uid)
+        return out
 
     def _put(self, rows: Mapping[str, Row | None]) -> None:
         for key, row in rows.items():

@@ -6,15 +6,13 @@ and a moment later the old color of the second. So before such a step new connec
 by itself: no cached flow serves two of them. Then the weights change, all in one bundle, and when no cached flow of the
 old ones is left connections share cached flows again.
 
-The same for weights that are held until an instant: when it comes, the tables are all that has to change.
-
-It costs an upcall for each new connection, and two more bundles; a change of one network at once does not need it.
+It costs an upcall for each new connection meanwhile, and two more bundles; a change of one network does not need it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import structlog
 
@@ -39,28 +37,23 @@ class Uncached:
         """More may be on the switch than was."""
         self._wake.set()
 
-    async def prepare(self, networks: Collection[str]) -> None:
-        """Return when new connections to these networks ask the tables, if it is several and soon."""
-        known = {uid for uid in networks if uid in self._inputs.weights.rows}
-        if len(known) < 2:
+    async def prepare(self, networks: Collection[str], *, within: float = LIMIT) -> None:
+        """Return when new connections to these networks ask the tables, if it is several; or after so many seconds."""
+        rows = self._inputs.weights.rows
+        known = {uid for uid in networks if uid in rows}
+        if len(known) < 2 or within <= 0:
             return
-        self.hold(known)
+        for uid in known:
+            self._inputs.uncached.put(uid, rows[uid])
         self._reconciler.settle()
         try:
-            async with asyncio.timeout(LIMIT):
+            async with asyncio.timeout(within):
                 while not all(self._reconciler.in_place(weights_key(uid)) for uid in known):
                     self._wake.clear()
                     await self._wake.wait()
                 await self._reconciler.revalidated()
         except TimeoutError:
             log.warning("networks change one after the other: the switch is not ready", networks=len(known))
-
-    def hold(self, networks: Iterable[str]) -> None:
-        """The weights of these networks are going to change; derive afterwards."""
-        rows = self._inputs.weights.rows
-        for uid in networks:
-            if uid in rows:
-                self._inputs.uncached.put(uid, rows[uid])
 
     def applied(self, in_force: Mapping[str, Epoch]) -> None:
         """No cached flow goes by weights older than these: connections may share cached flows again."""
@@ -75,7 +68,7 @@ class Uncached:
             self._reconciler.settle()
 
     def forget(self, *, held: Collection[str]) -> None:
-        """What was expected to change and is not going to, as none of these is held for it; derive afterwards."""
+        """Of what was prepared: what has not changed and is not going to, as none of it is held; derive afterwards."""
         weights = self._inputs.weights.rows
         for uid, before in list(self._inputs.uncached.rows.items()):
             if uid not in weights or (weights[uid] == before and weights_key(uid) not in held):

@@ -22,7 +22,7 @@ from agent.stream import Unit
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.tables import Graph
-from tests.fakes.controller import HOST_UID
+from tests.fakes.controller import HOST_UID, endpoint, hostpeer, localport, segment
 from tests.fakes.device import DictDevice
 
 LOCAL = Local(
@@ -42,6 +42,9 @@ WELCOME = pb.Welcome(
     host_number=1,
     vtep="192.0.2.1",
 )
+
+PORT = localport(1)
+WORLD = {"host": dict([PORT, hostpeer(2)]), "domain/700": dict([segment(), endpoint(1)])}
 
 
 class Ovs:

@@ -15,7 +15,7 @@ from agent.drivers.base import Failure
 from agent.metrics import Status, StatusServer
 from agent.spares import Spares
 from agent.tally import Tally
-from tests.agent.test_core import PORT, WELCOME, WORLD, Agent, running, until
+from tests.agent.core_rig import PORT, WELCOME, WORLD, Agent, running, until
 from tests.fakes.controller import FakeController
 from tests.fakes.device import DictDevice
 

@@ -17,12 +17,9 @@ from agent.reconcile import Applied
 from agent.stream import SessionOver
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.core.digest import version
-from tests.agent.core_rig import WELCOME, Agent, dict_devices, running, until
-from tests.fakes.controller import FakeController, endpoint, hostpeer, localport, segment, uid
+from tests.agent.core_rig import PORT, WELCOME, WORLD, Agent, dict_devices, running, until
+from tests.fakes.controller import FakeController, endpoint, segment, uid
 from tests.fakes.device import DictDevice
-
-PORT = localport(1)
-WORLD = {"host": dict([PORT, hostpeer(2)]), "domain/700": dict([segment(), endpoint(1)])}
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ async def test_nothing_is_acknowledged_before_the_first_unit_is_applied(
         await gate.wait()
         return await apply(*what)
 
-    devices["flow"].apply = late  # type: ignore[method-assign]
+    devices["flow"].apply = late  # type: ignore[method-assign, assignment]
     async with running(tmp_path / "checkpoint", devices) as agent:
         await agent.core.greeted(WELCOME)
         await agent.take(controller.unit(WORLD))

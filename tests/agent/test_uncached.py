@@ -51,12 +51,12 @@ class Sent(FakeController):
         return self.unit({"host": dict([localport(1, vni=51)]), "domain/700": domain})
 
 
-def blue() -> Iterable[tuple[str, bytes]]:
-    return weights(WEB, BLUE, epoch=1), weights(DB, BLUE, epoch=1)
+def blue(*, epoch: int = 1) -> Iterable[tuple[str, bytes]]:
+    return weights(WEB, BLUE, epoch=epoch), weights(DB, BLUE, epoch=epoch)
 
 
-def green(**fields: int) -> Iterable[tuple[str, bytes]]:
-    return weights(WEB, GREEN, epoch=2, **fields), weights(DB, GREEN, epoch=2, **fields)
+def green(*, epoch: int = 2, apply_at: int = 0) -> Iterable[tuple[str, bytes]]:
+    return (weights(network, GREEN, epoch=epoch, apply_at=apply_at) for network in (WEB, DB))
 
 
 def alone(devices: dict[str, DictDevice]) -> int:
@@ -106,7 +106,7 @@ async def test_one_network_changes_at_once(tmp_path: Path, devices: dict[str, Di
     async with running(tmp_path / "checkpoint", devices) as agent:
         await begin(agent, sent)
         agent.gate.clear()
-        web, _ = green()
+        web = weights(WEB, GREEN, epoch=2)
         async with asyncio.timeout(uncached.LIMIT / 2):
             await agent.take(sent.weights(web, weights(DB, BLUE, epoch=1)))
         assert agent.inputs.uncached.rows == {}
@@ -138,35 +138,39 @@ async def test_a_switch_that_is_away_holds_nothing_up(
         await until(lambda: agent.said.acks[-1].revision == sent.revision and not agent.said.acks[-1].failures)
 
 
-async def test_what_is_held_is_prepared_and_so_is_one_network(tmp_path: Path, devices: dict[str, DictDevice]) -> None:
+async def test_what_is_held_is_prepared_shortly_before_its_instant(
+    tmp_path: Path, devices: dict[str, DictDevice]
+) -> None:
     sent = Sent()
     async with running(tmp_path / "checkpoint", devices) as agent:
         await begin(agent, sent)
-        before, far = groups(devices), time.time_ns() + 3600 * 10**9
-        held = weights(WEB, GREEN, epoch=2, apply_at=far)
-        await agent.take(sent.weights(held, weights(DB, BLUE, epoch=1)))
-        await until(lambda: alone(devices) == 1)
-        assert groups(devices) == before
-    async with running(tmp_path / "checkpoint", devices) as agent:  # over a restart
-        await until(lambda: uid(WEB) in agent.epochs.in_force)
-        assert alone(devices) == 1
-        await agent.take(sent.weights(weights(WEB, BLUE, epoch=3), weights(DB, BLUE, epoch=1)))  # taken back
+        before, switching = groups(devices), asyncio.create_task(agent.core.switch())
+        far = time.time_ns() + 3600 * 10**9
+        await agent.take(sent.weights(*green(apply_at=far)))
+        await until(lambda: agent.said.acks[-1].revision == sent.revision)
+        assert alone(devices) == 0 and groups(devices) == before
+        await agent.take(sent.weights(*blue(epoch=3)))  # taken back
+        soon = time.time_ns() + 400_000_000
+        await agent.take(sent.weights(*green(epoch=4, apply_at=soon)))
+        await until(lambda: alone(devices) == 2)
+        assert groups(devices) == before and time.time_ns() < soon
+        await until(lambda: groups(devices) != before)
+        assert alone(devices) == 2 and time.time_ns() >= soon
         await until(lambda: alone(devices) == 0)
-        assert groups(devices) == before
-        switching = asyncio.create_task(agent.core.switch())
-        held = weights(WEB, GREEN, epoch=4, apply_at=time.time_ns() + 100_000_000)
-        await agent.take(sent.weights(held, weights(DB, BLUE, epoch=1)))
-        await until(lambda: groups(devices) != before and alone(devices) == 0)
         switching.cancel()
         await asyncio.gather(switching, return_exceptions=True)
 
 
-async def test_a_network_that_goes_meanwhile_leaves_nothing(tmp_path: Path, devices: dict[str, DictDevice]) -> None:
+async def test_what_is_taken_back_leaves_nothing(tmp_path: Path, devices: dict[str, DictDevice]) -> None:
     sent = Sent()
     async with running(tmp_path / "checkpoint", devices) as agent:
         await begin(agent, sent)
         far = time.time_ns() + 3600 * 10**9
         await agent.take(sent.weights(*green(apply_at=far)))
+        await agent.core.uncached.prepare({uid(WEB), uid(DB)})
         assert agent.inputs.uncached.rows.keys() == {uid(WEB), uid(DB)}
-        await agent.take(sent.weights(weights(WEB, GREEN, epoch=2, apply_at=far)))
+        await agent.take(sent.weights(weights(WEB, GREEN, epoch=2, apply_at=far)))  # db has gone
         assert agent.inputs.uncached.rows.keys() == {uid(WEB)}
+        await agent.take(sent.weights(weights(WEB, BLUE, epoch=3)))
+        await until(lambda: alone(devices) == 0)
+        assert not agent.inputs.uncached.rows
