@@ -1,5 +1,6 @@
 """What runs inside a workload to make and see traffic: `python -m tealnet.probe WORD …`.
 
+Started hundreds of times by tests, so what takes long to import (asyncio) is imported by the words that need it.
 Long-running words print `ready` first and end when standard input is closed, then print one line of JSON: nothing to
 clean up, whoever started them.
 """
@@ -19,7 +20,6 @@ import time
 from ipaddress import ip_address
 
 from tealnet.probe import load, twins
-from tealnet.probe.steady import steady, talk
 
 ETH_P_ALL = 3
 
@@ -328,8 +328,12 @@ def main() -> None:
 
         result = Table(given.name, tcp=given.tcp, udp=given.udp).run()
     elif given.word == "talk":
+        from tealnet.probe.steady import talk
+
         result = talk(given.address, port=given.port, interval=given.interval)
     elif given.word == "steady":
+        from tealnet.probe.steady import steady
+
         result = steady(given.address, port=given.port, rate=given.rate, record=given.record, kind=given.kind)
     else:
         result = reach(given.targets, port=given.port, wait=given.wait)

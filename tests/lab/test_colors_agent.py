@@ -260,7 +260,7 @@ async def test_all_hosts_switch_at_one_instant(rig: ColorRig, tmp_path: Path) ->
         for host in rig.guests:
             rig.server.observe(host, pb.Observe(number=1, interval_ms=200, networks=[bytes.fromhex(uid(WEB))]))
         skews = []
-        for number in range(5):
+        for number in range(3):
             color = (GREEN, BLUE)[number % 2]
             instant = time.time_ns() + 1_000_000_000
             rig.want({color: 100}, apply_at=instant)
@@ -275,7 +275,7 @@ async def test_all_hosts_switch_at_one_instant(rig: ColorRig, tmp_path: Path) ->
             assert all(report.networks[0].applied_at >= report.networks[0].committed_at for report in applied)
             skews.append((max(times) - min(times)) / 1e6)
     assert seen.total("failed") == 0
-    assert sorted(skews)[2] < 20, skews  # ms; one may meet a busy machine
+    assert sorted(skews)[1] < 20, skews  # ms; one may meet a busy machine
 
 
 async def test_connections_are_counted_by_color_and_questions_asked_from_inside_it(rig: ColorRig) -> None:

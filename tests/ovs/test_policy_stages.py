@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_network
+from itertools import product
 from typing import Any
 
 import pytest
@@ -37,24 +39,30 @@ HTTP = rule(1001, Direction.INGRESS, protocol=17, ports=(Ports(80, 89),))
 TCP80 = rule(1002, Direction.INGRESS, protocol=6, ports=(Ports(80, 80),))
 
 
+TORN = list(product((4, 6), (80, 90)))  # version of IP, and a port: DB takes 80 and not 90
+
+
 @pytest.fixture(scope="module", autouse=True)
-def torn() -> Iterator[Guarded]:
-    """Fragments that wait for others of theirs: what becomes of them is looked at when all else has been."""
-    with Sandbox() as ovs:
-        host = Guarded(ovs)
-        host.plug(2, identity=WEB)
-        host.plug(3, identity=DB)
-        host.put(rules(WEB, OUT), rules(DB, HTTP))
-        asyncio.run(_tear(host))
-        yield host
+def torn() -> Iterator[dict[tuple[int, int], Guarded]]:
+    """Fragments that wait for others of theirs: what becomes of them is looked at when all else has been.
+
+    A switch for each datagram: conntrack lets only some go at a time, and the others wait for 15 s more.
+    """
+    with ExitStack() as stack:
+        hosts = {what: Guarded(stack.enter_context(Sandbox())) for what in TORN}
+        for (version, port), host in hosts.items():
+            host.plug(2, identity=WEB)
+            host.plug(3, identity=DB)
+            host.put(rules(WEB, OUT), rules(DB, HTTP))
+            asyncio.run(_tear(host, port, version=version))
+        yield hosts
 
 
-async def _tear(host: Guarded) -> None:
+async def _tear(host: Guarded, port: int, *, version: int) -> None:
     await host.load()
     assert await host.arrived(2, question(80), at=3)
-    for port, version in ((80, 4), (90, 4), (80, 6)):
-        first, _, last = datagrams.fragments(question(port, data=bytes(4000), version=version), number=port)
-        assert not await host.send((2, first), (2, last))
+    first, _, last = datagrams.fragments(question(port, data=bytes(4000), version=version), number=port)
+    assert not await host.send((2, first), (2, last))
     assert "num frag: 0" not in host.ovs.appctl("dpctl/ipf-get-status")
 
 
@@ -346,16 +354,18 @@ def closed() -> Iterator[Guarded]:
         yield host
 
 
-async def test_fragments_that_never_become_a_datagram_get_nowhere(torn: Guarded) -> None:
+@pytest.mark.parametrize("what", TORN)
+async def test_fragments_that_never_become_a_datagram_get_nowhere(
+    torn: dict[tuple[int, int], Guarded], what: tuple[int, int]
+) -> None:
     """Conntrack lets them go after 15 s, with whatever packet comes by then."""
-    number = 6000
+    host, (version, _), number = torn[what], what, 6000
     async with asyncio.timeout(90):
         while True:
-            number += 1
-            for version in (4, 6):  # each is new: it passes every commit
-                packet = datagrams.udp(ends(2, 3, version), (number, 80), data=b"whole")
-                out = await torn.send((2, packet))
-                assert [found.payload[-5:] for frames in out.values() for found in frames] == [b"whole"]
-            if "num frag: 0" in torn.ovs.appctl("dpctl/ipf-get-status"):
+            number += 1  # each is new: it passes every commit
+            packet = datagrams.udp(ends(2, 3, version), (number, 80), data=b"whole")
+            out = await host.send((2, packet))
+            assert [found.payload[-5:] for frames in out.values() for found in frames] == [b"whole"]
+            if "num frag: 0" in host.ovs.appctl("dpctl/ipf-get-status"):
                 return
             await asyncio.sleep(0.2)

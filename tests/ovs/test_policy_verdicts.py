@@ -18,6 +18,7 @@ from tests.ovs.guarded import Guarded, ends
 from tests.ovs.policies import IDENTITIES, random_rules
 from tests.ovs.sandbox import Sandbox
 from tests.ovs.verdicts import Connection, Verdict, evaluate
+from tests.samples import samples
 
 pytestmark = pytest.mark.ovs
 
@@ -74,7 +75,7 @@ def guarded() -> Iterator[Guarded]:
 
 @seed(4)
 @settings(
-    max_examples=25,
+    max_examples=samples(16, many=300),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.generate),  # shrinking takes minutes
