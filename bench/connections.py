@@ -11,6 +11,7 @@ where such a connection takes the place of one that was closed just before (conn
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import sys
@@ -38,7 +39,13 @@ def ask(address: str, port: int, seconds: float, source: int) -> tuple[float, in
     count = 0
     while (passed := time.monotonic() - started) < seconds:
         own, source = source, source + 1 if source < _LAST else FIRST
-        with socket.create_connection((address, port), 5, ("", own)) as peer:
+        try:
+            peer = socket.create_connection((address, port), 5, ("", own))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # a stream of before still rests on it
+                continue
+            raise
+        with peer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             peer.send(b"x")
             if not peer.recv(1):
