@@ -236,7 +236,7 @@ class Core:
             self._armed.clear()
             armed = self.resources.armed
             instant = min(armed.values(), default=math.inf)
-            left = (instant - self.resources.clock.now()) / 1e9
+            left = self.until_instant()
             rest = left - (AWAKE if instant == prepared else EARLY)
             if rest > 0:
                 with suppress(TimeoutError):
@@ -252,6 +252,10 @@ class Core:
                 self._put(self.resources.release())
                 self._reconciler.take(self.resources.revision)
                 self.on_resources()
+
+    def until_instant(self) -> float:
+        """Seconds until something that is held is applied; inf: nothing is."""
+        return (min(self.resources.armed.values(), default=math.inf) - self.resources.clock.now()) / 1e9
 
     async def persist(self) -> None:
         """Write the checkpoint as soon as the disk takes it again; for ever."""

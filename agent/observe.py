@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 FIRST, LAST = 0.2, 5.0  # seconds between reports; conntrack remembers what is over for 10
 SHARE = 0.1  # of the time that counting may take
+ASIDE = 0.5  # seconds before and after an instant in which nobody counts: vswitchd does nothing else meanwhile
 
 
 class Probes(Protocol):
@@ -63,7 +64,6 @@ class Observer:
         self._counted: dict[str, Counted] = {}  # by network uid
         self._at = 0
         self._wake = asyncio.Event()
-        self._news = False  # of epochs: others wait for it, while counting may take long
         epochs.on_applied.append(self.kick)
 
     def want(self, wanted: pb.Observe | None) -> None:
@@ -77,22 +77,22 @@ class Observer:
         self._wake.set()
 
     def kick(self) -> None:
-        """Something may be held that was not, or in force."""
-        self._news = True
-        self._wake.set()
+        """Something may be held that was not, or in force: others wait to hear of it, while counting may take long."""
+        if self._wanted is not None:
+            self._say(self._wanted)
 
     async def run(self) -> None:
         """Report for ever."""
         loop = asyncio.get_running_loop()
-        due = 0.0
+        due, took = 0.0, 0.0
         while True:
             self._wake.clear()
-            news, self._news = self._news, False
             wanted = self._wanted
             if wanted is not None:
-                if loop.time() >= due:
-                    if news and self._at:
-                        self._say(wanted)
+                left = self._core.until_instant()
+                if left < took + ASIDE:
+                    due = max(due, loop.time() + max(left, 0.0) + ASIDE)
+                elif loop.time() >= due:
                     began = loop.time()
                     await self._count()
                     took = loop.time() - began
