@@ -41,8 +41,8 @@ class Sockets(Protocol):
 class Conntrack(Protocol):
     """The datapath's connections (`agent.devices.Devices`)."""
 
-    async def connections(self) -> list[Connection]:
-        """All. Raises DeviceUnavailable."""
+    async def connections(self, zones: Collection[int] | None = None) -> list[Connection]:
+        """Those of these zones at least; None: all. Raises DeviceUnavailable."""
         ...
 
     async def forget(self, connections: list[Connection]) -> None:
@@ -63,7 +63,7 @@ class Closing:
         """
         for _ in range(ROUNDS):
             ports = self._ports()
-            rows = [row for row in await self._conntrack.connections() if row.protocol in FLUSHED]
+            rows = [row for row in await self._conntrack.connections(ports.keys()) if row.protocol in FLUSHED]
             found = [row for row in rows if (port := ports.get(row.zone)) is not None and concerns(row, port)]
             if not found:
                 return

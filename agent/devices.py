@@ -155,10 +155,10 @@ class Devices:
             tasks.create_task(self.flow.run(), name="openflow")
             tasks.create_task(self._events.run(), name="netlink-events")
 
-    async def connections(self) -> list[Connection]:
-        """All connections that the datapath's conntrack knows. Raises DeviceUnavailable."""
+    async def connections(self, zones: Collection[int] | None = None) -> list[Connection]:
+        """Connections that the datapath's conntrack knows in these zones, or at all. Raises DeviceUnavailable."""
         try:
-            return await self.zone.connections()
+            return await self.zone.connections(zones)
         except UnixctlError as error:
             raise DeviceUnavailable(f"connections not told: {error}") from error
 

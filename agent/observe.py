@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 import structlog
@@ -112,25 +112,26 @@ class Observer:
         wanted = {uid: row for uid, row in self._inputs.weights.rows.items() if uid in self._networks()}
         if not wanted:
             return
+        ports = self._senders({row.domain for row in wanted.values()})
         try:
-            found = await self._conntrack.connections()
+            found = await self._conntrack.connections(ports.keys())
         except DeviceUnavailable as error:
             log.debug("connections not counted", error=str(error))
             return
         self._at, now = time.time_ns(), time.monotonic()
-        ports = self._senders()
         for uid, row in wanted.items():
             what = opened_to(self._inputs, row, range(1, COLORS + 1))
             mine = [each for each in found if _is_sent_by(each, ports.get(each.zone)) and what.concerns(each)]
             self._counted.setdefault(uid, Counted()).look(mine, now=now)
 
-    def _senders(self) -> dict[int, LocalPort]:
-        """Local ports without a color, by zone."""
+    def _senders(self, domains: Collection[int]) -> dict[int, LocalPort]:
+        """Local ports without a color in these routing domains, by zone."""
         ports, segments = self._inputs.localports.rows, self._inputs.segments.rows
         return {
             number: port
             for uid, number in self._inputs.issued.rows.items()
-            if (port := ports.get(uid)) and (segment := segments.get(port.vni)) and not segment.color
+            if (port := ports.get(uid)) and (segment := segments.get(port.vni))
+            if segment.domain in domains and not segment.color
         }
 
     def _say(self, wanted: pb.Observe) -> None:

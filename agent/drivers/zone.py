@@ -24,6 +24,7 @@ _LIMIT = re.compile(r"zone=(\d+),limit=(\d+),count=(\d+)")
 _UDP = ("udp_first", "udp_single", "udp_multiple")
 _CLOSED_TCP = 10  # seconds; the default of 30 lets closed connections fill a busy port's zone
 _AT_ONCE = 500  # zones in one command
+_FEW = 32  # zones that are asked for one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,15 @@ class ZoneDriver:
             return {}
         return {int(number): Usage(int(limit), int(count)) for number, limit, count in _LIMIT.findall(answer)}
 
-    async def connections(self) -> list[Connection]:
-        """All connections of the datapath, whosever; 50,000 take 0.2 s of vswitchd. Raises UnixctlError."""
-        return await asyncio.to_thread(parse, await self._dpctl("dump-conntrack"))
+    async def connections(self, zones: Collection[int] | None = None) -> list[Connection]:
+        """The connections in these zones; None: all of the datapath, whosever. Raises UnixctlError.
+
+        What vswitchd tells in one answer it tells without a pause: no packet is forwarded meanwhile, 3 ms for each
+        1,000 connections. So it is asked zone by zone, if they are not very many.
+        """
+        some = [[f"zone={zone}"] for zone in sorted(zones)] if zones is not None and len(zones) <= _FEW else [[]]
+        dumps = [await self._dpctl("dump-conntrack", *zone) for zone in some]
+        return await asyncio.to_thread(parse, "\n".join(dumps))
 
     async def _dpctl(self, command: str, *arguments: str) -> str:
         try:

@@ -45,7 +45,7 @@ class Host:
     closes: bool = True
     looks: int = 0
 
-    async def connections(self) -> list[Connection]:
+    async def connections(self, zones: Collection[int] | None = None) -> list[Connection]:
         self.looks += 1
         if self.down:
             raise DeviceUnavailable("vswitchd is down")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -56,7 +56,7 @@ class Slow:
     asked: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def connections(self) -> list[Connection]:
+    async def connections(self, zones: Collection[int] | None = None) -> list[Connection]:
         self.asked += 1
         await self.gate.wait()
         return []

@@ -162,7 +162,7 @@ class SimHost:
 
     # `agent.cut.Conntrack`, `agent.cut.Sockets`, `agent.observe.Probes`
 
-    async def connections(self) -> list[Any]:
+    async def connections(self, zones: Collection[int] | None = None) -> list[Any]:
         await self.touch("flow")
         return []
 

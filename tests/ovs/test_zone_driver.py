@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 
 import pytest
 
@@ -13,7 +14,8 @@ from agent.drivers.ovsdb import OvsdbDriver
 from agent.drivers.unixctl import UnixctlError, unixctl
 from agent.drivers.zone import ZoneDriver
 from agent.objects import Zone
-from tests.ovs.sandbox import DEADLINE, Sandbox, sandbox
+from tests.ovs import datagrams
+from tests.ovs.sandbox import DEADLINE, Sandbox, sandbox, wait_until
 
 __all__ = ["sandbox"]
 
@@ -94,6 +96,26 @@ async def test_zones_of_others_are_left_alone(sandbox: Sandbox) -> None:
         await driver.apply({}, [17])
         assert "zone=900,limit=9" in sandbox.appctl("dpctl/ct-get-limits")
         assert "udp_first=7" in sandbox.vsctl("list-zone-tp", "dummy")
+
+
+async def test_connections_are_told_by_zone(sandbox: Sandbox) -> None:
+    async with zones_of(sandbox) as (driver, _):
+        ends = ip_address("10.0.0.1"), ip_address("10.0.0.2")
+        for zone in (17, 18, 19):
+            sandbox.ofctl("add-flow", "br-int", f"udp,udp_dst={zone},actions=ct(commit,zone={zone})")
+            packet = datagrams.udp(ends, (5000, zone))
+            frame = datagrams.frame("02:aa:00:00:00:01", "02:aa:00:00:00:02", packet)
+            sandbox.inject("tn000000000011", frame.hex())
+        wait_until(lambda: "UDP: 3" in sandbox.appctl("dpctl/ct-stats-show"), "three connections")
+
+        async def told(zones: Collection[int] | None) -> list[int]:
+            return sorted(row.zone for row in await driver.connections(zones))
+
+        assert await told([17]) == [17]
+        assert await told([18, 17, 99]) == [17, 18]
+        assert await told([]) == []
+        assert await told(None) == [17, 18, 19]
+        assert set(await told(range(100))) >= {17, 18, 19}, "asked for many, it may tell all"
 
 
 async def test_a_zone_outlives_the_row_of_its_port(sandbox: Sandbox) -> None:
