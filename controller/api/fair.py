@@ -3,9 +3,11 @@
     calls ──► queue of their tenant (admins together, hosts together) ──round robin──► at most AT_ONCE under way
 
 A party that is alone may use all places; while others have called within the last second, everyone's share is equal, so
-that who comes seldom finds a place free. A connection carries STREAMS calls at once (HTTP/2): what a client has beyond
-that waits at the client and costs nothing here. Calls that wait for others by their nature (Sync, questions to hosts)
-and streams are not queued but counted. Units of the agents' stream are not concerned, and never split.
+that who comes seldom finds a place free. Then also a party of which calls wait rests after each one for as long as that
+took: new calls of all parties come in through one door, one per round or two of the event loop, and a backlog sends a
+new one in for each that ends. A connection carries STREAMS calls at once (HTTP/2): what a client has beyond that waits
+at the client and costs nothing here. Calls that wait for others by their nature (Sync, questions to hosts) and streams
+are not queued but counted. Units of the agents' stream are not concerned, and never split.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import asyncio
 import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -47,13 +50,22 @@ _UNQUEUED = frozenset(
 
 
 class Gate:
-    """The queues. `clock` is monotonic, in seconds."""
+    """The queues. `clock` is monotonic, in seconds; `later` calls something after so many seconds."""
 
-    def __init__(self, *, at_once: int, queued: int, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        at_once: int,
+        queued: int,
+        clock: Callable[[], float] | None = None,
+        later: Callable[[float, Callable[[], None]], object] | None = None,
+    ) -> None:
         self.at_once, self.queued = at_once, queued
         self._clock = clock or asyncio.get_running_loop().time
+        self._later = later or asyncio.get_running_loop().call_later
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}  # in the order of their turns
         self._running: Counter[str] = Counter()
+        self._resting: Counter[str] = Counter()  # places that a party leaves free although calls of it wait
         self._seen: dict[str, float] = {}  # when a party has called last, oldest first
 
     @contextlib.asynccontextmanager
@@ -66,12 +78,15 @@ class Gate:
             await self._wait(party)
         else:
             self._running[party] += 1
+        began = self._clock()
         try:
             yield
         finally:
-            self._running[party] -= 1
-            if not self._running[party]:
-                del self._running[party]
+            self._count(self._running, party, -1)
+            self.share()  # forgets who has not called lately
+            if self._queues.get(party) and len(self._seen) > 1:
+                self._count(self._resting, party, 1)
+                self._later(min(self._clock() - began, _RECENT), partial(self._rested, party))
             self._pass()
 
     def share(self) -> int:
@@ -86,8 +101,17 @@ class Gate:
                 self._seen[party] = now
         return max(1, self.at_once // max(1, len(self._seen)))
 
+    def _rested(self, party: str) -> None:
+        self._count(self._resting, party, -1)
+        self._pass()
+
+    def _count(self, places: Counter[str], party: str, more: int) -> None:
+        places[party] += more
+        if not places[party]:
+            del places[party]
+
     def _may(self, party: str) -> bool:
-        return self._running.total() < self.at_once and self._running[party] < self.share()
+        return self._running.total() < self.at_once and self._running[party] + self._resting[party] < self.share()
 
     async def _wait(self, party: str) -> None:
         if len(self._queues.get(party, ())) >= self.queued:
@@ -101,7 +125,7 @@ class Gate:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():  # it was given a place and can't use it
-                self._running[party] -= 1
+                self._count(self._running, party, -1)
                 self._pass()
             elif queue := self._queues.get(party):
                 with contextlib.suppress(ValueError):
@@ -117,7 +141,7 @@ class Gate:
             passed = False
             share = self.share()
             for party in list(self._queues):
-                if self._running[party] >= share or self._running.total() >= self.at_once:
+                if self._running[party] + self._resting[party] >= share or self._running.total() >= self.at_once:
                     continue
                 queue = self._queues.pop(party)
                 place = queue.popleft()
@@ -127,8 +151,6 @@ class Gate:
                     self._running[party] += 1
                     place.set_result(None)
                 passed = True
-        for party in [party for party, count in self._running.items() if not count]:
-            del self._running[party]
 
 
 class Fair(Interceptor):

@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -27,11 +28,21 @@ class Played:
 
     def __init__(self, at_once: int, queued: int = 1000) -> None:
         self.now = 0.0
-        self.gate = Gate(at_once=at_once, queued=queued, clock=lambda: self.now)
+        self.rests: list[tuple[float, Callable[[], None]]] = []
+        self.gate = Gate(at_once=at_once, queued=queued, clock=lambda: self.now, later=self._later)
         self.running: dict[str, list[asyncio.Event]] = {}
         self.order: list[str] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.most = 0
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.rests.append((seconds, call))
+
+    def rest(self) -> None:
+        """All who rest have rested."""
+        rests, self.rests = self.rests, []
+        for _, call in rests:
+            call()
 
     def call(self, party: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._call(party))
@@ -61,7 +72,8 @@ class Played:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        assert not self.gate._running and not self.gate._queues
+        self.rest()
+        assert not self.gate._running and not self.gate._queues and not self.gate._resting
 
 
 async def settle() -> None:
@@ -111,7 +123,39 @@ async def test_parties_take_turns() -> None:
     await settle()
     while any(played.counts()):
         await played.end(next(iter(played.counts())))
-    assert "".join(played.order) == "aabcababaaaa"
+        played.rest()
+        await settle()
+    assert "".join(played.order) == "abacbabaaaaa"
+    await played.close()
+
+
+async def test_who_has_a_backlog_rests_after_each_call_while_others_are_about() -> None:
+    """Or it would fill the one door through which all calls come in."""
+    played = Played(at_once=4)
+    played.call("b")
+    await settle()
+    await played.end("b")
+    for _ in range(10):
+        played.call("a")
+    await settle()
+    played.now = 0.25
+    await played.end("a")
+    assert played.counts() == {"a": 1} and [seconds for seconds, _ in played.rests] == [0.25]
+    for _ in range(3):
+        played.call("b")
+    await settle()
+    assert played.counts() == {"a": 1, "b": 2}, "the places of who rests are free for others"
+    played.rest()
+    await settle()
+    assert played.counts() == {"a": 2, "b": 2}
+    await played.end("b")
+    await played.end("b")
+    played.rest()
+    await settle()
+    played.now = 5.0  # b called long ago
+    await played.end("b")
+    await played.end("a")
+    assert played.counts() == {"a": 4} and not played.rests, "who is alone does not rest"
     await played.close()
 
 
@@ -128,8 +172,11 @@ async def test_too_many_are_refused_after_a_while(monkeypatch: pytest.MonkeyPatc
     other = played.call("b")
     await settle()
     await played.end("a")
+    await played.end("b")
+    assert other.done() and not other.exception()  # another's queue is another's
+    played.rest()
     await asyncio.sleep(0.1)
-    assert not late.done() and not other.done()  # there was room in time; another's queue is another's
+    assert not late.done()  # there was room in time
     await played.close()
 
 
@@ -148,12 +195,15 @@ async def test_any_history_leaves_nothing_and_forgets_nobody(seed: int) -> None:
                 played.running[party][0].set()
             case 3 if played.tasks:
                 rng.choice(sorted(played.tasks, key=id)).cancel()
+        if rng.randrange(3) == 0:
+            played.rest()
         for _ in range(rng.randrange(4)):
             await asyncio.sleep(0)
         played.now += rng.choice((0, 0.1, 3))
         assert played.most <= played.gate.at_once
     played.now += 10
     for _ in range(2000):
+        played.rest()
         await settle()
         running = [party for party, count in played.counts().items() if count]
         if not running:
