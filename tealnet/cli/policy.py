@@ -200,6 +200,8 @@ def _warn(silent: Sequence[str], told: set[str]) -> None:
 def show_rules(session: Session, words: tuple[str, ...], *, counters: bool, form: str, timeout: float) -> None:
     """`teal get rules [group|tier|port NAME]`."""
     parent = session.own_tenant()
+    if len(words) == 1 and words[0] not in kinds.BY_WORD and "/" not in words[0]:
+        raise Failure(f"rules of what? Of a tenant: `teal get rules -t {words[0]}`", code=2)
     if words:
         targets = targets_of(session, words)
         if len(targets) != 1 or not targets[0].name or targets[0].kind in (kinds.HOST, kinds.NETWORK, kinds.ROUTER):

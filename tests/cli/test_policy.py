@@ -211,6 +211,7 @@ def test_get_rules(teal: Teal, fake: Fake) -> None:
     assert (request.parent, request.counters) == ("tenants/acme", True)
     assert "abcd1234" in teal("get", "rules", "group", "acme/web", "-o", "wide").out
     assert fake.calls[-1][1].parent == WEB
+    assert "teal get rules -t acme" in teal("get", "rules", "acme").err
     assert teal("get", "rules", "network", "acme/n").code == 2
     assert teal("get", "ports", "--counters").code == 2
     assert '"object": "tenants/acme' in teal("get", "rules", "-o", "json").out
