@@ -131,8 +131,15 @@ def run(report: Report, arguments: argparse.Namespace) -> None:
                 report.put_ratio(f"{kind}_vs_ovn_ratio", f"{kind}_last_host_p50_ms", f"ovn_{kind}_last_host_p50_ms")
         if not arguments.no_traffic:
             with Lab.up(LAB, hosts=2, note=say) as lab:
-                how = {"neighbours": neighbours, "rounds": arguments.rounds, "seconds": arguments.seconds}
-                policy_traffic.run(report, lab, ovn, **how)
+                policy_traffic.run(
+                    report,
+                    lab,
+                    ovn,
+                    neighbours=neighbours,
+                    rounds=arguments.rounds,
+                    seconds=arguments.seconds,
+                    as_packaged=arguments.ovn_as_packaged,
+                )
     finally:
         report.put("others_cores", neighbours.others(1.0), 2)
         neighbours.close()
@@ -184,6 +191,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of traffic")
     parser.add_argument("--seconds", type=int, default=2, help="of each kind of traffic")
     parser.add_argument("--no-ovn", action="store_true", help="leave OVN out")
+    parser.add_argument(
+        "--ovn-as-packaged",
+        action="store_true",
+        help="OVN's vswitchd without deploy/ovs-vswitchd.conf, as Debian starts it",
+    )
     parser.add_argument("--no-plane", action="store_true", help="traffic only")
     parser.add_argument("--no-traffic", action="store_true", help="members and rules only")
     arguments = parser.parse_args()

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
@@ -64,6 +64,7 @@ class Host(Machine):
         self.number = number
         self.parts = parts
         self.family = family
+        self.switch_env: Mapping[str, str] = VSWITCHD_ENV  # of Open vSwitch's processes
 
     @property
     def vtep(self) -> str:
@@ -158,7 +159,9 @@ class Host(Machine):
             return self.spawn(name, argv, log="/var/log/tealnet/agent.log", env=python_env())
         options = ["--pidfile", f"--log-file=/var/log/openvswitch/{name}.log", "-vconsole:off"]
         words = [DATABASE, "--remote=punix:/run/openvswitch/db.sock"] if name == "ovsdb-server" else []
-        started = self.spawn(name, [name, *words, *options], log=f"/var/log/openvswitch/{name}.out", env=VSWITCHD_ENV)
+        started = self.spawn(
+            name, [name, *words, *options], log=f"/var/log/openvswitch/{name}.out", env=self.switch_env
+        )
         inside = self.record()["processes"][name]["inside"]
         where = "db.sock" if name == "ovsdb-server" else f"{name}.{inside}.ctl"
         wait_for(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -260,8 +260,12 @@ class Lab:
         """The command line that runs `argv` in the namespace at `path` of a host."""
         return self.host(host).argv(argv, netns=path)
 
-    def add_host(self, name: str = "", *, parts: Parts | None = None) -> Host:
+    def add_host(
+        self, name: str = "", *, parts: Parts | None = None, switch_env: Mapping[str, str] | None = None
+    ) -> Host:
         """One more host; by default h and the first free number, with as much as the others have.
+
+        `switch_env`: the environment of its Open vSwitch, if it is not to be that of `deploy/ovs-vswitchd.conf`.
 
         Raises:
             LabError: the name is taken, the lab is full, or a part did not start (the host is removed again).
@@ -281,6 +285,8 @@ class Lab:
             if chosen is Parts.ALL and self.parts is not Parts.ALL:
                 raise LabError(f"lab {self.name!r} has no controller: add hosts without an agent")
             host = self._hosts[name] = self._host(name, number=number, parts=chosen)
+            if switch_env is not None:
+                host.switch_env = switch_env
             self._save()
             try:
                 host.directory.mkdir()
