@@ -461,6 +461,8 @@ def test_fifty_ports_in_one_call(acme: Stand) -> None:
     first = acme.workload("acme/p0")
     every = [address for port in ports[1:] for address in port.addresses]
     found = reaches(first, *every)
-    assert all(found.values()), [target for target, answered in found.items() if not answered]
+    # Meanwhile hosts make new spares in place of those that were taken.
+    silent = [target for target, answered in found.items() if not answered]
+    assert len(silent) <= LINKS and all(reaches(first, *silent).values()), silent
     states = {acme.state(f"acme/p{number}").state for number in range(50)}
     assert states == {ACTIVE}, tail(acme.lab.logs("h1", "agent")[0])
