@@ -27,17 +27,13 @@ from agent.resources import FEATURES, Origin, Resources
 from agent.stream import SessionOver, Unit
 from agent.uncached import Uncached
 from tealnet.agent.v1 import agent_pb2 as pb
-from tealnet.core.digest import version as version_of
-from tealnet.core.rows.colors import Weights, weights_key
-from tealnet.core.rows.parse import BadResource
-from tealnet.core.rows.stream import Row, decode
+from tealnet.core.rows.stream import Row
 
 log = structlog.get_logger()
 
 EARLY = 0.3  # seconds before an instant at which several networks change are prepared for it
 AWAKE = 0.005  # … from which on nobody sleeps
 WRITE_AGAIN = 1.0  # seconds until a checkpoint that could not be written is tried again
-WEIGHTS = weights_key("")
 LOOK_AGAIN = 1.0  # seconds: the clock may be set while something is held
 
 
@@ -203,7 +199,7 @@ class Core:
     async def take(self, unit: Unit) -> pb.Taken:
         """See `agent.stream.Core`. In the checkpoint before anything is changed by it, on disk before any Ack of it."""
         began = time.monotonic()
-        await self.uncached.prepare(self._changing(unit))
+        await self.uncached.prepare(self.resources.changing(unit.parts))
         armed = dict(self.resources.armed)
         merged = self.resources.merge(unit.parts)
         if merged.mismatched:
@@ -244,8 +240,7 @@ class Core:
                         await self._armed.wait()
             elif instant != prepared:
                 prepared = int(instant)
-                due = {key.removeprefix(WEIGHTS) for key, at in armed.items() if at == instant}
-                await self.uncached.prepare(due, within=left)
+                await self.uncached.prepare([key for key, at in armed.items() if at == instant], within=left)
             elif left > 0:
                 await asyncio.sleep(0)  # a timer may be late by some milliseconds, all hosts switch at one instant
             else:
@@ -301,17 +296,6 @@ class Core:
             self.on_observe(None)
             self.on_want_rules(None)
         self.server, self.problem = server, problem
-
-    def _changing(self, unit: Unit) -> set[str]:
-        """Networks whose weights change by a unit as soon as it is taken, by uid."""
-        out = set()
-        for resource in (resource for part in unit.parts for scope in part.scopes for resource in scope.upserts):
-            if resource.key.startswith(WEIGHTS) and self.resources.version(resource.key) != version_of(resource.body):
-                with suppress(BadResource):
-                    row = decode(resource.key, resource.body)
-                    if isinstance(row, Weights) and row.apply_at <= self.resources.clock.now():
-                        out.add(row.network_uid)
-        return out
 
     def _put(self, rows: Mapping[str, Row | None]) -> None:
         for key, row in rows.items():

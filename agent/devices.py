@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from os import cpu_count
-from os.path import basename, exists
 from typing import Any
 
 import structlog
@@ -72,19 +71,19 @@ def link_stands(wanted: Any, there: Any) -> bool:
 def namespaces_in_use(actual: Mapping[str, Actual]) -> set[Hashable]:
     """Names of our namespaces that links of ours are in."""
     places = [link.netns for link in actual["link"].values() if isinstance(link, Link)]
-    return {basename(netns.path) for netns in places if netns.kind is NetnsKind.OURS}
+    return {os.path.basename(netns.path) for netns in places if netns.kind is NetnsKind.OURS}
 
 
 def find_datapath(setting: str) -> str:
     """The datapath to use: for `auto` the kernel's where its module is loaded, else the userspace one."""
     if setting != "auto":
         return setting
-    return "system" if exists(KERNEL_MODULE) else "netdev"
+    return "system" if os.path.exists(KERNEL_MODULE) else "netdev"
 
 
 def revalidators() -> int:
     """How many `netdev` is to have on this machine; 0: as many as Open vSwitch takes by itself."""
-    processors = cpu_count() or 1
+    processors = os.cpu_count() or 1
     wanted = min(processors, REVALIDATORS)
     return wanted if processors // 4 + 1 < wanted else 0
 

@@ -16,7 +16,7 @@ from agent.clock import Instants
 from tealnet.agent.v1 import agent_pb2 as pb
 from tealnet.agent.v1 import checkpoint_pb2 as pbc
 from tealnet.core.digest import Digest, version
-from tealnet.core.rows.colors import Weights
+from tealnet.core.rows.colors import Weights, weights_key
 from tealnet.core.rows.parse import BadResource
 from tealnet.core.rows.security import rules_key
 from tealnet.core.rows.stream import LocalPort, Row, decode, endpoint_key, segment_key
@@ -26,6 +26,7 @@ ARMED = "Armed"  # reason of a problem that is none: held until its instant
 KEPT = ""  # the scope of what is kept without proof; outside all digests
 # Losing the row of one of these would unplug workloads, so a body that can't be read leaves the old one in place.
 _STAYS = ("localport", "segment")
+_WEIGHTS = weights_key("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,26 @@ class Resources:
 
     def __len__(self) -> int:
         return len(self._where)
+
+    def changing(self, parts: Iterable[pb.Update]) -> list[str]:
+        """Keys of weights that are in use and change as soon as this unit is merged."""
+        return [
+            resource.key
+            for part in parts
+            for scope in part.scopes
+            for resource in scope.upserts
+            if resource.key.startswith(_WEIGHTS) and self._changes(resource)
+        ]
+
+    def _changes(self, resource: pb.Resource) -> bool:
+        held = self.find(resource.key)
+        if held is None or held.used is None or held.used == resource.body:
+            return False
+        try:
+            row = decode(resource.key, resource.body)
+        except BadResource:
+            return False
+        return isinstance(row, Weights) and row.apply_at <= self.clock.now()
 
     # -- changing
 

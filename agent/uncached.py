@@ -37,14 +37,16 @@ class Uncached:
         """More may be on the switch than was."""
         self._wake.set()
 
-    async def prepare(self, networks: Collection[str], *, within: float = LIMIT) -> None:
-        """Return when new connections to these networks ask the tables, if it is several; or after so many seconds."""
-        rows = self._inputs.weights.rows
-        known = {uid for uid in networks if uid in rows}
-        if len(known) < 2 or within <= 0:
+    async def prepare(self, weights: Collection[str], *, within: float = LIMIT) -> None:
+        """These weights, by resource key, are going to change.
+
+        Return when new connections to their networks ask the tables, if it is several; or after so many seconds.
+        """
+        if len(weights) < 2 or within <= 0:
             return
-        for uid in known:
-            self._inputs.uncached.put(uid, rows[uid])
+        known = {uid: row for uid, row in self._inputs.weights.rows.items() if weights_key(uid) in weights}
+        for uid, row in known.items():
+            self._inputs.uncached.put(uid, row)
         self._reconciler.settle()
         try:
             async with asyncio.timeout(within):

@@ -97,9 +97,9 @@ class Central:
         self.machine.spawn(name, [*argv, *options], log=f"{_LOG}/{name}.out", env=self.env)
 
 
-def chassis(lab: Lab, central: Central, name: str, *, as_packaged: bool = False) -> Host:
-    """One more host of the lab, with Open vSwitch, started as ours or as its package does, and ovn-controller."""
-    host = lab.add_host(name, parts=Parts.SWITCH, switch_env={} if as_packaged else None)
+def chassis(lab: Lab, central: Central, name: str) -> Host:
+    """One more host of the lab, with Open vSwitch and ovn-controller."""
+    host = lab.add_host(name, parts=Parts.SWITCH, switch_env={} if central.ovn.as_packaged else None)
     ids = {
         "ovn-remote": central.remote,
         "ovn-encap-type": "geneve",
@@ -121,9 +121,9 @@ def chassis(lab: Lab, central: Central, name: str, *, as_packaged: bool = False)
 class Cloud:
     """OVN with one logical switch over two hosts, and a reference workload on each."""
 
-    def __init__(self, lab: Lab, ovn: Ovn, *, as_packaged: bool = False) -> None:
+    def __init__(self, lab: Lab, ovn: Ovn) -> None:
         self.central = Central(lab, ovn)
-        self.hosts = [chassis(lab, self.central, name, as_packaged=as_packaged) for name in ("o1", "o2")]
+        self.hosts = [chassis(lab, self.central, name) for name in ("o1", "o2")]
         self._wait_chassis()
         self.insides = [Inside(host) for host in self.hosts]
         self.switches = [Switch(host, "br-int") for host in self.hosts]

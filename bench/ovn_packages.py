@@ -28,6 +28,7 @@ class Ovn:
 
     programs: Path
     schemas: Path
+    as_packaged: bool = False  # vswitchd is started as its package does, without deploy/ovs-vswitchd.conf
 
     def program(self, name: str) -> str:
         """The path of a program."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 
 from bench import ovn_packages, policy_traffic
@@ -118,7 +119,7 @@ def run(report: Report, arguments: argparse.Namespace) -> None:
     ovn = None
     if not arguments.no_ovn:
         try:
-            ovn = ovn_packages.find()
+            ovn = replace(ovn_packages.find(), as_packaged=arguments.ovn_as_packaged)
         except ovn_packages.NoOvn as error:
             report.remark(f"OVN is left out: {error}")
     neighbours = Neighbours()
@@ -131,15 +132,8 @@ def run(report: Report, arguments: argparse.Namespace) -> None:
                 report.put_ratio(f"{kind}_vs_ovn_ratio", f"{kind}_last_host_p50_ms", f"ovn_{kind}_last_host_p50_ms")
         if not arguments.no_traffic:
             with Lab.up(LAB, hosts=2, note=say) as lab:
-                policy_traffic.run(
-                    report,
-                    lab,
-                    ovn,
-                    neighbours=neighbours,
-                    rounds=arguments.rounds,
-                    seconds=arguments.seconds,
-                    as_packaged=arguments.ovn_as_packaged,
-                )
+                how = {"neighbours": neighbours, "rounds": arguments.rounds, "seconds": arguments.seconds}
+                policy_traffic.run(report, lab, ovn, **how)
     finally:
         report.put("others_cores", neighbours.others(1.0), 2)
         neighbours.close()

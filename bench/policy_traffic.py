@@ -111,21 +111,12 @@ def _ports(host: Host) -> int:
     return len(host.output(["ovs-vsctl", "list-ports", "br-int"]).split())
 
 
-def run(
-    report: Report,
-    lab: Lab,
-    ovn: Ovn | None,
-    *,
-    neighbours: Neighbours,
-    rounds: int,
-    seconds: int,
-    as_packaged: bool = False,
-) -> None:
+def run(report: Report, lab: Lab, ovn: Ovn | None, *, neighbours: Neighbours, rounds: int, seconds: int) -> None:
     """All of it on a lab of two hosts."""
     insides = [Inside(host) for host in lab.hosts]
     teal = Teal(lab, insides)
     cases = {"on": _ours(teal, network_pb2.Network.POLICY_ENFORCE), "off": _ours(teal, network_pb2.Network.POLICY_OFF)}
-    cloud = Cloud(lab, ovn, as_packaged=as_packaged) if ovn else None
+    cloud = Cloud(lab, ovn) if ovn else None
     if cloud is not None:
         cases["ovn"] = _theirs(cloud, ports=max(map(_ports, teal.hosts)))
     try:

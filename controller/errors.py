@@ -133,6 +133,14 @@ class NotFound(ApiError):
         return info
 
 
+class NoColors(NotFound):
+    """NOT_FOUND: the split of a network that is there and the caller's, but has no colors; `text` says what to do."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name)
+        self.text = text
+
+
 class DeletedSince(NotFound):
     """NOT_FOUND: a request that is sent again was carried out, at `revision`; its object was deleted since (T7)."""
 

@@ -79,6 +79,11 @@ def typed(name: str) -> str:
     return f"{short(tenant_of(name))}/{short(name)}"
 
 
+def no_colors(network: str) -> str:
+    """Why a network has no split, and what to do."""
+    return f"{network} has no colors: `teal color add {typed(network)} COLOR` gives it some"
+
+
 def check_ident(value: str, field: str) -> str:
     """The last part of a new name. Raises Invalid."""
     if not value:

@@ -83,14 +83,17 @@ class Gate:
             yield
         finally:
             self._count(self._running, party, -1)
-            self.share()  # forgets who has not called lately
-            if self._queues.get(party) and len(self._seen) > 1:
+            if self._queues.get(party) and self._lately() > 1:
                 self._count(self._resting, party, 1)
                 self._later(min(self._clock() - began, _RECENT), partial(self._rested, party))
             self._pass()
 
     def share(self) -> int:
         """How many places each party may have now."""
+        return max(1, self.at_once // max(1, self._lately()))
+
+    def _lately(self) -> int:
+        """How many parties have called within the last second, or have calls here."""
         now = self._clock()
         while self._seen:
             party = next(iter(self._seen))
@@ -99,7 +102,7 @@ class Gate:
             del self._seen[party]
             if party in self._running or party in self._queues:
                 self._seen[party] = now
-        return max(1, self.at_once // max(1, len(self._seen)))
+        return len(self._seen)
 
     def _rested(self, party: str) -> None:
         self._count(self._resting, party, -1)
@@ -111,7 +114,10 @@ class Gate:
             del places[party]
 
     def _may(self, party: str) -> bool:
-        return self._running.total() < self.at_once and self._running[party] + self._resting[party] < self.share()
+        return self._running.total() < self.at_once and self._has(party) < self.share()
+
+    def _has(self, party: str) -> int:
+        return self._running[party] + self._resting[party]
 
     async def _wait(self, party: str) -> None:
         if len(self._queues.get(party, ())) >= self.queued:
@@ -141,7 +147,7 @@ class Gate:
             passed = False
             share = self.share()
             for party in list(self._queues):
-                if self._running[party] + self._resting[party] >= share or self._running.total() >= self.at_once:
+                if self._has(party) >= share or self._running.total() >= self.at_once:
                     continue
                 queue = self._queues.pop(party)
                 place = queue.popleft()

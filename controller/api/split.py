@@ -12,7 +12,7 @@ from controller.api.standard import row_of
 from controller.caller import Caller, current_caller
 from controller.commit import Committed, Effect
 from controller.draft import Draft
-from controller.errors import ApiError, FailedPrecondition, Unavailable, invalid
+from controller.errors import ApiError, FailedPrecondition, NoColors, NotFound, Unavailable, invalid
 from controller.etcd import OutcomeUnknown
 from controller.fields import Violations, unknown
 from controller.intents.weights import Splits, Wish, wishes_of
@@ -24,7 +24,18 @@ REASON = "WeightsSet"
 
 
 class SplitReads(Reads[split_pb2.TrafficSplit]):
-    """Splits are listed by network."""
+    """Splits are listed by network, and one that is asked for by name may have no colors."""
+
+    async def get(self, request: Any) -> split_pb2.TrafficSplit:
+        """Get; raises NoColors where the caller sees the network."""
+        try:
+            return await super().get(request)
+        except NotFound as error:
+            network = names.network_of(error.name)
+            row = self.world.networks.rows.get(network)
+            if row is None or not self.parts.presenter.sees("network", row, current_caller()):
+                raise
+            raise NoColors(error.name, names.no_colors(network)) from None
 
     def keeps(self, text: str) -> Callable[[Intent[Any]], bool]:
         """network=…; they have no labels."""

@@ -29,7 +29,7 @@ from controller.intents.base import (
 )
 from controller.intents.split import split_value
 from controller.masks import OUTPUT, Policy
-from controller.names import split_of, tenant_of, typed
+from controller.names import no_colors, split_of, tenant_of, typed
 from controller.rollouts.messages import plan_of, write
 from controller.rollouts.plan import Claims, Plan, RolloutSpec, Run, Shares, claims
 from controller.rollouts.transition import Key, Transition
@@ -141,7 +141,7 @@ class Rollouts:
             raise NotFound(message.networks[i], field=f"rollout.{field}")
         split = draft.reading.row("split", split_of(network.name))
         if split is None:
-            text = f"{network.name} has no colors: `teal color add {typed(network.name)} COLOR` gives it some"
+            text = no_colors(network.name)
             raise FailedPrecondition(text, [Blocker("NO_COLORS", network.name, text)], reason="NO_COLORS")
         weights_named(
             dict.fromkeys(filter(None, (message.target, message.origin)), 0), network.spec.colors, field, found

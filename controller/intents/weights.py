@@ -14,7 +14,7 @@ from controller.features.colors_check import weight_fields, weights_named
 from controller.fields import Violations, distinct
 from controller.intents.base import check_etag, holder_of, stamp, stored_message
 from controller.intents.split import Leaving, OnOpen, leave, set_weights
-from controller.names import kind_of, split_of, tenant_of, typed
+from controller.names import kind_of, no_colors, split_of, tenant_of, typed
 from controller.rows import Intent, NetworkSpec, SplitSpec
 from controller.status import Status
 from tealnet.v1 import port_pb2, split_pb2
@@ -89,7 +89,7 @@ class Splits:
             raise NotFound(wish.network, field=f"{wish.field}.network")
         row = draft.reading.row("split", split_of(wish.network))
         if row is None:
-            text = f"{wish.network} has no colors: `teal color add {typed(wish.network)} COLOR` gives it some"
+            text = no_colors(wish.network)
             raise FailedPrecondition(text, [Blocker("NO_COLORS", wish.network, text)], reason="NO_COLORS")
         check_etag(row, wish.etag)
         found = Violations()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-import grpc
 
 from tealnet import kinds
 from tealnet.cli import output
@@ -15,7 +14,6 @@ from tealnet.cli.options import Seconds, output_option, tenant_option, wait_opti
 from tealnet.cli.session import Failure, Session, pass_session
 from tealnet.cli.targets import complete_colors, complete_names, complete_weights
 from tealnet.cli.waiting import wait_for
-from tealnet.client import ApiError
 
 _TRIES = 5
 _LONGEST_DRAIN = 7 * 86_400.0
@@ -60,21 +58,10 @@ def list_(session: Session, *, networks: tuple[str, ...], tenant: str, form: str
     """
     session.tenant = tenant
     if networks:
-        splits = [_split(session, network) for network in networks]
+        splits = [session.client.get(session.name_of(kinds.SPLIT, network)) for network in networks]
     else:
         splits = list(session.client.list_all(kinds.SPLIT, parent=session.parent(required=False)))
     _show(splits, form)
-
-
-def _split(session: Session, network: str) -> Any:
-    """The split of a network. Raises Failure if it has none, ApiError if there is no such network."""
-    try:
-        return session.client.get(session.name_of(kinds.SPLIT, network))
-    except ApiError as error:
-        if error.code is not grpc.StatusCode.NOT_FOUND:
-            raise
-    typed = output.named(session.client.get(session.name_of(kinds.NETWORK, network)).name)
-    raise Failure(f"{typed} has no colors: `teal color add {typed} COLOR` gives it some")
 
 
 def _show(splits: Sequence[Any], form: str) -> None:

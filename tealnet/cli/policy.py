@@ -200,10 +200,13 @@ def _warn(silent: Sequence[str], told: set[str]) -> None:
 def show_rules(session: Session, words: tuple[str, ...], *, counters: bool, form: str, timeout: float) -> None:
     """`teal get rules [group|tier|port NAME]`."""
     parent = session.own_tenant()
-    if len(words) == 1 and words[0] not in kinds.BY_WORD and "/" not in words[0]:
-        raise Failure(f"rules of what? Of a tenant: `teal get rules -t {words[0]}`", code=2)
     if words:
-        targets = targets_of(session, words)
+        try:
+            targets = targets_of(session, words)
+        except Failure as error:
+            if len(words) > 1:
+                raise
+            raise Failure(f"{error}; rules of a tenant: `teal get rules -t {words[0]}`", code=2) from None
         if len(targets) != 1 or not targets[0].name or targets[0].kind in (kinds.HOST, kinds.NETWORK, kinds.ROUTER):
             raise Failure("rules of what? Say `group NAME`, `tier NAME`, `port NAME` or `tenant NAME`", code=2)
         parent = targets[0].name

@@ -21,6 +21,7 @@ from agent.spares import Spares
 from tealnet.core.delta import Delta
 from tealnet.core.rows.stream import Attach, LocalPort, Segment
 from tealnet.core.tables import Graph
+from tests.agent.core_rig import until
 from tests.fakes.device import DictDevice
 
 MTU, SIZE = 1430, 4
@@ -104,14 +105,6 @@ class Host:
         await until(lambda: len(self.inputs.spares.rows) == SIZE)
         runner.cancel()
         return {device: self.inputs.issued.rows[device] for device in self.inputs.spares.rows}
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.01)
 
 
 async def test_a_port_takes_a_spare_over_with_its_number() -> None:

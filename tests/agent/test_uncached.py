@@ -14,6 +14,7 @@ from agent import uncached
 from agent.openflow.flow import Flow, Group
 from agent.openflow.text import flow_text
 from tealnet.agent.v1 import agent_pb2 as pb
+from tealnet.core.rows.colors import weights_key
 from tests.agent.core_rig import WELCOME, Agent, dict_devices, running, until
 from tests.fakes.controller import FakeController, endpoint, localport, uid
 from tests.fakes.device import DictDevice
@@ -167,7 +168,7 @@ async def test_what_is_taken_back_leaves_nothing(tmp_path: Path, devices: dict[s
         await begin(agent, sent)
         far = time.time_ns() + 3600 * 10**9
         await agent.take(sent.weights(*green(apply_at=far)))
-        await agent.core.uncached.prepare({uid(WEB), uid(DB)})
+        await agent.core.uncached.prepare([weights_key(uid(WEB)), weights_key(uid(DB))])
         assert agent.inputs.uncached.rows.keys() == {uid(WEB), uid(DB)}
         await agent.take(sent.weights(weights(WEB, GREEN, epoch=2, apply_at=far)))  # db has gone
         assert agent.inputs.uncached.rows.keys() == {uid(WEB)}

@@ -54,8 +54,7 @@ def test_list(world: Fake, teal: Teal) -> None:
     assert "243/256" in teal("color", "list", "acme/web", "-o", "wide").out
     (found,) = json.loads(teal("color", "list", "-o", "json").out)
     assert found["kind"] == "TrafficSplit" and found["weights"] == {"blue": 95, "green": 5}
-    assert "acme/db has no colors: `teal color add acme/db COLOR`" in teal("color", "list", "acme/db").err
-    assert "tenants/acme/networks/nope not found" in teal("color", "list", "acme/nope").err
+    assert "tenants/acme/networks/db/trafficSplit not found" in teal("color", "list", "acme/db").err
     world.objects.pop(kinds.split_of(WEB))
     none = teal("color", "list")
     assert (none.code, none.out) == (0, "") and "teal color add NETWORK COLOR" in none.err

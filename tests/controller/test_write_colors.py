@@ -54,7 +54,10 @@ async def test_naming_changes_one_row_and_back() -> None:
         assert not unnamed.colors
         assert segments(one) == {"base": (*before["base"][:2], 0)}
         assert one.store.world.ports.rows == rows
-        assert isinstance(await refusal(one.split("acme/web")), NotFound)
+        none = await refusal(one.split("acme/web"))
+        assert isinstance(none, NotFound) and f"{WEB} has no colors: `teal color add acme/web COLOR`" in none.text
+        nowhere = await refusal(one.split("acme/nope"))
+        assert isinstance(nowhere, NotFound) and nowhere.text == "tenants/acme/networks/nope/trafficSplit not found"
         assert not await site.keys("w/o/split")
         assert await inconsistencies(one.store) == []
 
